@@ -1,0 +1,267 @@
+"""The job file: what a sweep computes, on what, with how many workers.
+
+Each field's description is its documentation; unknown keys are refused. What changes numbers or the layout of files
+is part of the job's fingerprint; how many workers compute it, and in batches of what size, is not.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+import yaml
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from attrib_batch.errors import JobError
+from attrib_batch.metric_names import check_metric_name
+from attrib_batch.schema import Cell, Component
+
+_NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+
+
+def _check_name(value: str) -> str:
+    if not _NAME.match(value):
+        raise ValueError(f"{value!r} cannot name a folder: use letters, digits, '.', '_' and '-'")
+    return value
+
+
+Name = Annotated[str, AfterValidator(_check_name)]
+
+MetricName = Annotated[str, AfterValidator(check_metric_name)]
+
+MethodKind = Literal["atp", "atp_ig", "atp_star", "exact"]
+Direction = Literal["denoise", "noise"]
+Dtype = Literal["float32", "bfloat16", "float16"]
+
+DEFAULT_IG_STEPS = 8
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Workers(_Strict):
+    """The actors that own the model."""
+
+    kind: Literal["replica"] = Field("replica", description="replica: each actor owns a whole model")
+    count: int = Field(1, ge=1, description="how many actors")
+    cpus: float = Field(1, gt=0, description="processors per actor; also its number of compute threads")
+    gpus: float = Field(0, ge=0, description="GPUs per actor; 2 or more spread the model over them")
+
+
+class ModelJob(_Strict):
+    """One model of the sweep."""
+
+    id: str = Field(min_length=1, description="bundled name, local folder, or Hub repository id")
+    name: Name = Field(
+        "", validate_default=False, description="its name in the tables; the last part of id where absent"
+    )
+    revision: str | None = Field(None, description="Hub revision: branch, tag or commit")
+    dtype: Dtype = Field("float32", description="precision of weights and activations")
+    device: str = Field("auto", description="auto (cuda if there, else cpu), cpu, cuda, cuda:1, ...")
+    attention: Literal["auto", "sdpa", "eager"] = Field("auto", description="attention implementation")
+    prepend_bos: bool = Field(
+        description="prepend the beginning-of-sequence token; always explicit, it changes results"
+    )
+    trust_remote_code: bool = Field(False, description="run code that comes with the model")
+    allow_pickle: bool = Field(False, description="read weights that are not safetensors")
+    batch_tokens: int = Field(8192, ge=1, description="most token positions in one micro-batch; changes no result")
+    workers: Workers = Field(default_factory=Workers, description="the actors that own it")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _default_name(cls, data: Any) -> Any:
+        if isinstance(data, dict) and "name" not in data and isinstance(data.get("id"), str):
+            last = data["id"].rstrip("/").rsplit("/", 1)[-1]
+            return {**data, "name": re.sub(r"[^A-Za-z0-9._-]", "-", last).lstrip("._-")}
+        return data
+
+    @model_validator(mode="after")
+    def _local_files_have_no_revision(self) -> Self:
+        if self.revision is not None and Path(self.id).is_dir():
+            raise ValueError("revision is for Hub models; a local folder has none")
+        return self
+
+
+class DatasetJob(_Strict):
+    """One table of prompt pairs."""
+
+    id: Name = Field(description="its name in the tables")
+    path: str = Field(min_length=1, description="a Parquet file, relative to the folder the command runs in")
+    limit: int | None = Field(None, ge=1, description="only the first so many rows")
+
+
+class MethodJob(_Strict):
+    """One way of scoring."""
+
+    id: Name = Field(description="its name in the tables")
+    kind: MethodKind = Field(description="the method; may be left out where id is one's name")
+    components: tuple[Component, ...] = Field((Component.Z,), min_length=1, description="what is attributed")
+    metric: MetricName = Field("logit_diff", description="what is measured at the last position, by name")
+    direction: Direction = Field("denoise", description="denoise: clean into corrupted; noise: the mirror")
+    ig_steps: int | None = Field(
+        None, ge=1, description="atp_ig alone: points on the path that gradients are averaged over"
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _defaults(cls, data: Any) -> Any:
+        if not isinstance(data, dict):
+            return data
+        data = {"kind": data.get("id"), **data}
+        if data["kind"] == "atp_ig":
+            data = {"ig_steps": DEFAULT_IG_STEPS, **data}
+        return data
+
+    @model_validator(mode="after")
+    def _ig_steps_are_for_atp_ig(self) -> Self:
+        if (self.ig_steps is not None) != (self.kind == "atp_ig"):
+            raise ValueError(f"ig_steps is a whole number for kind atp_ig and left out elsewhere; kind is {self.kind}")
+        return self
+
+    @model_validator(mode="after")
+    def _metric_has_a_gradient(self) -> Self:
+        # atp_ig takes its gradients between the runs, and exact takes none.
+        if self.metric == "kl" and self.direction == "noise" and self.kind in {"atp", "atp_star"}:
+            raise ValueError(
+                f"metric kl is at its minimum on the clean run, where {self.kind} with direction noise takes its gradients: "
+                "every score would be 0; use direction denoise, or kind exact or atp_ig"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _no_component_twice(self) -> Self:
+        twice = [str(c) for c, n in Counter(self.components).items() if n > 1]
+        if twice:
+            raise ValueError(f"components lists {', '.join(twice)} more than once")
+        return self
+
+
+class Job(_Strict):
+    """A sweep: every model on every dataset with every method."""
+
+    name: Name = Field(description="the job's name, shown in logs and the report")
+    models: tuple[ModelJob, ...] = Field(min_length=1, description="the models")
+    datasets: tuple[DatasetJob, ...] = Field(min_length=1, description="the tables of prompt pairs")
+    methods: tuple[MethodJob, ...] = Field(min_length=1, description="the methods")
+    chunk_pairs: int = Field(256, ge=1, le=1_000_000, description="pairs per chunk: the unit of work, commit and retry")
+
+    @model_validator(mode="after")
+    def _names_are_unique(self) -> Self:
+        for what, names in (
+            ("models", [model.name for model in self.models]),
+            ("datasets", [dataset.id for dataset in self.datasets]),
+            ("methods", [method.id for method in self.methods]),
+        ):
+            twice = [name for name, n in Counter(names).items() if n > 1]
+            if twice:
+                key = "name" if what == "models" else "id"
+                raise ValueError(f"two {what} are both called {twice[0]!r}: give each its own {key}")
+        return self
+
+    @property
+    def cells(self) -> list[Cell]:
+        """The cells of the sweep, models outermost."""
+        return [
+            Cell(model.name, dataset.id, method.id)
+            for model in self.models
+            for dataset in self.datasets
+            for method in self.methods
+        ]
+
+    def model(self, name: str) -> ModelJob:
+        """The model of that name."""
+        return next(model for model in self.models if model.name == name)
+
+    def dataset(self, name: str) -> DatasetJob:
+        """The dataset of that name."""
+        return next(dataset for dataset in self.datasets if dataset.id == name)
+
+    def method(self, name: str) -> MethodJob:
+        """The method of that name."""
+        return next(method for method in self.methods if method.id == name)
+
+    def identity(self) -> dict[str, Any]:
+        """What the stored numbers and files depend on, beside the contents of the datasets and models.
+
+        The job's name, the workers, devices and batch sizes change no number, and a model or dataset is known by its
+        own fingerprint, wherever it lies.
+        """
+        return self.model_dump(
+            mode="json",
+            exclude={
+                "name": True,
+                "models": {"__all__": {"id", "revision", "workers", "batch_tokens", "device"}},
+                "datasets": {"__all__": {"path"}},
+            },
+        )
+
+
+def load_job(path: str | Path) -> Job:
+    """Read a job file.
+
+    Raises:
+        JobError: naming the file, the key and what was expected.
+    """
+    path = Path(path)
+    try:
+        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise JobError(f"cannot read the job file {path}: {error.strerror or error}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise JobError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+    return parse_job(data, source=str(path))
+
+
+def parse_job(data: object, *, source: str) -> Job:
+    """Check a job's data; ``source`` names it in messages.
+
+    Raises:
+        JobError: naming the key and what was expected.
+    """
+    if not isinstance(data, dict):
+        raise JobError(f"{source}: a job is a mapping with the keys {', '.join(Job.model_fields)}")
+    try:
+        return Job.model_validate(data)
+    except ValidationError as error:
+        raise JobError(f"{source}: " + "\n".join(_explain(item) for item in _root_causes(error.errors()))) from error
+
+
+def _root_causes(items: list[Any]) -> list[Any]:
+    """Without the complaint that a list is empty which follows from complaints about its entries."""
+    return [
+        item
+        for item in items
+        if item["type"] != "too_short"
+        or not any(other["loc"][: len(item["loc"])] == item["loc"] for other in items if other is not item)
+    ]
+
+
+def _explain(item: Any) -> str:
+    """One pydantic complaint as a sentence: the key, what was expected, what stands there."""
+    key = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in item["loc"]).lstrip(".")
+    owner = _owner(item["loc"])
+    if item["type"] == "extra_forbidden":
+        return f"{key}: unknown key; known here: {', '.join(owner.model_fields)}"
+    if item["type"] == "missing":
+        field = owner.model_fields[item["loc"][-1]]
+        return f"{key}: missing; expected {field.description}"
+    message: str = item["msg"].removeprefix("Value error, ")
+    if not key:
+        return message
+    got = item["input"]
+    return f"{key}: {message}" + (f", not {got!r}" if isinstance(got, str | int | float | bool | None) else "")
+
+
+def _owner(loc: tuple[int | str, ...]) -> type[BaseModel]:
+    """The model class in which the last key of ``loc`` stands."""
+    owners: dict[str, type[BaseModel]] = {
+        "models": ModelJob,
+        "datasets": DatasetJob,
+        "methods": MethodJob,
+        "workers": Workers,
+    }
+    named = [owners[part] for part in loc[:-1] if isinstance(part, str) and part in owners]
+    return named[-1] if named else Job
