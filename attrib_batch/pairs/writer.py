@@ -1,0 +1,73 @@
+"""Write a table of prompt pairs: streamed, atomic, the same bytes for the same pairs."""
+
+from __future__ import annotations
+
+import os
+import uuid
+from dataclasses import asdict
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from attrib_batch.errors import OutputError
+from attrib_batch.schema import PAIRS
+from attrib_batch.store import TEMPORARY_PREFIX
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from attrib_batch.pairs.reader import Pair
+
+ROW_GROUP_ROWS = 10_000
+"""Small enough that a worker that starts in the middle of a table decodes little it does not need."""
+
+
+def write_pairs(path: str | Path, pairs: Iterable[Pair], *, row_group_rows: int = ROW_GROUP_ROWS) -> int:
+    """Write pairs to a Parquet file; returns how many.
+
+    The file appears under its name when it is complete: an error, also one raised by ``pairs``, leaves no
+    file, and leaves one of that name as it was. At most ``row_group_rows`` pairs are in memory.
+
+    Args:
+        path: the file; its folder is made where it is missing.
+        pairs: the rows, in order.
+        row_group_rows: rows in a Parquet row group, the unit that a reader can skip to.
+
+    Raises:
+        OutputError: the file cannot be written.
+    """
+    path = Path(path)
+    temporary = path.with_name(f"{TEMPORARY_PREFIX}{uuid.uuid4().hex}-{path.name}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with temporary.open("xb") as file:
+                n_rows = _write(file, pairs, row_group_rows)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+    except OSError as error:
+        raise OutputError(
+            f"cannot write {path}: {error.strerror or error}. Free the disk or choose another file."
+        ) from error
+    return n_rows
+
+
+def pairs_to_arrow(pairs: list[Pair]) -> pa.Table:
+    """The pairs as a table of schema ``PAIRS``."""
+    return pa.Table.from_pylist([asdict(pair) for pair in pairs], schema=PAIRS)
+
+
+def _write(file: BinaryIO, pairs: Iterable[Pair], row_group_rows: int) -> int:
+    n_rows = 0
+    rows = iter(pairs)
+    with pq.ParquetWriter(file, PAIRS, compression="zstd", write_page_checksum=True) as writer:
+        while group := list(islice(rows, row_group_rows)):
+            writer.write_table(pairs_to_arrow(group), row_group_size=row_group_rows)
+            n_rows += len(group)
+    return n_rows
