@@ -1,0 +1,5 @@
+"""Load a model; know where its components live.
+
+``sources`` finds and fingerprints a model without torch, ``load`` loads it, ``bundled`` converts the model that a
+package carries, ``architectures`` says where each component is.
+"""

