@@ -1,0 +1,84 @@
+"""What a run's manifest says, as far as reading its tables needs it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from attrib_batch.errors import OutputError
+from attrib_batch.schema import SCHEMA_VERSION, Cell
+
+MANIFEST = "manifest.json"
+
+
+class _Tolerant(BaseModel):
+    # A manifest written by a later release may say more; what it adds must not stop anyone from reading
+    # tables.
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+
+class PlanEntry(_Tolerant):
+    """What the run set out to compute for one cell of the sweep."""
+
+    model: str
+    dataset: str
+    method: str
+    n_pairs: int
+    n_chunks: int
+
+    @property
+    def cell(self) -> Cell:
+        """The cell's names."""
+        return Cell(self.model, self.dataset, self.method)
+
+
+class RunManifest(_Tolerant):
+    """``OUT/manifest.json``: the resolved job, versions, fingerprints and plan of a run."""
+
+    schema_version: int
+    run_id: str
+    created_at: str
+    job: dict[str, Any] = Field(default_factory=dict)
+    fingerprint: dict[str, Any] = Field(default_factory=dict)
+    versions: dict[str, Any] = Field(default_factory=dict)
+    plan: tuple[PlanEntry, ...]
+
+    def method(self, name: str) -> dict[str, Any]:
+        """The job's method of that id as plain data; empty where the job has none."""
+        return next((item for item in self.job.get("methods", ()) if item.get("id") == name), {})
+
+    def model(self, name: str) -> dict[str, Any]:
+        """The job's model of that name as plain data; empty where the job has none."""
+        return next((item for item in self.job.get("models", ()) if item.get("name") == name), {})
+
+    def dataset(self, name: str) -> dict[str, Any]:
+        """The job's dataset of that id as plain data; empty where the job has none."""
+        return next((item for item in self.job.get("datasets", ()) if item.get("id") == name), {})
+
+
+def read_manifest(out: Path) -> RunManifest:
+    """Read the manifest of the run in ``out``.
+
+    Raises:
+        OutputError: ``out`` is not a run's directory, or was written under another table layout.
+    """
+    path = Path(out) / MANIFEST
+    try:
+        manifest = RunManifest.model_validate_json(path.read_bytes())
+    except FileNotFoundError as error:
+        raise OutputError(
+            f"{out} is not the directory of a run: it has no {MANIFEST}. Name the folder given to --out."
+        ) from error
+    except OSError as error:
+        raise OutputError(f"cannot read {path}: {error.strerror or error}") from error
+    except ValidationError as error:
+        keys = ", ".join(sorted({".".join(map(str, item["loc"])) or "the file" for item in error.errors()}))
+        raise OutputError(f"{path} is not a run's manifest: {keys} missing or of the wrong type") from error
+    if manifest.schema_version != SCHEMA_VERSION:
+        raise OutputError(
+            f"{out} holds tables of schema version {manifest.schema_version}; this release reads "
+            f"{SCHEMA_VERSION}. Read it with the release that wrote it, or run the job again elsewhere."
+        )
+    return manifest

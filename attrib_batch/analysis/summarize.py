@@ -1,0 +1,133 @@
+"""``summarize``: the tables of a run become the small tables that people read.
+
+The layout of every summary table is in `summary`; the statistics are in `moments`.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import polars as pl
+
+from attrib_batch.analysis.manifest import PlanEntry, read_manifest
+from attrib_batch.analysis.moments import statistics
+from attrib_batch.analysis.passes import HEAD_KEYS, POSITION_KEYS, reduce_cell
+from attrib_batch.analysis.summary import BASELINES, FAILURES, HEADS, POSITIONS, SummaryPaths, write_summary
+from attrib_batch.analysis.tables import CELL, Part, committed_parts, failure_files, gap_or_null, scan
+from attrib_batch.errors import OutputError
+from attrib_batch.schema import Cell, Table
+from attrib_batch.store import Store
+
+
+def summarize(out: Path) -> SummaryPaths:
+    """Reduce a run's committed scores, baselines and failures to ``OUT/summary/*.parquet``.
+
+    It may run while the run does, and then covers what is committed. Memory stays bounded by one part file,
+    however many there are.
+
+    Args:
+        out: the run's directory.
+
+    Returns:
+        Where the four tables are; read them with `read_summary`.
+
+    Raises:
+        OutputError: ``out`` is not a run's directory, nothing is committed in it yet, or a part is damaged
+            (scores that are not finite, or that do not match the baselines).
+    """
+    out = Path(out)
+    plan = read_manifest(out).plan
+    store = Store(out)
+    if not any(store.parts(Table.SCORES, entry.cell.partition) for entry in plan):
+        raise OutputError(f"{out} has no committed chunk yet: run the job into it first (attrib-batch run).")
+    heads, positions = [HEADS.to_frame()], [POSITIONS.to_frame()]
+    baselines, failures = [BASELINES.to_frame()], [FAILURES.to_frame()]
+    for entry in plan:
+        cell, parts = entry.cell, committed_parts(out, entry.cell)
+        counts = _failures(out, cell)
+        failures.append(_labelled(counts, cell, FAILURES))
+        baseline = _baselines(cell, entry, parts, failed=int(counts.get_column("count").sum()))
+        baselines.append(_labelled(baseline, cell, BASELINES))
+        if parts:
+            gap = baseline.get_column("gap").item()
+            moments = reduce_cell(cell, parts)
+            heads.append(_labelled(statistics(moments.heads, HEAD_KEYS, gap), cell, HEADS))
+            positions.append(_labelled(statistics(moments.positions, POSITION_KEYS, gap), cell, POSITIONS))
+    return write_summary(
+        store,
+        heads=pl.concat(heads),
+        positions=pl.concat(positions),
+        baselines=pl.concat(baselines),
+        failures=pl.concat(failures),
+    )
+
+
+def _labelled(frame: pl.DataFrame, cell: Cell, schema: pl.Schema) -> pl.DataFrame:
+    """The frame with the cell's names, in the columns, types and row order in which it is stored."""
+    named = frame.with_columns(
+        model=pl.lit(cell.model), dataset=pl.lit(cell.dataset), method=pl.lit(cell.method)
+    ).select(schema.names())
+    order = ("component", "scope", "role", "layer", "head", "position", "stage", "error")
+    keys = [key for key in (*CELL, *order) if key in schema]
+    return named.cast(schema).sort(keys, nulls_last=True)
+
+
+def _baselines(cell: Cell, entry: PlanEntry, parts: list[Part], *, failed: int) -> pl.DataFrame:
+    """One row: the metrics of a cell's scored pairs, and how many pairs there are of each fate."""
+    clean, corrupted = pl.col("clean_metric"), pl.col("corrupted_metric")
+    pairs = scan([part.baselines for part in parts], Table.BASELINES)
+    row = pairs.select(
+        scored=pl.len(),
+        distinct=pl.col("pair_id").n_unique(),
+        non_finite=(~(clean.is_finite() & corrupted.is_finite())).sum(),
+        mean_clean=clean.mean(),
+        std_clean=clean.std(),
+        mean_corrupted=corrupted.mean(),
+        std_corrupted=corrupted.std(),
+        mean_difference=(clean - corrupted).mean(),
+        gap=gap_or_null(),
+        share_clean_higher=(clean > corrupted).mean(),
+        n_tokens_min=pl.col("n_tokens").min(),
+        n_tokens_max=pl.col("n_tokens").max(),
+    ).collect(engine="streaming")
+    if non_finite := row.get_column("non_finite").item():
+        raise OutputError(
+            f"{cell}: {non_finite} pairs have a clean or corrupted metric that is NaN or infinite. A run "
+            "lists such pairs as failures and never stores them: remove the damaged parts, run the job again."
+        )
+    if (twice := row.get_column("scored").item() - row.get_column("distinct").item()) > 0:
+        raise OutputError(f"{cell}: {twice} pairs were scored more than once. Run the job again into a new folder.")
+    return row.with_columns(
+        _sem_of_difference(pairs),
+        normalizable=pl.col("gap").is_not_null(),
+        expected=pl.lit(entry.n_pairs),
+        failed=pl.lit(failed),
+    )
+
+
+def _sem_of_difference(pairs: pl.LazyFrame) -> pl.Series:
+    """The cluster-robust standard error (see `moments`) of clean minus corrupted metric."""
+    difference = pl.col("clean_metric") - pl.col("corrupted_metric")
+    single = pl.when(pl.col("group").is_null()).then(pl.col("pair_id"))
+    deviation = pairs.with_columns(deviation=difference - difference.mean(), single=single)
+    by_unit = deviation.group_by("group", "single").agg(s=pl.col("deviation").sum(), k=pl.len())
+    g = pl.len()
+    sem = by_unit.select(
+        sem_difference=pl.when(g > 1).then((g / (g - 1) * (pl.col("s") ** 2).sum()).sqrt() / pl.col("k").sum())
+    )
+    return sem.collect(engine="streaming").get_column("sem_difference")
+
+
+def _failures(out: Path, cell: Cell) -> pl.DataFrame:
+    """How many pairs failed for each reason, with the first of them as an example."""
+    first = pl.col("pair_id").arg_min()
+    return (
+        scan(failure_files(out, cell), Table.FAILURES)
+        .group_by("stage", "error")
+        .agg(
+            count=pl.len(),
+            example_pair_id=pl.col("pair_id").min(),
+            example_message=pl.col("message").get(first),
+        )
+        .collect(engine="streaming")
+    )

@@ -1,0 +1,200 @@
+"""The summary tables: what they hold, where they are, and reading them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import polars as pl
+
+from attrib_batch.analysis.manifest import MANIFEST
+from attrib_batch.errors import OutputError
+from attrib_batch.schema import Table
+
+if TYPE_CHECKING:
+    from attrib_batch.store import Store
+
+_CELL = {"model": pl.String(), "dataset": pl.String(), "method": pl.String()}
+
+_STATISTICS = {
+    "n_pairs": pl.Int64(),  # pairs the statistics are over
+    "n_groups": pl.Int64(),  # sampling units among them: groups, and pairs without a group
+    "mean": pl.Float64(),  # metric units, as are std, sem, min and max
+    "std": pl.Float64(),  # over pairs, ddof 1; null for one pair
+    "sem": pl.Float64(),  # cluster-robust standard error of the mean; null for one unit
+    "min": pl.Float64(),
+    "max": pl.Float64(),
+    "mean_normalized": pl.Float64(),  # mean / (mean clean - mean corrupted); null where that is about 0
+    "std_normalized": pl.Float64(),
+    "sem_normalized": pl.Float64(),
+}
+
+HEADS = pl.Schema(
+    {
+        **_CELL,
+        "component": pl.String(),
+        "scope": pl.String(),  # role: sum over a role's span; last: last position; all: sum over positions
+        "role": pl.String(),  # the role's name where scope is role, otherwise null
+        "layer": pl.Int16(),
+        "head": pl.Int16(),  # null for components without heads
+        **_STATISTICS,
+    }
+)
+"""``heads.parquet``: one row per (cell, component, scope, role, layer, head).
+
+A pair's value in scope ``role`` is the sum over the positions of the role's span; pairs without the role do
+not count.
+"""
+
+POSITIONS = pl.Schema({**_CELL, "component": pl.String(), "layer": pl.Int16(), "position": pl.Int16(), **_STATISTICS})
+"""``positions.parquet``: one row per (cell, component, layer, position).
+
+A pair's value is the sum over heads; pairs too short to have the position do not count.
+"""
+
+BASELINES = pl.Schema(
+    {
+        **_CELL,
+        "expected": pl.Int64(),  # pairs in the plan
+        "scored": pl.Int64(),  # pairs with scores; all statistics below are over these
+        "failed": pl.Int64(),  # pairs in the failures table
+        "mean_clean": pl.Float64(),  # metric units, as all of the following up to share_clean_higher
+        "std_clean": pl.Float64(),
+        "mean_corrupted": pl.Float64(),
+        "std_corrupted": pl.Float64(),
+        "mean_difference": pl.Float64(),  # clean minus corrupted: what normalised scores are divided by
+        "sem_difference": pl.Float64(),  # its cluster-robust standard error
+        "normalizable": pl.Boolean(),  # whether the difference is far enough from 0 to divide by
+        "share_clean_higher": pl.Float64(),  # share of pairs with clean above corrupted, 0 to 1
+        "n_tokens_min": pl.Int64(),
+        "n_tokens_max": pl.Int64(),
+    }
+)
+"""``baselines.parquet``: one row per cell."""
+
+FAILURES = pl.Schema(
+    {
+        **_CELL,
+        "stage": pl.String(),
+        "error": pl.String(),
+        "count": pl.Int64(),  # pairs
+        "example_pair_id": pl.Int64(),  # the smallest pair_id among them
+        "example_message": pl.String(),
+    }
+)
+"""``failures.parquet``: one row per (cell, stage, error)."""
+
+
+@dataclass(frozen=True)
+class SummaryPaths:
+    """Where the summary tables of a run are."""
+
+    heads: Path
+    positions: Path
+    baselines: Path
+    failures: Path
+
+    @classmethod
+    def of(cls, out: Path) -> SummaryPaths:
+        """The paths in a run's directory, whether or not the files exist."""
+        return cls(*(Path(out) / _relative(name) for name in ("heads", "positions", "baselines", "failures")))
+
+    def __iter__(self) -> chain[Path]:
+        return chain([self.heads, self.positions, self.baselines, self.failures])
+
+
+@dataclass(frozen=True)
+class Summary:
+    """The summary tables of a run; see `HEADS`, `POSITIONS`, `BASELINES` and `FAILURES` for their columns."""
+
+    heads: pl.DataFrame
+    positions: pl.DataFrame
+    baselines: pl.DataFrame
+    failures: pl.DataFrame
+
+
+def write_summary(
+    store: Store,
+    *,
+    heads: pl.DataFrame,
+    positions: pl.DataFrame,
+    baselines: pl.DataFrame,
+    failures: pl.DataFrame,
+) -> SummaryPaths:
+    """Commit the four tables, each in one step."""
+    frames = {"heads": heads, "positions": positions, "baselines": baselines, "failures": failures}
+    for name, frame in frames.items():
+        store.write_table(_relative(name), frame.to_arrow(compat_level=pl.CompatLevel.oldest()))
+    return SummaryPaths.of(store.root)
+
+
+def read_summary(out: Path) -> Summary:
+    """Read the summary tables of a run.
+
+    Raises:
+        OutputError: the run has not been summarised.
+    """
+    paths = SummaryPaths.of(out)
+    missing = [path.name for path in paths if not path.exists()]
+    if missing:
+        raise OutputError(
+            f"{out} has no summary ({', '.join(missing)} missing): run attrib-batch summarize {out} first."
+        )
+    return Summary(*(pl.read_parquet(path, glob=False, hive_partitioning=False) for path in paths))
+
+
+def summary_is_current(out: Path) -> bool:
+    """Whether the summary is there and newer than the manifest and every part of the run."""
+    paths = SummaryPaths.of(out)
+    if not all(path.exists() for path in paths):
+        return False
+    written = min(path.stat().st_mtime_ns for path in paths)
+    sources = chain(
+        [Path(out) / MANIFEST],
+        *((Path(out) / table).glob("**/*.parquet") for table in Table if (Path(out) / table).is_dir()),
+    )
+    return all(source.stat().st_mtime_ns < written for source in sources)
+
+
+def heatmap(
+    summary: pl.DataFrame, *, columns: str = "head", value: str = "mean_normalized", **select: str | int
+) -> np.ndarray:
+    """One statistic as a matrix of layers by heads or by positions.
+
+    The tutorial's two maps are ``heatmap(heads, component="z", scope="last")`` and ``heatmap(positions,
+    columns="position", component="z")``.
+
+    Args:
+        summary: ``heads`` or ``positions`` of a `Summary`.
+        columns: ``head`` or ``position``.
+        value: the statistic; ``*_normalized`` has no unit, the others are in metric units.
+        **select: values that other columns must have, such as ``model="gpt2"`` or ``role="IO"``.
+
+    Returns:
+        Float64 of shape (layer, head) or (layer, position), both counted from 0; NaN where there is no
+        number.
+
+    Raises:
+        ValueError: the selection is empty, or several rows fall on one element of the matrix.
+    """
+    chosen = summary.filter(*(pl.col(name) == wanted for name, wanted in select.items())).drop_nulls(columns)
+    if chosen.is_empty():
+        raise ValueError(f"no row with a {columns} has {select}")
+    if chosen.select("layer", columns).is_duplicated().any():
+        several = [
+            name
+            for name in (*_CELL, "component", "scope", "role")
+            if name in chosen.columns and chosen.get_column(name).n_unique() > 1
+        ]
+        raise ValueError(f"several rows per layer and {columns}: select one {' and one '.join(several)}")
+    rows, cols = chosen.get_column("layer").to_numpy(), chosen.get_column(columns).to_numpy()
+    matrix = np.full((rows.max() + 1, cols.max() + 1), np.nan)
+    matrix[rows, cols] = chosen.get_column(value).cast(pl.Float64).to_numpy()
+    return matrix
+
+
+def _relative(name: str) -> str:
+    return f"summary/{name}.parquet"

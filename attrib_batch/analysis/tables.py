@@ -1,0 +1,184 @@
+"""Reading a run's tables: which files count as committed, and lazy frames over them.
+
+A chunk is committed when its scores file is there. Temporary files and what an interrupted chunk left behind
+are never read. The partition names (model, dataset, method) become columns; they are taken from the manifest
+and not from the folder names, so that a model called ``2024`` stays a string.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import reduce
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import polars as pl
+import pyarrow.parquet as pq
+
+from attrib_batch.analysis.manifest import read_manifest
+from attrib_batch.errors import OutputError
+from attrib_batch.schema import Cell, Table, parse_part_name, part_name
+from attrib_batch.store import Store
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+CELL = ("model", "dataset", "method")
+"""The partition columns, in the order in which tables carry them."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """One committed chunk that scored at least one pair."""
+
+    scores: Path
+    baselines: Path
+    rows: int
+    """How many rows the scores file holds."""
+
+
+def committed_parts(out: Path, cell: Cell) -> list[Part]:
+    """The committed chunks of a cell that have scores, in the order of their pairs.
+
+    Raises:
+        OutputError: a scores file has rows and no baselines file beside it, so its pairs cannot be
+        interpreted.
+    """
+    store = Store(Path(out))
+    parts = []
+    for start, stop in sorted(store.parts(Table.SCORES, cell.partition)):
+        folder, name = cell.partition, part_name(start, stop)
+        scores = store.path(f"{Table.SCORES}/{folder}/{name}")
+        baselines = store.path(f"{Table.BASELINES}/{folder}/{name}")
+        rows = pq.read_metadata(scores).num_rows
+        if rows and not baselines.exists():
+            raise OutputError(f"{scores} has no baselines file: remove it and run the job again to restore both.")
+        if rows:
+            parts.append(Part(scores, baselines, rows))
+    return parts
+
+
+def failure_files(out: Path, cell: Cell) -> list[Path]:
+    """The failures files of a cell: those of committed chunks, and any that belong to no chunk."""
+    store = Store(Path(out))
+    folder = store.path(f"{Table.FAILURES}/{cell.partition}")
+    committed = store.parts(Table.SCORES, cell.partition)
+    found = sorted(path for path in folder.glob("*.parquet") if not path.name.startswith((".", "_")))
+    ranges = [(path, parse_part_name(path.name)) for path in found]
+    return [path for path, part in ranges if part is None or part in committed]
+
+
+def scan(files: Iterable[Path], table: Table) -> pl.LazyFrame:
+    """A lazy frame over files of one table, with the table's columns alone."""
+    paths = list(files)
+    if not paths:
+        return pl.from_arrow(table.schema.empty_table()).lazy()  # type: ignore[union-attr]
+    # Folder names are not parsed: a directory above OUT may contain "=" as well.
+    return pl.scan_parquet(paths, glob=False, hive_partitioning=False).select(table.schema.names)
+
+
+def scan_scores(
+    out: Path, *, model: str | None = None, dataset: str | None = None, method: str | None = None
+) -> pl.LazyFrame:
+    """The committed scores of a run.
+
+    Args:
+        out: the run's directory.
+        model: only this model; likewise ``dataset`` and ``method``. Files of other cells are not opened.
+        dataset: only this dataset.
+        method: only this method.
+
+    Returns:
+        One row per (pair, component, layer, head, position), the columns of ``schema.SCORES`` after
+        ``model``, ``dataset``, ``method``. ``score`` is raw, float32, in the metric's units (logits for
+        ``logit_diff``). Polars sums float32 in float32: cast it to ``pl.Float64`` before adding many.
+
+    Raises:
+        OutputError: ``out`` is not a run's directory, or no cell of the run is called so.
+    """
+    cells = _select_cells(out, model, dataset, method)
+    return _concat((cell, scan((part.scores for part in committed_parts(out, cell)), Table.SCORES)) for cell in cells)
+
+
+def scan_baselines(
+    out: Path, *, model: str | None = None, dataset: str | None = None, method: str | None = None
+) -> pl.LazyFrame:
+    """The clean and corrupted metrics of every scored pair.
+
+    Takes the arguments of `scan_scores` and raises what it raises.
+
+    Returns:
+        One row per (model, dataset, method, pair), the columns of ``schema.BASELINES`` after the names of the
+        cell. Metrics are float64 in the metric's units.
+    """
+    cells = _select_cells(out, model, dataset, method)
+    return _concat(
+        (cell, scan((part.baselines for part in committed_parts(out, cell)), Table.BASELINES)) for cell in cells
+    )
+
+
+def scan_failures(
+    out: Path, *, model: str | None = None, dataset: str | None = None, method: str | None = None
+) -> pl.LazyFrame:
+    """The pairs that could not be scored, and why.
+
+    Takes the arguments of `scan_scores` and raises what it raises.
+
+    Returns:
+        One row per (model, dataset, method, pair), the columns of ``schema.FAILURES`` after the names of the
+        cell.
+    """
+    cells = _select_cells(out, model, dataset, method)
+    return _concat((cell, scan(failure_files(out, cell), Table.FAILURES)) for cell in cells)
+
+
+def normalized(scores: pl.LazyFrame, baselines: pl.LazyFrame) -> pl.LazyFrame:
+    """Add the normalised score, the share of the gap between the two prompts that a score accounts for.
+
+    ``normalized = score / (mean clean metric - mean corrupted metric)``, the means over the scored pairs of
+    the same (model, dataset, method). Under denoising 0 is the corrupted prompt and 1 the clean one. Under
+    noising the same denominator is used: 0 is the clean prompt and -1 the corrupted one.
+
+    Args:
+        scores: rows with ``model, dataset, method, score``, as from `scan_scores`.
+        baselines: rows with ``model, dataset, method, clean_metric, corrupted_metric``, as from
+            `scan_baselines`; all of them, also where ``scores`` is filtered.
+
+    Returns:
+        ``scores`` with one more column ``normalized``: float64, no unit, null where the gap is about 0.
+    """
+    gaps = baselines.group_by(CELL).agg(gap=gap_or_null())
+    return (
+        scores.join(gaps, on=list(CELL), how="left")
+        .with_columns(normalized=pl.col("score").cast(pl.Float64) / pl.col("gap"))
+        .drop("gap")
+    )
+
+
+def gap_or_null() -> pl.Expr:
+    """Mean clean minus mean corrupted metric, in metric units; null where it is 0 up to rounding.
+
+    The mean of a model's metrics carries float32 rounding of their size; a gap below a millionth of that size
+    is noise, and a quotient by it would be too.
+    """
+    clean, corrupted = pl.col("clean_metric"), pl.col("corrupted_metric")
+    gap = clean.mean() - corrupted.mean()
+    size = clean.abs().mean() + corrupted.abs().mean()
+    return pl.when(gap.abs() > 1e-6 * size).then(gap)
+
+
+def _select_cells(out: Path, model: str | None, dataset: str | None, method: str | None) -> list[Cell]:
+    cells = [entry.cell for entry in read_manifest(out).plan]
+    wanted = {"model": model, "dataset": dataset, "method": method}
+    chosen = [cell for cell in cells if all(name is None or getattr(cell, key) == name for key, name in wanted.items())]
+    if not chosen:
+        asked = ", ".join(f"{key}={name!r}" for key, name in wanted.items() if name is not None)
+        raise OutputError(
+            f"{out} has no cell with {asked or 'any name'}; it has: {'; '.join(map(str, cells)) or 'none'}"
+        )
+    return chosen
+
+
+def _concat(frames: Iterable[tuple[Cell, pl.LazyFrame]]) -> pl.LazyFrame:
+    named = [frame.select(*(pl.lit(getattr(cell, key)).alias(key) for key in CELL), pl.all()) for cell, frame in frames]
+    return reduce(lambda left, right: pl.concat([left, right]), named)

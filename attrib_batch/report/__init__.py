@@ -1,0 +1,5 @@
+"""The report: one HTML page about a run; needs neither torch nor ray."""
+
+from attrib_batch.report.page import write_report
+
+__all__ = ["write_report"]

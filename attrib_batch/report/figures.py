@@ -1,0 +1,222 @@
+"""Heatmaps of mean scores: numbers in, the HTML of one Plotly figure out.
+
+Colours follow the attribution-patching tutorial: RdBu centred on 0, blue for positive, red for negative. Titles, captions and the colour bar are HTML beside the figure, so that they
+wrap, print and follow the page's colours.
+"""
+
+from __future__ import annotations
+
+import html
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import TYPE_CHECKING
+
+import numpy as np
+import plotly.graph_objects as go
+import polars as pl
+
+from attrib_batch.analysis import half_width
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+# plotly.js has a colour scale "RdBu" of its own, which runs the other way: the colours are spelt out.
+RDBU = (
+    "rgb(103,0,31)", "rgb(178,24,43)", "rgb(214,96,77)", "rgb(244,165,130)", "rgb(253,219,199)",
+    "rgb(247,247,247)", "rgb(209,229,240)", "rgb(146,197,222)", "rgb(67,147,195)", "rgb(33,102,172)",
+    "rgb(5,48,97)",
+)  # fmt: skip
+
+_MOST_LABELLED = 24
+_CROP_BEYOND = 64
+
+
+class Detail(IntEnum):
+    """How much a page shows of every cell; it shrinks as a sweep outgrows one page."""
+
+    FULL = 0
+    """Every map, every statistic on hover."""
+    BRIEF = 1
+    """Every map, only the mean on hover."""
+    CORE = 2
+    """The map at the last position and the map by position."""
+
+
+@dataclass(frozen=True)
+class Quantity:
+    """What a page's colours stand for."""
+
+    normalized: bool
+    unit: str
+    """The metric's unit, for raw scores."""
+
+    @property
+    def mean(self) -> str:
+        """The column of a summary that is drawn."""
+        return "mean_normalized" if self.normalized else "mean"
+
+    @property
+    def sem(self) -> str:
+        """The standard error of that column."""
+        return "sem_normalized" if self.normalized else "sem"
+
+    @property
+    def label(self) -> str:
+        """What the colour bar says."""
+        return "mean score, normalised" if self.normalized else f"mean score, {self.unit}"
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A drawn heatmap and the words around it."""
+
+    title: str
+    caption: str
+    div_id: str
+    html: str
+    limit: float
+    """The colour bar runs from -limit to +limit."""
+    quantity: Quantity
+
+
+@dataclass(frozen=True)
+class Panel:
+    """The numbers of one heatmap: rows of a summary, one per layer and column."""
+
+    rows: pl.DataFrame
+    column: str
+    """``head``, ``position`` or ``role``."""
+    title: str
+    caption: str
+    compact: bool = False
+    """Drawn small, beside others: fewer labels on the axes."""
+
+    def limit(self, quantity: Quantity) -> float:
+        """The largest absolute mean, 0 where there is none."""
+        largest = self.rows.get_column(quantity.mean).abs().max()
+        return float(largest) if isinstance(largest, int | float) else 0.0
+
+
+def draw(panel: Panel, quantity: Quantity, *, div_id: str, detail: Detail, limit: float | None = None) -> Figure:
+    """Draw a heatmap.
+
+    Args:
+        panel: the numbers.
+        quantity: which of them are drawn.
+        div_id: the figure's id, unique in the page; fixed, so that writing a page twice gives the same text.
+        detail: below ``FULL`` only the mean is on hover.
+        limit: the end of the colour bar; the panel's own largest value where absent.
+    """
+    limit = panel.limit(quantity) if limit is None else limit
+    rows, labels = _cropped(panel.rows, panel.column, quantity.mean)
+    shown = len(labels) == panel.rows.get_column(panel.column).n_unique()
+    caption = panel.caption if shown else f"{panel.caption} Positions outside the map are 0 throughout."
+    layers = list(range(int(rows.get_column("layer").max()) + 1)) if len(rows) else []  # type: ignore[arg-type]
+    statistics = _statistics(rows, quantity) if detail is Detail.FULL else rows.select(quantity.mean)
+    cube = _cube(rows, panel.column, labels, statistics, len(layers))
+    names = [html.escape(label) if isinstance(label, str) else label for label in labels]
+    trace = go.Heatmap(
+        z=cube[..., 0],
+        customdata=cube[..., 1:] if detail is Detail.FULL else None,
+        x=names,
+        y=layers,
+        coloraxis="coloraxis",
+        hoverongaps=False,
+        hovertemplate=_hover(panel.column, quantity, detail),
+        xgap=1 if len(labels) <= _CROP_BEYOND else 0,
+        ygap=1 if len(labels) <= _CROP_BEYOND else 0,
+    )
+    figure = go.Figure(trace, _layout(panel, labels, layers, limit))
+    drawn = figure.to_html(
+        full_html=False,
+        include_plotlyjs=False,
+        div_id=div_id,
+        default_width="100%",
+        default_height=f"{figure.layout.height}px",
+        config={"responsive": True, "displayModeBar": False},
+    )
+    return Figure(panel.title, caption, div_id, drawn, limit, quantity)
+
+
+def _statistics(rows: pl.DataFrame, quantity: Quantity) -> pl.DataFrame:
+    """What hovering shows, the drawn mean first."""
+    width = half_width(
+        rows.get_column(quantity.sem).cast(pl.Float64).to_numpy(), rows.get_column("n_groups").to_numpy()
+    )
+    drawn = pl.col(quantity.mean).alias("drawn")
+    others = ("mean", "sem", "std", "min", "max", "n_pairs", "n_groups")
+    return rows.select(drawn, pl.Series("width", width), *others)
+
+
+def _cube(
+    rows: pl.DataFrame, column: str, labels: Sequence[int | str], statistics: pl.DataFrame, n_layers: int
+) -> np.ndarray:
+    """Statistics as an array (layer, column, statistic); NaN where a row is missing.
+
+    float32 halves the page, and seven digits are more than anyone hovers for.
+    """
+    place = {label: index for index, label in enumerate(labels)}
+    cube = np.full((n_layers, len(labels), statistics.width), np.nan, dtype=np.float32)
+    columns = [place[label] for label in rows.get_column(column)]
+    cube[rows.get_column("layer").to_numpy(), columns] = statistics.cast(pl.Float32).to_numpy()
+    return cube
+
+
+def _cropped(rows: pl.DataFrame, column: str, value: str) -> tuple[pl.DataFrame, list[int | str]]:
+    """The rows to draw and the labels of their columns.
+
+    Long prompts lose the columns before the first and after the last non-zero one: before the first
+    difference of any pair every score is exactly 0, and those columns would push the others together.
+    """
+    if column == "role":
+        return rows, rows.get_column("role").unique(maintain_order=True).to_list()
+    last = int(rows.get_column(column).max()) if len(rows) else -1  # type: ignore[arg-type]
+    if last < _CROP_BEYOND:
+        return rows, list(range(last + 1))
+    nonzero = rows.filter(pl.col(value) != 0).get_column(column)
+    if nonzero.is_empty():
+        return rows, list(range(last + 1))
+    first, last = int(nonzero.min()), int(nonzero.max())  # type: ignore[arg-type]
+    return rows.filter(pl.col(column).is_between(first, last)), list(range(first, last + 1))
+
+
+def _hover(column: str, quantity: Quantity, detail: Detail) -> str:
+    name = {"head": "L%{y}H%{x}", "position": "L%{y}, position %{x}", "role": "L%{y}, %{x}"}[column]
+    first = "normalised" if quantity.normalized else f"mean ({quantity.unit})"
+    if detail is not Detail.FULL:
+        return f"<b>{name}</b><br>{first} %{{z:+.3r}}<extra></extra>"
+    return (
+        f"<b>{name}</b><br>{first} %{{z:+.3r}} ± %{{customdata[0]:.3r}} (95%)<br>"
+        f"raw mean %{{customdata[1]:+.3r}} {quantity.unit}, sem %{{customdata[2]:.3r}}<br>"
+        "std %{customdata[3]:.3r}, from %{customdata[4]:+.3r} to %{customdata[5]:+.3r}<br>"
+        "%{customdata[6]:,d} pairs in %{customdata[7]:,d} sampling units<extra></extra>"
+    )
+
+
+def _layout(panel: Panel, labels: Sequence[int | str], layers: Sequence[int], limit: float) -> go.Layout:
+    titles = {"head": "head", "position": "token position", "role": None}
+    axis = {"showgrid": False, "zeroline": False, "ticks": "", "fixedrange": False}
+    horizontal = {**axis, "title": {"text": titles[panel.column], "standoff": 8}, "constrain": "domain"}
+    if panel.column == "role":
+        horizontal["type"] = "category"
+    elif len(labels) <= _MOST_LABELLED and not panel.compact:
+        horizontal["dtick"] = 1
+    vertical = {**axis, "title": {"text": "layer", "standoff": 4}, "autorange": "reversed"}
+    if len(layers) <= _MOST_LABELLED and not panel.compact:
+        vertical["dtick"] = 1
+    return go.Layout(
+        template="none",
+        height=min(max((16 if panel.compact else 22) * len(layers) + 60, 220), 640),
+        margin={"l": 46, "r": 6, "t": 6, "b": 44},
+        paper_bgcolor="rgba(0,0,0,0)",
+        plot_bgcolor="rgba(0,0,0,0)",
+        font={"family": "system-ui, -apple-system, 'Segoe UI', sans-serif", "size": 12, "color": "#444"},
+        xaxis=horizontal,
+        yaxis=vertical,
+        coloraxis={
+            "colorscale": [[index / 10, colour] for index, colour in enumerate(RDBU)],
+            "cmin": -(limit or 1.0),
+            "cmax": limit or 1.0,
+            "showscale": False,
+        },
+    )

@@ -1,0 +1,93 @@
+"""``write_report``: one self-contained HTML page about a run."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import jinja2
+from plotly.offline import get_plotlyjs
+
+from attrib_batch.analysis import read_manifest, read_summary, summarize, summary_is_current
+from attrib_batch.report import formats
+from attrib_batch.report.figures import RDBU, Detail
+from attrib_batch.report.provenance import describe_run
+from attrib_batch.report.sections import CellSection, build_sections
+from attrib_batch.store import Store
+
+if TYPE_CHECKING:
+    from attrib_batch.analysis import RunManifest, Summary
+
+REPORT = "report.html"
+
+FIGURE_BUDGET = 3_000_000
+"""Most characters of figures in a page; with plotly.js, 4.9 million, the page stays below 8 MB."""
+
+
+def write_report(out: Path) -> Path:
+    """Write ``OUT/report.html``, after summarising the run if the summary is missing or older than a part.
+
+    The page opens without a network: plotly.js, styles and numbers are in it. A sweep that would outgrow
+    ``FIGURE_BUDGET`` is shown in less detail, and the page says so; the summary tables hold everything.
+
+    Args:
+        out: the run's directory.
+
+    Returns:
+        The path of the page.
+
+    Raises:
+        OutputError: see `attrib_batch.analysis.summarize`; or the page cannot be written.
+    """
+    out = Path(out)
+    manifest = read_manifest(out)
+    if not summary_is_current(out):
+        summarize(out)
+    store = Store(out)
+    store.write_bytes(REPORT, render(manifest, read_summary(out)).encode())
+    return store.path(REPORT)
+
+
+def render(manifest: RunManifest, summary: Summary, *, budget: int = FIGURE_BUDGET) -> str:
+    """The page as HTML.
+
+    Args:
+        manifest: the run's manifest.
+        summary: its summary tables.
+        budget: most characters of figures.
+    """
+    sections, detail = _sections_within(manifest, summary, budget)
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("attrib_batch.report"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(signed=formats.signed, plain=formats.plain, count=formats.count, percent=formats.percent)
+    baselines = summary.baselines
+    return environment.get_template("page.html.j2").render(
+        run=describe_run(manifest),
+        sections=sections,
+        detail=detail,
+        Detail=Detail,
+        totals={name: int(baselines.get_column(name).sum()) for name in ("expected", "scored", "failed")},
+        failures=summary.failures.sort("count", descending=True).to_dicts(),
+        plotly_js=get_plotlyjs(),
+        light_scale=list(RDBU),
+    )
+
+
+def _sections_within(manifest: RunManifest, summary: Summary, budget: int) -> tuple[list[CellSection], Detail]:
+    """The sections in the most detail that fits; where none does, later cells go without figures."""
+    for detail in Detail:
+        sections = build_sections(manifest, summary, detail)
+        if sum(section.size for section in sections) <= budget:
+            return sections, detail
+    used, kept = 0, []
+    for section in sections:
+        used += section.size
+        bare = [replace(component, figures=[]) for component in section.components]
+        kept.append(section if used <= budget else replace(section, components=bare, figures_left_out=True))
+    return kept, Detail.CORE

@@ -1,0 +1,1 @@
+"""Tests of attrib_batch.analysis."""

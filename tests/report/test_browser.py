@@ -1,0 +1,135 @@
+from __future__ import annotations
+
+import json
+import shutil
+from typing import TYPE_CHECKING
+
+import pytest
+
+from attrib_batch.report import write_report
+from attrib_batch.schema import Cell
+from tests.support.require import require
+from tests.support.synthetic_run import IoiLike, write_run
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from selenium.webdriver import Chrome
+
+pytestmark = pytest.mark.browser
+
+_FLAGS = (
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--window-size=1280,1000",
+)
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Chrome]:
+    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    chromedriver = shutil.which("chromedriver")
+    require(bool(chromium and chromedriver), "chromium and chromedriver are not on the PATH")
+    from selenium import webdriver
+    from selenium.webdriver.chrome.service import Service
+
+    options = webdriver.ChromeOptions()
+    options.binary_location = chromium
+    for flag in (*_FLAGS, f"--user-data-dir={tmp_path_factory.mktemp('profile')}"):
+        options.add_argument(flag)
+    options.set_capability("goog:loggingPrefs", {"performance": "ALL", "browser": "ALL"})
+    driver = webdriver.Chrome(options=options, service=Service(chromedriver))
+    try:
+        yield driver
+    finally:
+        driver.quit()
+
+
+@pytest.fixture(scope="module")
+def opened(browser: Chrome, tmp_path_factory: pytest.TempPathFactory) -> Chrome:
+    out = tmp_path_factory.mktemp("run")
+    pairs = IoiLike(without_heads=True).pairs(12)
+    cells = {Cell("gpt2", "ioi", method): pairs for method in ("one", "two")}
+    path = write_report(write_run(out, cells))
+    # The browser's own start page loads files of the browser; only what comes after it is the report's doing.
+    browser.get("about:blank")
+    browser.get_log("performance")
+    browser.get(path.as_uri())
+    return browser
+
+
+def eventually(browser: Chrome, script: str, wanted: object) -> None:
+    """The browser applies media and size changes in its own time."""
+    from selenium.webdriver.support.wait import WebDriverWait
+
+    WebDriverWait(browser, 10).until(
+        lambda driver: driver.execute_script(script) == wanted, f"{script} never gave {wanted!r}"
+    )
+
+
+def test_the_page_asks_for_nothing_and_logs_no_error(opened: Chrome) -> None:
+    events = [json.loads(entry["message"])["message"] for entry in opened.get_log("performance")]
+    requests = [event["params"] for event in events if event["method"] == "Network.requestWillBeSent"]
+    urls = [params["request"]["url"] for params in requests]
+    assert any(url.startswith("file:") for url in urls)
+    assert [url for url in urls if not url.startswith(("file:", "data:", "blob:"))] == []
+    assert [entry for entry in opened.get_log("browser") if entry["level"] in {"SEVERE", "WARNING"}] == []
+
+
+def test_every_figure_is_drawn_inside_its_column(opened: Chrome) -> None:
+    widths = opened.execute_script(
+        "return [...document.querySelectorAll('.plotly-graph-div')].map((div) => [div.id,"
+        " div.classList.contains('js-plotly-plot') && div.querySelectorAll('.heatmaplayer image').length,"
+        " div.querySelector('svg.main-svg').getBoundingClientRect().right,"
+        " div.closest('figure').getBoundingClientRect().right])"
+    )
+    assert len(widths) == 18
+    for name, images, right, limit in widths:
+        assert images == 1, name
+        assert right <= limit + 1, name
+
+
+def test_hovering_tells_everything(opened: Chrome) -> None:
+    opened.execute_script("Plotly.Fx.hover('cell-0-z-last', [{xval: 9, yval: 9}])")
+    text = opened.execute_script("return document.querySelector('#cell-0-z-last .hoverlayer').textContent")
+    assert text.startswith("L9H9normalised +0.")
+    assert "(95%)" in text
+    assert "logits, sem 0." in text
+    assert text.endswith("12 pairs in 6 sampling units")
+
+
+def test_clicking_a_column_sorts_the_table(opened: Chrome) -> None:
+    rows = "document.querySelector('table.dense').tBodies[0].rows"
+    names = f"return [...{rows}].map((row) => row.cells[0].textContent)"
+    before = opened.execute_script(names)
+    opened.execute_script("document.querySelector('table.dense th button').click()")
+    down = opened.execute_script(names)
+    opened.execute_script("document.querySelector('table.dense th button').click()")
+    up = opened.execute_script(names)
+
+    def by_layer(name: str) -> tuple[int, ...]:
+        return tuple(map(int, name.removeprefix("L").split("H")))
+
+    assert up == sorted(before, key=by_layer)
+    assert down == up[::-1]
+    assert before not in (up, down)
+
+
+def test_colours_follow_the_reader_and_stay_diverging(opened: Chrome) -> None:
+    middle = "return document.getElementById('cell-0-z-last').layout.coloraxis.colorscale[5][1]"
+    for scheme, colour in (("dark", "rgb(33,38,45)"), ("light", "rgb(247,247,247)")):
+        features = [{"name": "prefers-color-scheme", "value": scheme}]
+        opened.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
+        eventually(opened, middle, colour)
+
+
+def test_a_narrow_screen_needs_no_sideways_scrolling(opened: Chrome) -> None:
+    size = {"width": 390, "height": 800, "deviceScaleFactor": 1, "mobile": False}
+    opened.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+    eventually(opened, "return document.documentElement.scrollWidth <= 390", wanted=True)

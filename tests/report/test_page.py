@@ -1,0 +1,219 @@
+from __future__ import annotations
+
+import base64
+import json
+import os
+import re
+import subprocess
+import sys
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+
+from attrib_batch.analysis import heatmap, read_manifest, read_summary, summarize
+from attrib_batch.errors import RequestError
+from attrib_batch.report import write_report
+from attrib_batch.report.page import render
+from attrib_batch.schema import Cell
+from tests.support.synthetic_run import Failure, IoiLike, Pair, write_manifest, write_run
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+CELL, OTHER = Cell("gpt2", "ioi", "atp"), Cell("gpt2", "ioi", "second")
+HOSTILE = "</script><script>alert(1)</script><b>role</b>"
+
+
+def visible(page: str) -> str:
+    """The page without plotly.js, styles, scripts and tags, its white space joined."""
+    text = re.sub(r"<(script|style)\b.*?</\1>", " ", page, flags=re.DOTALL)
+    return " ".join(re.sub(r"<[^>]*>", " ", text).split())
+
+
+def figures(page: str) -> list[str]:
+    return re.findall(r'<div id="([^"]+)" class="plotly-graph-div"', page)
+
+
+def drawn_matrix(page: str, div_id: str) -> np.ndarray:
+    """The numbers a figure draws, decoded from the page."""
+    z = json.loads(re.search(rf'newPlot\(\s*"{div_id}",.*?"z":(\{{[^}}]*\}})', page, re.DOTALL)[1])
+    shape = [int(size) for size in z["shape"].split(",")]
+    return np.frombuffer(base64.b64decode(z["bdata"]), dtype=z["dtype"]).reshape(shape)
+
+
+@pytest.fixture(scope="module")
+def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    failures = [Failure(999), Failure(998), Failure(997, error="too_long", message="<i>long</i> & more")]
+    both, one = IoiLike(layers=4, heads=3, without_heads=True), IoiLike(layers=4, heads=3, seed=1)
+    cells = {CELL: both.pairs(21), OTHER: one.pairs(8)}
+    return write_run(tmp_path_factory.mktemp("run"), cells, cuts=(7,), failures={CELL: failures})
+
+
+@pytest.fixture(scope="module")
+def page(out: Path) -> str:
+    path = write_report(out)
+    assert path == out / "report.html"
+    return path.read_text(encoding="utf-8")
+
+
+def test_the_page_holds_plotly_once_and_stays_small(page: str) -> None:
+    assert page.count("plotly.js v") == 1
+    assert len(page.encode()) < 8_000_000
+    assert not re.search(r"<(script|link|img)[^>]+(src|href)=(?![\"']?(data:|#))", page)
+
+
+def test_every_map_of_every_component_is_drawn_once(page: str) -> None:
+    ids = figures(page)
+    assert len(ids) == len(set(ids))
+    z = {f"cell-0-z-{name}" for name in ("last", "position", "all", *(f"role-{index}" for index in range(4)))}
+    assert set(ids) == z | {"cell-0-mlp_out-position", "cell-0-mlp_out-roles"} | {
+        name.replace("cell-0", "cell-1") for name in z
+    }
+
+
+def test_the_maps_draw_the_summary(page: str, out: Path) -> None:
+    summary, of_cell = read_summary(out), {"method": "atp", "component": "z"}
+    last = heatmap(summary.heads, scope="last", **of_cell)
+    np.testing.assert_allclose(drawn_matrix(page, "cell-0-z-last"), last, rtol=1e-6)
+    positions = heatmap(summary.positions, columns="position", **of_cell)
+    np.testing.assert_allclose(drawn_matrix(page, "cell-0-z-position"), positions, rtol=1e-6)
+    end = heatmap(summary.heads, scope="role", role="end", **of_cell)
+    np.testing.assert_allclose(drawn_matrix(page, "cell-0-z-role-3"), end, rtol=1e-6)
+
+
+def test_maps_by_role_share_one_colour_scale(page: str) -> None:
+    ranges = [
+        re.search(rf'newPlot\(\s*"cell-0-z-role-{index}",.*?"cmax":([\d.]+),"cmin":-([\d.]+)', page, re.DOTALL).groups()
+        for index in range(4)
+    ]
+    assert len(set(ranges)) == 1
+    assert ranges[0][0] == ranges[0][1]
+
+
+def test_positive_is_blue_as_in_the_tutorial(page: str) -> None:
+    assert '"colorscale":[[0.0,"rgb(103,0,31)"]' in page
+    assert '[1.0,"rgb(5,48,97)"]]' in page
+
+
+def test_the_words_say_what_was_computed(page: str) -> None:
+    text = visible(page)
+    assert "21 of 24 pairs scored, 3 failed; prompts of 14 to 16 tokens" in text
+    assert "denoising, so 0 is the corrupted behaviour and 1 the clean one" in text
+    assert "first-order estimate" in text
+    assert "Strongest heads at “end”" in text
+    assert "(t, 11 sampling units" in text
+    assert "Unfinished" not in text
+
+
+def test_the_table_ranks_by_absolute_mean(page: str) -> None:
+    table = re.search(r'<table class="dense">.*?<tbody>(.*?)</tbody>', page, re.DOTALL)[1]
+    assert len(re.findall(r">L\d+H\d+</td>", table)) == 12
+    means = [float(key) for key in re.findall(r'data-key="(-?[\d.e-]+)">[+\N{MINUS SIGN}]', table)][::2]
+    assert np.all(np.diff(np.abs(means)) <= 0)
+    assert means[0] != 0
+
+
+def test_failures_are_shown_with_their_reasons_and_escaped(page: str) -> None:
+    text = visible(page)
+    assert "unequal_length 2 998 clean has 14 tokens, corrupted has 15" in text
+    assert "&lt;i&gt;long&lt;/i&gt; &amp; more" in page
+
+
+def test_provenance_is_shown(page: str) -> None:
+    text = visible(page)
+    run = ("20261123-abcdef", "23 November 2026, 10:30 UTC", "torch 2.13.0", "prepend_bos false")
+    for words in (*run, "ab" * 32, "cd" * 32):
+        assert words in text, words
+
+
+def test_writing_twice_gives_the_same_page(out: Path, page: str) -> None:
+    assert write_report(out).read_text(encoding="utf-8") == page
+
+
+def test_hostile_names_stay_text(tmp_path: Path) -> None:
+    pair = Pair(0, {"z": np.ones((1, 1, 2)), "mlp_out": np.ones((1, 2))}, {0: HOSTILE})
+    write_run(tmp_path, {CELL: [pair]}, failures={CELL: [Failure(1, message=HOSTILE)]})
+    page = write_report(tmp_path).read_text(encoding="utf-8")
+    assert "alert(1)</script>" not in page
+    assert "<b>role</b>" not in page
+    assert "&lt;b&gt;role&lt;/b&gt;" in page
+
+
+def test_noising_is_explained_as_such(tmp_path: Path) -> None:
+    write_run(tmp_path, {CELL: [Pair(0, {"z": np.ones((1, 1, 2))})]}, direction="noise")
+    text = visible(write_report(tmp_path).read_text(encoding="utf-8"))
+    assert "noising, so 0 is the clean behaviour and \N{MINUS SIGN}1 the corrupted one" in text
+
+
+@pytest.mark.parametrize(
+    ("clean", "warning"),
+    [
+        ((1.0, 1.0), "cannot be normalised: maps and tables show raw means"),
+        ((0.0, 0.5), "divide by this negative gap"),
+        ((0.0, 3.0), "less than two standard errors"),
+    ],
+)
+def test_a_gap_one_should_not_divide_by_is_pointed_out(
+    tmp_path: Path, clean: tuple[float, float], warning: str
+) -> None:
+    pairs = [Pair(i, {"z": np.ones((1, 1, 2))}, clean=value, corrupted=1.0) for i, value in enumerate(clean)]
+    write_run(tmp_path, {CELL: pairs})
+    assert warning in visible(write_report(tmp_path).read_text(encoding="utf-8"))
+
+
+def test_without_roles_heads_are_ranked_at_the_last_position(tmp_path: Path) -> None:
+    write_run(tmp_path, {CELL: [Pair(i, {"z": np.full((1, 2, 2), i)}) for i in range(3)]})
+    page = write_report(tmp_path).read_text(encoding="utf-8")
+    assert "Strongest heads at the last position" in visible(page)
+    assert set(figures(page)) == {"cell-0-z-last", "cell-0-z-position", "cell-0-z-all"}
+
+
+def test_what_is_still_to_do_is_said(tmp_path: Path) -> None:
+    write_run(tmp_path, {CELL: [Pair(0, {"z": np.ones((1, 1, 2))})]})
+    write_manifest(tmp_path, {CELL: 10, OTHER: 10})
+    text = visible(write_report(tmp_path).read_text(encoding="utf-8"))
+    assert "Unfinished: 19 of 20 pairs are still to do" in text
+    assert "No pair of this cell has been scored" in text
+
+
+def test_long_prompts_lose_the_positions_that_are_zero_throughout(tmp_path: Path) -> None:
+    scores = np.zeros((2, 1, 100))
+    scores[:, :, 90:] = 1
+    write_run(tmp_path, {CELL: [Pair(0, {"z": scores})]})
+    page = write_report(tmp_path).read_text(encoding="utf-8")
+    assert drawn_matrix(page, "cell-0-z-position").shape == (2, 10)
+    assert "Positions outside the map are 0 throughout." in visible(page)
+
+
+def test_a_sweep_that_outgrows_the_page_is_shown_in_less_detail(out: Path) -> None:
+    summarize(out)
+    manifest, summary = read_manifest(out), read_summary(out)
+    sizes, counts = [], []
+    for budget in (10**9, 35_000, 14_000, 6_000):
+        page = render(manifest, summary, budget=budget)
+        blocks = re.findall(r'<div id="cell-.*?</script>', page, re.DOTALL)
+        sizes.append(sum(map(len, blocks)))
+        counts.append(len(blocks))
+        assert sizes[-1] <= budget
+    assert sizes == sorted(sizes, reverse=True)
+    assert counts[0] == counts[1] > counts[2] > counts[3]
+    assert "hovering shows means only" in visible(render(manifest, summary, budget=35_000))
+    assert "more maps than one page can hold" in visible(page)
+
+
+def test_a_stale_summary_is_renewed(tmp_path: Path) -> None:
+    write_run(tmp_path, {CELL: [Pair(0, {"z": np.ones((1, 1, 2))})]})
+    write_report(tmp_path)
+    write_run(tmp_path, {CELL: [Pair(i, {"z": np.ones((1, 1, 2))}) for i in range(2)]}, cuts=(1,))
+    assert "2 of 2 pairs scored" in visible(write_report(tmp_path).read_text(encoding="utf-8"))
+
+
+def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(RequestError, match=r"has no manifest\.json"):
+        write_report(tmp_path)
+
+
+def test_reporting_imports_neither_torch_nor_ray() -> None:
+    code = "import sys, attrib_batch.report; sys.exit(bool({'torch', 'ray', 'nnsight'} & set(sys.modules)))"
+    subprocess.run([sys.executable, "-c", code], check=True, env=dict(os.environ), timeout=60)
