@@ -1,0 +1,5 @@
+"""The command line: ``attrib-batch``."""
+
+from attrib_batch.cli.app import main
+
+__all__ = ["main"]

@@ -1,0 +1,99 @@
+"""``pairs make | import | validate | describe``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from attrib_batch.errors import ExitCode, RequestError
+from attrib_batch.pairs.ioi import Counterfactual
+
+app = typer.Typer(
+    help="Make, import and check tables of prompt pairs.",
+    no_args_is_help=True,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+make = typer.Typer(help="Generate pairs.", no_args_is_help=True)
+app.add_typer(make, name="make")
+
+Table = Annotated[Path, typer.Argument(metavar="FILE", help="A Parquet table of prompt pairs.")]
+OutFile = Annotated[Path, typer.Option("--out", metavar="FILE", help="The Parquet file to write.")]
+
+
+@make.command("ioi")
+def make_ioi(
+    out: OutFile,
+    count: Annotated[int, typer.Option(min=1, help="Rows to write, mirrors counted.")] = 1000,
+    seed: Annotated[int, typer.Option(help="The same seed gives the same bytes.")] = 0,
+    counterfactual: Annotated[
+        Counterfactual, typer.Option(help="What the corrupted prompt changes.")
+    ] = Counterfactual.S2_TO_IO,
+    *,
+    mirror: Annotated[
+        bool, typer.Option(help="Follow each pair by the pair with clean and corrupted exchanged.")
+    ] = True,
+) -> None:
+    """Indirect object identification: "... John and Mary ...; John gave a drink to" -> " Mary"."""
+    from attrib_batch.pairs.ioi import generate_ioi
+    from attrib_batch.pairs.writer import write_pairs
+
+    written = write_pairs(out, generate_ioi(count, seed, counterfactual, mirror=mirror))
+    typer.echo(f"{written:,} pairs -> {out}")
+
+
+@app.command("import")
+def import_table(
+    source: Annotated[Path, typer.Argument(help="CSV, TSV, JSON lines or Parquet.")],
+    out: OutFile,
+    columns: Annotated[
+        list[str] | None,
+        typer.Option("--column", metavar="OURS=THEIRS", help="Which of the source's columns is which of ours."),
+    ] = None,
+) -> None:
+    """Make a table of prompt pairs from a file with other column names or another format."""
+    from attrib_batch.pairs.importer import import_pairs
+
+    mapping = {}
+    for column in columns or []:
+        ours, equals, theirs = column.partition("=")
+        if not (ours and equals and theirs):
+            raise RequestError(f"--column {column!r}: write OURS=THEIRS, for example --column clean=prompt")
+        mapping[theirs] = ours
+    typer.echo(f"{import_pairs(source, out, mapping):,} pairs -> {out}")
+
+
+@app.command()
+def validate(
+    table: Table,
+    model: Annotated[str, typer.Option(help="Bundled name, local folder or Hub id.")],
+    revision: Annotated[str | None, typer.Option(help="Hub revision.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Only the first so many rows.")] = None,
+    *,
+    prepend_bos: Annotated[bool, typer.Option(help="As in the job file.")] = False,
+) -> int:
+    """Tokenise every pair and count, per reason, those that cannot be scored; exit code 3 if there are any."""
+    from attrib_batch.models.load import load_tokenizer, read_dimensions
+    from attrib_batch.pairs.reader import PairTable
+    from attrib_batch.pairs.validate import render_validation
+    from attrib_batch.pairs.validate import validate as validate_table
+    from attrib_batch.spec import ModelJob
+
+    pairs = PairTable.open(table, limit)
+    job = ModelJob(id=model, revision=revision, prepend_bos=prepend_bos)
+    report = validate_table(
+        pairs, load_tokenizer(job), prepend_bos=prepend_bos, max_tokens=read_dimensions(job).max_tokens
+    )
+    typer.echo(render_validation(report))
+    return int(ExitCode.OK if report.ok else ExitCode.SOME_FAILED)
+
+
+@app.command()
+def describe(table: Table) -> None:
+    """Count pairs by task, template and length; needs no model."""
+    from attrib_batch.pairs.describe import describe as describe_table
+    from attrib_batch.pairs.describe import render_description
+    from attrib_batch.pairs.reader import PairTable
+
+    typer.echo(render_description(describe_table(PairTable.open(table))))

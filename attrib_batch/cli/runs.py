@@ -1,0 +1,90 @@
+"""``plan``, ``run``, ``demo`` and ``doctor``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table as RichTable
+
+from attrib_batch.errors import RequestError
+from attrib_batch.spec import load_job
+
+if TYPE_CHECKING:
+    from attrib_batch.run.driver import RunResult
+    from attrib_batch.spec import Job
+
+JobPath = Annotated[Path, typer.Argument(metavar="JOB", help="The job file (YAML).")]
+Out = Annotated[Path, typer.Option("--out", help="The run's directory.", metavar="OUT")]
+
+DEMO_JOB = Path("jobs/demo.yaml")
+
+
+def plan(job: JobPath) -> None:
+    """Show pairs, chunks, rows and expected bytes, without running a model."""
+    from attrib_batch.run.estimate import estimate_job
+
+    console = Console()
+    table = RichTable("model", "dataset", "method", "pairs", "chunks", "score rows", "bytes (about)", box=None)
+    total_rows = total_bytes = 0
+    for item in estimate_job(load_job(job)):
+        cell = item.plan.cell
+        table.add_row(
+            cell.model, cell.dataset, cell.method,
+            f"{item.plan.n_pairs:,}", f"{item.plan.n_chunks:,}", f"{item.score_rows:,}", f"{item.score_bytes:,}",
+        )  # fmt: skip
+        total_rows += item.score_rows
+        total_bytes += item.score_bytes
+    console.print(table)
+    console.print(f"together {total_rows:,} score rows, about {total_bytes:,} bytes", highlight=False)
+
+
+def run(
+    job: JobPath,
+    out: Out,
+    address: Annotated[str | None, typer.Option(help="A Ray cluster to join; Ray starts here where absent.")] = None,
+) -> int:
+    """Score every pair of a job that is not scored yet; run it again to resume."""
+    result = _run(load_job(job), out, address)
+    return int(result.exit_code)
+
+
+def demo(out: Annotated[Path, typer.Option("--out", help="The run's directory.")] = Path("runs/demo")) -> int:
+    """Run jobs/demo.yaml on the bundled model, summarise it and write its report."""
+    from attrib_batch.report import write_report
+
+    if not DEMO_JOB.is_file():
+        raise RequestError(f"{DEMO_JOB} is not here: run the demo in a checkout of the project")
+    result = _run(load_job(DEMO_JOB), out, None)
+    page = write_report(out)
+    typer.echo(f"report: {page}")
+    return int(result.exit_code)
+
+
+def doctor() -> int:
+    """Check this machine: packages, the bundled model, GPUs, Ray."""
+    from attrib_batch.run.doctor import examine
+
+    console = Console()
+    findings = examine()
+    for finding in findings:
+        mark = "[green]ok[/]  " if finding.ok else "[red]no[/]  "
+        console.print(f"{mark}{finding.what}: {finding.detail}", highlight=False, soft_wrap=True)
+    return 0 if all(finding.ok for finding in findings if finding.needed) else 2
+
+
+def _run(job: Job, out: Path, address: str | None) -> RunResult:
+    from attrib_batch.run.driver import run_prepared
+    from attrib_batch.run.prepare import prepare_run
+    from attrib_batch.run.progress import duration, make_progress
+
+    console = Console(stderr=True)
+    prepared = prepare_run(job, out)
+    result = run_prepared(prepared, make_progress(console), address=address)
+    typer.echo(
+        f"{result.scored:,} of {result.expected:,} pairs scored, {result.failed:,} in failures; "
+        f"{duration(result.tally.seconds)} -> {out}"
+    )
+    return result

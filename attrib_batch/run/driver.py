@@ -1,0 +1,223 @@
+"""Run a prepared job: start Ray, feed the scheduler with what the workers report, and account for every pair."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import threading
+import time
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+from attrib_batch.errors import ExitCode, RunInterruptedError
+from attrib_batch.pairs.reader import PairTable
+from attrib_batch.run.pool import Done, Lost, Ready, WorkerPool
+from attrib_batch.run.progress import Tally
+from attrib_batch.run.scheduler import Scheduler
+from attrib_batch.workers.commit import commit_lost_chunk
+from attrib_batch.workers.replica import peak_memory
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from attrib_batch.run.prepare import PreparedRun
+    from attrib_batch.run.progress import ProgressView
+    from attrib_batch.schema import Chunk
+
+POLL_SECONDS = 0.5
+STOP_GRACE_SECONDS = 20.0
+"""How long a stopped run waits for the chunks in flight, so that their work is not lost."""
+EXECUTIONS = "executions"
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """How a run ended."""
+
+    expected: int
+    scored: int
+    failed: int
+    tally: Tally
+
+    @property
+    def exit_code(self) -> ExitCode:
+        """0 when every pair of the run is scored, 3 when some are in failures."""
+        return ExitCode.SOME_FAILED if self.failed else ExitCode.OK
+
+
+class _StopRequest:
+    """Set by SIGINT or SIGTERM; a second signal ends the process at once."""
+
+    def __init__(self) -> None:
+        self.since: float | None = None
+
+    def ask(self, number: int, _frame: object) -> None:
+        if self.since is not None:
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+        self.since = time.monotonic()
+
+
+def run_prepared(prepared: PreparedRun, progress: ProgressView, *, address: str | None = None) -> RunResult:
+    """Compute every chunk that is not committed.
+
+    Args:
+        prepared: the checked request.
+        progress: shows how far it is.
+        address: a Ray cluster to join; None starts Ray on this machine.
+
+    Raises:
+        RequestError: the model or the workers cannot be had as asked.
+        RunInterruptedError: stopped by a signal, or no worker can be kept alive. What is committed stays.
+    """
+    return _Driver(prepared, progress).run(address)
+
+
+class _Driver:
+    """One execution: what is counted, shown and obeyed while workers work."""
+
+    def __init__(self, prepared: PreparedRun, progress: ProgressView) -> None:
+        self._prepared = prepared
+        self._progress = progress
+        self._tally = Tally(sum(cell.n_pairs for cell in prepared.plan), prepared.n_committed_pairs)
+
+    def run(self, address: str | None) -> RunResult:
+        tally = self._tally
+        if self._prepared.resumed:
+            self._progress.note(f"resuming: {tally.earlier:,} of {tally.total:,} pairs are committed")
+        try:
+            if any(self._prepared.waiting.values()):
+                with _ray(address), _stop_on_signal() as stop:
+                    for model_name, chunks in self._prepared.waiting.items():
+                        if chunks:
+                            self._run_model(model_name, chunks, stop)
+        finally:
+            self._progress.close(tally)
+            _record_execution(self._prepared, tally)
+        failed = count_failures(self._prepared)
+        return RunResult(tally.total, tally.total - failed, failed, tally)
+
+    def _run_model(self, model_name: str, chunks: list[Chunk], stop: _StopRequest) -> None:
+        job = self._prepared.job
+        count = min(job.model(model_name).workers.count, len(chunks))
+        pool = WorkerPool(job, model_name, self._prepared.store, count)
+        self._progress.note(f"{model_name}: workers {count}, chunks {len(chunks):,}")
+        try:
+            self._feed(pool, Scheduler(chunks), stop)
+        finally:
+            pool.close()
+
+    def _feed(self, pool: WorkerPool, scheduler: Scheduler, stop: _StopRequest) -> None:
+        """Keep every worker busy until no chunk is left, or until asked to stop."""
+        idle: list[int] = []
+        busy: set[int] = set()
+        while not scheduler.finished:
+            if stop.since is None:
+                while idle and (chunk := scheduler.assign()) is not None:
+                    worker = idle.pop()
+                    busy.add(worker)
+                    pool.give(worker, chunk)
+            elif not busy or time.monotonic() - stop.since > STOP_GRACE_SECONDS:
+                raise RunInterruptedError(
+                    f"stopped with {self._tally.done:,} of {self._tally.total:,} pairs committed. "
+                    "The same command goes on from there."
+                )
+            for event in pool.wait(POLL_SECONDS):
+                match event:
+                    case Ready():
+                        self._tally.worker_ready(event.peak_bytes)
+                        idle.append(event.worker)
+                    case Done():
+                        scheduler.done(event.report.chunk)
+                        self._tally.add(event.report)
+                        busy.discard(event.worker)
+                        idle.append(event.worker)
+                    case Lost():
+                        busy.discard(event.worker)
+                        self._lost(event, scheduler)
+            self._progress.update(self._tally)
+
+    def _lost(self, event: Lost, scheduler: Scheduler) -> None:
+        chunk = event.chunk
+        self._progress.note(f"a worker was lost with pairs {chunk.start:,} to {chunk.stop:,}: {event.message}")
+        given_up = scheduler.lost(chunk, event.message)
+        if given_up is None:
+            return
+        dataset = self._prepared.job.dataset(chunk.cell.dataset)
+        pairs = PairTable.open(dataset.path, dataset.limit).rows(chunk.start, chunk.stop)
+        commit_lost_chunk(self._prepared.store, chunk, pairs, message=event.message, attempts=given_up.attempts)
+        self._tally.failed += chunk.n_pairs
+
+
+def count_failures(prepared: PreparedRun) -> int:
+    """Pairs in the failures tables of the whole run, earlier executions included."""
+    import pyarrow.parquet as pq
+
+    from attrib_batch.schema import Table
+
+    folder = prepared.store.path(Table.FAILURES)
+    return sum(pq.read_metadata(path).num_rows for path in folder.glob("**/part-*.parquet"))
+
+
+@contextmanager
+def _ray(address: str | None) -> Iterator[None]:
+    """Ray for the length of a run; one that was there before is left as it was."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    # Otherwise Ray replaces the loopback address by the machine's own, and listens there.
+    os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    import ray
+
+    if ray.is_initialized():
+        yield
+        return
+    if address is None:
+        ray.init(
+            address="local", include_dashboard=False, logging_level="ERROR", log_to_driver=False,
+            _node_ip_address="127.0.0.1",
+        )  # fmt: skip
+    else:
+        ray.init(address=address, logging_level="ERROR", log_to_driver=False)
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+@contextmanager
+def _stop_on_signal() -> Iterator[_StopRequest]:
+    """Turn SIGINT and SIGTERM into a request; only the main thread may receive signals."""
+    request = _StopRequest()
+    if threading.current_thread() is not threading.main_thread():
+        yield request
+        return
+    before = {number: signal.signal(number, request.ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield request
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _record_execution(prepared: PreparedRun, tally: Tally) -> None:
+    """Leave what this execution did beside the tables: one small file, never rewritten."""
+    now = datetime.now(UTC)
+    record = {
+        "finished_at": now.isoformat(timespec="seconds"),
+        "seconds": round(tally.seconds, 3),
+        "pairs_scored": tally.scored,
+        "pairs_failed": tally.failed,
+        "pairs_committed_before": tally.earlier,
+        "pairs_per_second": round(tally.pairs_per_second, 3),
+        "tokens": tally.tokens,
+        "score_rows": tally.score_rows,
+        "score_bytes": tally.score_bytes,
+        "model_share": round(tally.model_seconds / tally.busy_seconds, 4) if tally.busy_seconds else None,
+        "driver_peak_bytes": peak_memory(),
+        "worker_peak_bytes": tally.worker_peak_bytes,
+    }
+    name = f"{EXECUTIONS}/{now:%Y%m%dT%H%M%S.%fZ}.json"
+    prepared.store.write_bytes(name, (json.dumps(record, indent=2) + "\n").encode())

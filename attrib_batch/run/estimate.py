@@ -1,0 +1,62 @@
+"""What a job will write, without running a model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from attrib_batch.models.load import load_tokenizer, read_dimensions
+from attrib_batch.pairs.encode import EncodedPair, encode_pairs
+from attrib_batch.pairs.reader import PairTable
+from attrib_batch.run.plan import CellPlan, plan_cells
+from attrib_batch.run.prepare import with_absolute_paths
+
+if TYPE_CHECKING:
+    from attrib_batch.pairs.encode import Tokenizer
+    from attrib_batch.spec import Job
+
+BYTES_PER_ROW = 2.0
+"""Bytes of a score row in a scores file, about: measured on the bundled model and IOI pairs."""
+SAMPLE_PAIRS = 512
+"""Pairs of each dataset that are tokenised to know how long prompts are."""
+
+
+@dataclass(frozen=True)
+class CellEstimate:
+    """What one cell will write, about."""
+
+    plan: CellPlan
+    score_rows: int
+    score_bytes: int
+
+
+def estimate_job(job: Job) -> list[CellEstimate]:
+    """Estimate every cell from the models' configurations and a sample of each dataset's prompts.
+
+    Raises:
+        RequestError: a dataset or a model's configuration cannot be read.
+    """
+    job = with_absolute_paths(job)
+    tables = {dataset.id: PairTable.open(dataset.path, dataset.limit) for dataset in job.datasets}
+    plans = plan_cells(job, {name: table.n_rows for name, table in tables.items()})
+    sizes = {model.name: read_dimensions(model) for model in job.models}
+    tokenizers = {model.name: load_tokenizer(model) for model in job.models}
+    positions = {
+        (model.name, name): _mean_length(table, tokenizers[model.name], prepend_bos=model.prepend_bos)
+        for model in job.models
+        for name, table in tables.items()
+    }
+    estimates = []
+    for plan in plans:
+        size = sizes[plan.cell.model]
+        heads = sum(size.heads_of(component) or 1 for component in job.method(plan.cell.method).components)
+        rows = round(plan.n_pairs * size.n_layers * heads * positions[plan.cell.model, plan.cell.dataset])
+        estimates.append(CellEstimate(plan, rows, round(rows * BYTES_PER_ROW)))
+    return estimates
+
+
+def _mean_length(table: PairTable, tokenizer: Tokenizer, *, prepend_bos: bool) -> float:
+    """Positions per pair, pairs that cannot be scored counting none."""
+    sample = table.rows(0, min(table.n_rows, SAMPLE_PAIRS))
+    encoded = encode_pairs(sample, tokenizer, prepend_bos=prepend_bos)
+    return sum(item.n_tokens for item in encoded if isinstance(item, EncodedPair)) / len(sample)

@@ -1,0 +1,76 @@
+"""Before a run: check the request against the datasets, the models and the output, and plan it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from attrib_batch.errors import OutputError
+from attrib_batch.models.sources import find_model
+from attrib_batch.pairs.reader import PairTable
+from attrib_batch.run.manifest import build_manifest, open_run
+from attrib_batch.run.plan import CellPlan, plan_cells
+from attrib_batch.schema import Chunk, Table
+from attrib_batch.store import Store
+
+if TYPE_CHECKING:
+    from attrib_batch.spec import Job
+
+
+@dataclass(frozen=True)
+class PreparedRun:
+    """A checked request: the job with absolute paths, its plan, and what is still to be done."""
+
+    job: Job
+    store: Store
+    manifest: dict[str, Any]
+    plan: list[CellPlan]
+    waiting: dict[str, list[Chunk]]
+    """Chunks that are not committed yet, by model."""
+    n_committed_pairs: int
+    resumed: bool
+
+
+def prepare_run(job: Job, out: Path) -> PreparedRun:
+    """Check everything that can be checked before a worker starts, and write the manifest.
+
+    Raises:
+        RequestError: the datasets, models or output do not allow the job, or it does not match what is there.
+    """
+    job = with_absolute_paths(job)
+    tables = {dataset.id: PairTable.open(dataset.path, dataset.limit) for dataset in job.datasets}
+    for table in tables.values():
+        table.check_ids()
+    plan = plan_cells(job, {name: table.n_rows for name, table in tables.items()})
+    manifest = build_manifest(
+        job,
+        plan,
+        datasets={name: table.fingerprint() for name, table in tables.items()},
+        models={model.name: find_model(model).fingerprint for model in job.models},
+    )
+    store = Store(Path(out).expanduser().resolve())
+    if store.root.exists() and not store.root.is_dir():
+        raise OutputError(f"--out {store.root} is a file; name a folder")
+    manifest, resumed = open_run(store, manifest)
+    waiting: dict[str, list[Chunk]] = {model.name: [] for model in job.models}
+    n_committed = 0
+    for cell_plan in plan:
+        committed = store.parts(Table.SCORES, cell_plan.cell.partition)
+        for chunk in cell_plan.chunks():
+            if (chunk.start, chunk.stop) in committed:
+                n_committed += chunk.n_pairs
+            else:
+                waiting[chunk.cell.model].append(chunk)
+    return PreparedRun(job, store, manifest, plan, waiting, n_committed, resumed)
+
+
+def with_absolute_paths(job: Job) -> Job:
+    """The job with dataset paths and local model folders made absolute: workers run in other folders."""
+    data = job.model_dump(mode="json")
+    for dataset in data["datasets"]:
+        dataset["path"] = str(Path(dataset["path"]).expanduser().resolve())
+    for model in data["models"]:
+        if Path(model["id"]).expanduser().is_dir():
+            model["id"] = str(Path(model["id"]).expanduser().resolve())
+    return type(job).model_validate(data)

@@ -1,0 +1,157 @@
+"""Whatever is wrong with a request, the command line says it in one message and exits with 2."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from typer.testing import CliRunner
+
+from attrib_batch.cli.app import app
+from attrib_batch.errors import AttribBatchError, ExitCode
+from tests.support.jobs import TinyJob, attrib_batch
+
+
+@pytest.fixture(scope="module")
+def job(tmp_path_factory: pytest.TempPathFactory) -> TinyJob:
+    return TinyJob.make(tmp_path_factory.mktemp("job"), n_pairs=4)
+
+
+def refused(*arguments: object) -> str:
+    """The message of a command that must be refused; nothing of it may be a traceback."""
+    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    assert isinstance(result.exception, AttribBatchError), result.output
+    assert result.exception.exit_code is ExitCode.BAD_REQUEST
+    return str(result.exception)
+
+
+def changed_model(job: TinyJob, **changes: Any) -> list[dict[str, Any]]:
+    return [{"id": str(job.model), "name": "tiny", "prepend_bos": False, **changes}]
+
+
+BAD_JOBS: dict[str, tuple[dict[str, Any], str]] = {
+    "unknown key": ({"color": 1}, "color: unknown key; known here: name, models, datasets"),
+    "unknown nested key": ({"datasets": [{"id": "a", "path": "b", "size": 1}]}, r"datasets\[0\].size: unknown key"),
+    "no models": ({"models": []}, "models: .*at least 1"),
+    "BOS not said": ({"models": [{"id": "x"}]}, r"models\[0\].prepend_bos: missing; expected prepend"),
+    "unknown method": ({"methods": [{"id": "magic"}]}, r"methods\[0\].kind: Input should be 'atp'.*not 'magic'"),
+    "unknown component": (
+        {"methods": [{"id": "atp", "components": ["zz"]}]}, r"methods\[0\].components\[0\]: .*'z'.*not 'zz'",
+    ),
+    "component twice": ({"methods": [{"id": "atp", "components": ["z", "z"]}]}, "z more than once"),
+    "unknown metric": ({"methods": [{"id": "atp", "metric": "vibes"}]}, "vibes"),
+    "zero chunk": ({"chunk_pairs": 0}, "chunk_pairs: .*greater than or equal to 1, not 0"),
+    "text for a number": ({"chunk_pairs": "many"}, "chunk_pairs: .*integer.*'many'"),
+    "same id twice": ({"methods": [{"id": "atp"}, {"id": "atp"}]}, "two methods are both called 'atp'"),
+    "id that names no folder": ({"datasets": [{"id": "a/b", "path": "x"}]}, "cannot name a folder"),
+    "missing name": ({"name": None}, "name: "),
+    "zero workers": (
+        {"models": [{"id": "x", "prepend_bos": False, "workers": {"count": 0}}]}, r"models\[0\].workers.count: ",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", BAD_JOBS)
+def test_bad_job_files(case: str, job: TinyJob, tmp_path: Path) -> None:
+    changes, expected = BAD_JOBS[case]
+    import re
+
+    message = refused("run", job.write("bad.yaml", **changes), "--out", tmp_path / "out")
+    assert "bad.yaml: " in message
+    assert re.search(expected, message), message
+    assert not (tmp_path / "out").exists()
+
+
+def test_job_files_that_are_none(job: TinyJob, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    assert "cannot read the job file" in refused("run", tmp_path / "none.yaml", "--out", out)
+    broken = tmp_path / "broken.yaml"
+    broken.write_text("a: [1,")
+    assert "is not YAML" in refused("plan", broken)
+    assert "a job is a mapping" in refused("plan", job.write_data(["a"], "list.yaml"))
+
+
+def test_bad_datasets(job: TinyJob, tmp_path: Path) -> None:
+    def run(path: Path) -> str:
+        return refused("run", job.write(datasets=[{"id": "d", "path": str(path)}]), "--out", tmp_path / "out")
+
+    assert "no such file" in run(tmp_path / "none.parquet")
+    (tmp_path / "text.parquet").write_text("not parquet")
+    assert "not a readable Parquet file" in run(tmp_path / "text.parquet")
+    table = pq.read_table(job.pairs)
+    pq.write_table(table.slice(0, 0), tmp_path / "empty.parquet")
+    assert "has no rows" in run(tmp_path / "empty.parquet")
+    pq.write_table(table.rename_columns({"clean": "prompt"}), tmp_path / "renamed.parquet")
+    message = run(tmp_path / "renamed.parquet")
+    assert "clean" in message
+    assert "prompt" in message
+    assert "pairs import" in message
+    pq.write_table(table.set_column(1, "clean", pa.array(range(4))), tmp_path / "typed.parquet")
+    assert "clean" in run(tmp_path / "typed.parquet")
+    twice = table.set_column(0, "pair_id", pa.array([0, 1, 1, 2]))
+    pq.write_table(twice, tmp_path / "twice.parquet")
+    assert "pair_id 1 stands in row 1 and again in row 2" in run(tmp_path / "twice.parquet")
+    pq.write_table(table.set_column(0, "pair_id", pa.array([0, None, 1, 2])), tmp_path / "null.parquet")
+    assert "pair_id is null in row 1" in run(tmp_path / "null.parquet")
+    assert not (tmp_path / "out").exists()
+
+
+def test_unknown_model(job: TinyJob, tmp_path: Path) -> None:
+    path = job.write(models=[{"id": "nobody/nothing", "prepend_bos": False}])
+    message = refused("run", path, "--out", tmp_path / "out")
+    assert "'nobody/nothing': not a bundled name" in message
+    assert not (tmp_path / "out").exists()
+
+
+def test_bad_outputs(job: TinyJob, tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.touch()
+    assert "is a file; name a folder" in refused("run", job.write(), "--out", file)
+    (tmp_path / "other/scores").mkdir(parents=True)
+    assert "this is not the directory of a run" in refused("run", job.write(), "--out", tmp_path / "other")
+    (tmp_path / "torn").mkdir()
+    (tmp_path / "torn/manifest.json").write_text("{")
+    assert "cannot be read as a manifest" in refused("run", job.write(), "--out", tmp_path / "torn")
+
+
+def test_an_output_that_cannot_be_written(job: TinyJob, tmp_path: Path) -> None:
+    """Root may write anywhere, so the folder is below a file: making it fails for everyone."""
+    (tmp_path / "file").touch()
+    message = refused("run", job.write(), "--out", tmp_path / "file/out")
+    assert "cannot write" in message
+    assert "--out" in message
+
+
+@pytest.mark.parametrize("verb", ["status", "summarize", "report"])
+def test_a_folder_that_is_no_run(verb: str, tmp_path: Path) -> None:
+    assert "manifest" in refused(verb, tmp_path)
+
+
+def test_more_workers_than_the_machine_holds(job: TinyJob, tmp_path: Path) -> None:
+    cpus = (os.cpu_count() or 1) + 1
+    path = job.write(models=changed_model(job, workers={"count": 2, "cpus": cpus}), chunk_pairs=1)
+    ended = attrib_batch("run", path, "--out", tmp_path / "out")
+    assert ended.code == 2, ended.said
+    assert f"2 workers ask for {2 * cpus} CPUs together, and Ray has" in " ".join(ended.said.split())
+
+
+def test_a_model_the_workers_cannot_load_fails_fast(job: TinyJob, tmp_path: Path) -> None:
+    path = job.write(models=changed_model(job, device="cuda"))
+    ended = attrib_batch("run", path, "--out", tmp_path / "out")
+    assert ended.code == 2, ended.said
+    assert "offers no CUDA device" in ended.said
+    assert "Traceback" not in ended.said
+
+
+def test_errors_reach_the_shell_as_one_message_and_a_code() -> None:
+    ended = attrib_batch("run", "none.yaml", "--out", "x")
+    assert ended.code == 2
+    assert ended.said.strip() == "error: cannot read the job file none.yaml: No such file or directory"
+    assert attrib_batch("no-such-verb").code == 2
+    assert attrib_batch("run").code == 2
+    assert attrib_batch("--help").code == 0
+    assert attrib_batch("--version").said.strip() == "0.1.0"

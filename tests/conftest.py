@@ -1,0 +1,35 @@
+"""Fixtures shared by all tests: the bundled model, loaded once, and a command line in a process of its own."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from attrib_batch.models.load import LoadedModel
+
+# Set before transformers is imported anywhere: no test may depend on the model hub.
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+SMOLLM2 = "smollm2-135m"
+
+
+@pytest.fixture(scope="session")
+def smollm2() -> LoadedModel:
+    """The bundled model, in float32 without a BOS."""
+    from attrib_batch.models.load import load_model
+    from attrib_batch.spec import ModelJob
+
+    return load_model(ModelJob(id=SMOLLM2, prepend_bos=False))
+
+
+@pytest.fixture(scope="session")
+def smollm2_tokenizer() -> object:
+    """The bundled model's own tokenizer."""
+    from attrib_batch.models.load import load_tokenizer
+    from attrib_batch.spec import ModelJob
+
+    return load_tokenizer(ModelJob(id=SMOLLM2, prepend_bos=False))

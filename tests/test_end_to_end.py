@@ -1,0 +1,113 @@
+"""The demo on the real model: the tutorial's maps, the report, the exit code; and the report in a real browser."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+
+from attrib_batch.analysis import heatmap, read_summary
+from attrib_batch.pairs.tutorial import tutorial_pairs
+from attrib_batch.schema import Component
+from attrib_batch.spec import load_job
+from tests.support.jobs import ROOT, attrib_batch, read_scores
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("demo") / "run"
+    ended = attrib_batch("demo", "--out", out)
+    assert ended.code == 0, ended.said
+    assert ended.output.rstrip().endswith(f"report: {out / 'report.html'}")
+    return out
+
+
+def test_all_pairs_are_scored(demo: Path) -> None:
+    scores = read_scores(demo)
+    counts = scores.group_by("dataset").agg(pl.col("pair_id").n_unique()).sort("dataset")
+    assert dict(counts.iter_rows()) == {"ioi": 64, "tutorial": 8}
+    assert scores["score"].is_finite().all()
+    assert scores["score"].null_count() == 0
+
+
+def test_the_model_solves_the_tutorials_prompts(demo: Path) -> None:
+    baselines = pl.read_parquet(demo / "baselines/**/*.parquet", hive_partitioning=True)
+    tutorial = baselines.filter(pl.col("dataset") == "tutorial")
+    assert tutorial["clean_metric"].min() > 3.0  # type: ignore[operator]
+    assert tutorial["clean_metric"].max() < 12.0  # type: ignore[operator]
+    # Every prompt is clean once and corrupted once, with right and wrong exchanged.
+    assert tutorial["corrupted_metric"].sum() == pytest.approx(-tutorial["clean_metric"].sum(), rel=1e-5)
+
+
+def test_the_tutorials_two_maps_by_its_own_formula(demo: Path, smollm2) -> None:
+    """One batch of 8, the mean of the normalised metric differentiated, features summed as the tutorial sums them."""
+    import torch
+
+    pairs, tokenizer, model = tutorial_pairs(), smollm2.tokenizer, smollm2.module
+    clean_ids = tokenizer([pair.clean for pair in pairs], return_tensors="pt")["input_ids"]
+    corrupted_ids = clean_ids[[1, 0, 3, 2, 5, 4, 7, 6]]
+    answers = torch.tensor(
+        [[tokenizer(text)["input_ids"][0] for text in (pair.answers[0], pair.wrong_answers[0])] for pair in pairs]
+    )
+
+    def logit_diff(logits: torch.Tensor) -> torch.Tensor:
+        right, wrong = (logits[:, -1].gather(1, answers[:, i : i + 1]) for i in (0, 1))
+        return (right - wrong).mean()
+
+    def run(ids: torch.Tensor, *, grad: bool) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        seen: list[torch.Tensor] = []
+
+        def hook(_module: object, args: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+            z = args[0].requires_grad_() if grad and not args[0].requires_grad else args[0]
+            seen.append(z)
+            return (z,)
+
+        handles = [layer.self_attn.o_proj.register_forward_pre_hook(hook) for layer in model.model.layers]
+        with torch.set_grad_enabled(grad):
+            logits = model(ids, use_cache=False).logits
+        for handle in handles:
+            handle.remove()
+        return logits, seen
+
+    clean_logits, clean = run(clean_ids, grad=False)
+    corrupted_logits, corrupted = run(corrupted_ids, grad=True)
+    high, low = logit_diff(clean_logits), logit_diff(corrupted_logits)
+    gradients = torch.autograd.grad((logit_diff(corrupted_logits) - low.detach()) / (high - low.detach()), corrupted)
+    products = torch.stack([g * (a - b) for g, a, b in zip(gradients, clean, corrupted, strict=True)]).detach()
+    n_heads = smollm2.dimensions.n_heads
+    by_head = products[:, :, -1].unflatten(-1, (n_heads, -1)).sum((1, 3)).numpy()
+    by_position = products.sum((1, 3)).numpy()
+
+    summary = read_summary(demo)
+    ours = {"dataset": "tutorial"}
+    heads = summary.heads.filter(**ours, component="z", scope="last").sort("layer", "head")
+    positions = summary.positions.filter(**ours, component="z").sort("layer", "position")
+    np.testing.assert_allclose(
+        heads["mean_normalized"].to_numpy().reshape(by_head.shape), by_head, atol=1e-5 * np.abs(by_head).max()
+    )
+    np.testing.assert_allclose(
+        positions["mean_normalized"].to_numpy().reshape(by_position.shape),
+        by_position,
+        atol=1e-5 * np.abs(by_position).max(),
+    )
+    grid = heatmap(summary.heads.filter(**ours), component=Component.Z, scope="last")
+    np.testing.assert_allclose(grid, by_head, atol=1e-5 * np.abs(by_head).max())
+
+
+def test_report_works_on_a_copy_of_the_tables_alone(demo: Path, tmp_path: Path) -> None:
+    for name in ("manifest.json", "scores", "baselines"):
+        source = demo / name
+        (shutil.copytree if source.is_dir() else shutil.copy)(source, tmp_path / name)
+    assert attrib_batch("report", tmp_path).code == 0
+    assert (tmp_path / "report.html").stat().st_size > 1_000_000
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "jobs").glob("*.yaml")), ids=lambda path: path.name)
+def test_job_files_are_valid(path: Path) -> None:
+    job = load_job(path)
+    assert all((ROOT / dataset.path).is_file() for dataset in job.datasets)
