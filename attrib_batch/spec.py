@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -17,6 +17,9 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from attrib_batch.errors import JobError
 from attrib_batch.metric_names import check_metric_name
 from attrib_batch.schema import Cell, Component
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 _NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
 
@@ -126,8 +129,8 @@ class MethodJob(_Strict):
         # atp_ig takes its gradients between the runs, and exact takes none.
         if self.metric == "kl" and self.direction == "noise" and self.kind in {"atp", "atp_star"}:
             raise ValueError(
-                f"metric kl is at its minimum on the clean run, where {self.kind} with direction noise takes its gradients: "
-                "every score would be 0; use direction denoise, or kind exact or atp_ig"
+                f"metric kl is at its minimum on the clean run, where {self.kind} with direction noise takes its "
+                "gradients: every score would be 0; use direction denoise, or kind exact or atp_ig"
             )
         return self
 
@@ -137,6 +140,15 @@ class MethodJob(_Strict):
         if twice:
             raise ValueError(f"components lists {', '.join(twice)} more than once")
         return self
+
+
+def run_together(methods: Iterable[MethodJob]) -> list[tuple[MethodJob, ...]]:
+    """Group methods by what shares forward runs: attribution patching of any direction, metric and components."""
+    shared: list[MethodJob] = []
+    alone: list[MethodJob] = []
+    for method in methods:
+        (shared if method.kind == "atp" else alone).append(method)
+    return [*([tuple(shared)] if shared else []), *((method,) for method in alone)]
 
 
 class Job(_Strict):

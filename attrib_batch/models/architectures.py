@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     HeadsView = Callable[["Float[Tensor, '...']", "Dimensions"], "Float[Tensor, 'pair position head feature']"]
 
 End = Literal["input", "output"]
+SiteKey = tuple[str, End]
+"""Path of a module below its layer, and which end of it: sites with the same key read the same tensor."""
 
 
 @dataclass(frozen=True)
@@ -104,7 +106,7 @@ class Site:
     view: HeadsView = _whole
 
     @property
-    def key(self) -> tuple[str, End]:
+    def key(self) -> SiteKey:
         """Sites with the same key read the same tensor."""
         return self.module, self.end
 
@@ -309,7 +311,7 @@ def check_shapes(model: nn.Module, architecture: Architecture, dimensions: Dimen
             f"{architecture.layers} does not hold the {dimensions.n_layers} layers its configuration states"
         )
     last = layers[-1]  # type: ignore[index]
-    seen: dict[tuple[str, End], Any] = {}
+    seen: dict[SiteKey, Any] = {}
     handles = []
     for module, end in {site.key for site in architecture.sites.values()}:
         target = _submodule(last, module) if module else last

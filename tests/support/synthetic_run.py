@@ -28,6 +28,7 @@ class Pair:
     clean: float = 3.0
     corrupted: float = -1.0
     group: int | None = None
+    first_difference: int = 0
 
     @property
     def n_tokens(self) -> int:
@@ -72,7 +73,7 @@ def baseline_table(pairs: Sequence[Pair]) -> pa.Table:
         {
             "pair_id": pair.pair_id,
             "n_tokens": pair.n_tokens,
-            "first_difference": 0,
+            "first_difference": pair.first_difference,
             "clean_metric": pair.clean,
             "corrupted_metric": pair.corrupted,
             "template": None,
@@ -96,9 +97,7 @@ def write_chunk(out: Path, chunk: Chunk, pairs: Sequence[Pair], failures: Sequen
     store.write_table(chunk.path(Table.SCORES), score_table(pairs))
 
 
-def write_manifest(
-    out: Path, expected: Mapping[Cell, int], *, direction: str = "denoise", job_name: str = "synthetic"
-) -> None:
+def write_manifest(out: Path, expected: Mapping[Cell, int], *, method: Mapping[str, object] | None = None) -> None:
     """A manifest for the cells, each with the number of pairs the plan holds."""
     models, datasets, methods = ({getattr(cell, key) for cell in expected} for key in ("model", "dataset", "method"))
     manifest = {
@@ -106,7 +105,7 @@ def write_manifest(
         "run_id": "20261123-abcdef",
         "created_at": "2026-11-23T10:30:00+00:00",
         "job": {
-            "name": job_name,
+            "name": "synthetic",
             "models": [
                 {"id": f"org/{name}", "name": name, "dtype": "float32", "prepend_bos": False} for name in sorted(models)
             ],
@@ -117,7 +116,8 @@ def write_manifest(
                     "kind": "atp",
                     "components": ["z"],
                     "metric": "logit_diff",
-                    "direction": direction,
+                    "direction": "denoise",
+                    **(method or {}),
                 }
                 for name in sorted(methods)
             ],
@@ -152,14 +152,14 @@ def write_run(
     *,
     cuts: Sequence[int] = (),
     failures: Mapping[Cell, Sequence[Failure]] | None = None,
-    direction: str = "denoise",
+    method: Mapping[str, object] | None = None,
 ) -> Path:
     """A finished run; pairs are cut into parts before the given indices; failures go into the first."""
     failed = failures or {}
     write_manifest(
         out,
         {cell: len(pairs) + len(failed.get(cell, ())) for cell, pairs in cells.items()},
-        direction=direction,
+        method=method,
     )
     for cell, pairs in cells.items():
         edges = sorted({0, len(pairs), *(cut for cut in cuts if 0 < cut < len(pairs))})

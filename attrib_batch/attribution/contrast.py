@@ -1,0 +1,124 @@
+"""What the methods have in common: both runs of every pair, and the metric that compares them.
+
+Scores patch the activations of one run of a pair, the *other*, into its *base*: denoising takes the corrupted run as
+the base and the clean run as the other; noising is the mirror.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from attrib_batch.attribution.batches import base_and_other
+from attrib_batch.attribution.metrics import AnswerSets, Metric, metric_named
+from attrib_batch.attribution.runs import PrefixCache, run_suffixes
+from attrib_batch.attribution.scores import BatchScores
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from jaxtyping import Float, Int
+
+    from attrib_batch.attribution.batches import Tokens
+    from attrib_batch.models.architectures import Site, SiteKey
+    from attrib_batch.models.load import LoadedModel
+    from attrib_batch.pairs.encode import EncodedPair
+    from attrib_batch.schema import Component
+    from attrib_batch.spec import MethodJob
+
+
+def sites_in_order(model: LoadedModel, components: Sequence[Component]) -> dict[Component, Site]:
+    """The sites of ``components`` in the order of the forward pass.
+
+    Raises:
+        ModelError: the architecture does not have one of them.
+    """
+    sites = {component: model.architecture.site(component, model.model_type) for component in components}
+    return {component: sites[component] for component in model.architecture.sites if component in sites}
+
+
+@dataclass(frozen=True)
+class Objective:
+    """The metric of the pairs of a micro-batch, and its values on their two runs."""
+
+    metric: Metric
+    answers: AnswerSets
+    clean_logits: Float[Tensor, "pair vocab"]
+    clean: Float[Tensor, " pair"]
+    corrupted: Float[Tensor, " pair"]
+    base: Float[Tensor, " pair"]
+    """The metric on the base run: ``clean`` or ``corrupted``."""
+
+    @classmethod
+    def of(
+        cls,
+        method: MethodJob,
+        pairs: Sequence[EncodedPair],
+        base_logits: Float[Tensor, "pair vocab"],
+        other_logits: Float[Tensor, "pair vocab"],
+    ) -> Objective:
+        """The objective of ``pairs``, from the logits of their two runs."""
+        metric = metric_named(method.metric)
+        denoise = method.direction == "denoise"
+        clean_logits, corrupted_logits = (other_logits, base_logits) if denoise else (base_logits, other_logits)
+        answers = AnswerSets.of(pairs, base_logits.device)
+        with torch.no_grad():
+            clean = metric(clean_logits, clean_logits, answers)
+            corrupted = metric(corrupted_logits, clean_logits, answers)
+        return cls(metric, answers, clean_logits, clean, corrupted, base=corrupted if denoise else clean)
+
+    def __call__(self, logits: Float[Tensor, "row vocab"], pair: Int[Tensor, " row"]) -> Float[Tensor, " row"]:
+        """The metric of rows that belong to the pairs at ``pair``."""
+        pair = pair.to(logits.device)
+        return self.metric(logits, self.clean_logits[pair], self.answers.select(pair))
+
+    def with_scores(self, scores: Mapping[Component, Float[Tensor, "layer pair head position"]]) -> BatchScores:
+        """The result of a method."""
+        return BatchScores(
+            scores={
+                component: values.transpose(0, 1).float().contiguous().cpu().numpy()
+                for component, values in scores.items()
+            },
+            clean_metric=self.clean.double().cpu().numpy(),
+            corrupted_metric=self.corrupted.double().cpu().numpy(),
+        )
+
+
+@dataclass(frozen=True)
+class Contrast:
+    """Both runs of every pair of a micro-batch, computed without a graph. Rows are in the order of the pairs."""
+
+    prefix: PrefixCache
+    base_rows: list[Tokens]
+    other_rows: list[Tokens]
+    difference: list[dict[SiteKey, Tensor]]
+    """``difference[layer][site key]``: the other run's activation minus the base run's (pair, suffix position, ...)."""
+    objective: Objective
+
+    @classmethod
+    def of(cls, model: LoadedModel, pairs: Sequence[EncodedPair], method: MethodJob, sites: Sequence[Site]) -> Contrast:
+        """Run both prompts of pairs of one shape; a prompt that occurs more than once is run once."""
+        base_rows, other_rows = map(list, zip(*(base_and_other(pair, method.direction) for pair in pairs), strict=True))
+        rows = list(dict.fromkeys([*base_rows, *other_rows]))
+        row_of = {tokens: index for index, tokens in enumerate(rows)}
+        base, other = (torch.tensor([row_of[tokens] for tokens in of]) for of in (base_rows, other_rows))
+        prefix = PrefixCache(model, rows, pairs[0].first_difference)
+        run = run_suffixes(model, rows, prefix, sites, graph=False)
+        return cls(
+            prefix=prefix,
+            base_rows=base_rows,
+            other_rows=other_rows,
+            difference=[
+                {key: rows_at(values, other) - rows_at(values, base) for key, values in layer.items()}
+                for layer in run.sites
+            ],
+            objective=Objective.of(method, pairs, rows_at(run.logits, base), rows_at(run.logits, other)),
+        )
+
+
+def rows_at(values: Float[Tensor, "row ..."], index: Int[Tensor, " pair"]) -> Float[Tensor, "pair ..."]:
+    """The rows at ``index``, wherever ``values`` lies."""
+    return values.index_select(0, index.to(values.device))

@@ -1,0 +1,177 @@
+"""The metrics: what is measured on the last position's logits, once each.
+
+A metric maps logits of shape (pair, vocab) to one number per pair, differentiably. Answers are sets: several right and
+several wrong continuations. Scores are in the metric's units.
+
+A metric of one's own is a function of the same kind, known by a name: an installed package offers it in the entry-point
+group ``attrib_batch.metrics``, or a Python program calls ``register_metric``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from attrib_batch.errors import JobError
+from attrib_batch.metric_names import (
+    ENTRY_POINT_GROUP,
+    entry_point_metrics,
+    known_metrics,
+    registered_names,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from jaxtyping import Bool, Float, Int
+
+    from attrib_batch.pairs.encode import EncodedPair
+
+
+@dataclass(frozen=True)
+class AnswerSets:
+    """Token ids of the answers of a batch of pairs, padded to a rectangle; the masks say which entries are real."""
+
+    right: Int[Tensor, "pair answer"]
+    right_mask: Bool[Tensor, "pair answer"]
+    wrong: Int[Tensor, "pair wrong"]
+    wrong_mask: Bool[Tensor, "pair wrong"]
+
+    @classmethod
+    def of(cls, pairs: Sequence[EncodedPair], device: torch.device) -> AnswerSets:
+        """The answers of ``pairs``, in their order."""
+        right, right_mask = _rectangle([pair.answers for pair in pairs], device)
+        wrong, wrong_mask = _rectangle([pair.wrong_answers for pair in pairs], device)
+        return cls(right, right_mask, wrong, wrong_mask)
+
+    def select(self, index: Int[Tensor, "row"]) -> AnswerSets:
+        """The answers of the pairs at ``index``."""
+        return AnswerSets(self.right[index], self.right_mask[index], self.wrong[index], self.wrong_mask[index])
+
+
+def _rectangle(rows: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor]:
+    width = max(len(row) for row in rows)
+    ids = torch.tensor([[*row, *[0] * (width - len(row))] for row in rows], dtype=torch.long)
+    mask = torch.tensor([[i < len(row) for i in range(width)] for row in rows], dtype=torch.bool)
+    return ids.to(device), mask.to(device)
+
+
+Metric = Callable[["Float[Tensor, 'pair vocab']", "Float[Tensor, 'pair vocab']", AnswerSets], "Float[Tensor, ' pair']"]
+"""(logits, logits of the clean run without a graph, answers) -> one number per pair, at least in float32."""
+
+
+def logit_diff(logits: Tensor, clean_logits: Tensor, answers: AnswerSets) -> Tensor:  # noqa: ARG001 - a Metric
+    """Mean logit of the right answers minus mean logit of the wrong ones (Wang et al. 2022, section 2; logits)."""
+    return _masked_mean(logits, answers.right, answers.right_mask) - _masked_mean(
+        logits, answers.wrong, answers.wrong_mask
+    )
+
+
+def prob_diff(logits: Tensor, clean_logits: Tensor, answers: AnswerSets) -> Tensor:  # noqa: ARG001 - a Metric
+    """Probability of the right answers together minus that of the wrong ones together (probability, -1 to 1)."""
+    log_probs = _log_probs(logits)
+    return (
+        _log_mass(log_probs, answers.right, answers.right_mask).exp()
+        - _log_mass(log_probs, answers.wrong, answers.wrong_mask).exp()
+    )
+
+
+def log_prob(logits: Tensor, clean_logits: Tensor, answers: AnswerSets) -> Tensor:  # noqa: ARG001 - a Metric
+    """Logarithm of the probability of the right answers together (nats, at most 0)."""
+    return _log_mass(_log_probs(logits), answers.right, answers.right_mask)
+
+
+def kl(logits: Tensor, clean_logits: Tensor, answers: AnswerSets) -> Tensor:  # noqa: ARG001 - a Metric
+    """KL(p_clean || p), how far the prediction is from the clean run's (nats; 0 on the clean run, its minimum).
+
+    Its gradient on the clean run is 0, so no gradient taken there says anything; the job file refuses that.
+    """
+    clean = _log_probs(clean_logits)
+    return (clean.exp() * (clean - _log_probs(logits))).sum(-1)
+
+
+_METRICS: dict[str, Metric] = {
+    "logit_diff": logit_diff,
+    "prob_diff": prob_diff,
+    "log_prob": log_prob,
+    "kl": kl,
+}
+
+
+def register_metric(name: str, function: Metric) -> None:
+    """Make a metric of one's own known by name, in this process alone.
+
+    Jobs parsed in this process may name it, and ``score_pairs`` here computes it. The workers of a run are other
+    processes, which do not know it: for those, install a package that names the function in the entry-point group
+    ``attrib_batch.metrics``.
+
+    Args:
+        name: what jobs call it.
+        function: (logits, logits of the clean run, answers) -> one number per pair, differentiable in the logits.
+
+    Raises:
+        JobError: the name belongs to another metric.
+    """
+    if name in _METRICS or name in entry_point_metrics():
+        raise JobError(f"a metric {name!r} exists already; choose another name")
+    _METRICS[name] = _checked(name, function)
+    registered_names.add(name)
+
+
+def metric_named(name: str) -> Metric:
+    """The metric of that name: built in, registered in this process, or offered by an installed package.
+
+    Raises:
+        JobError: there is none, it cannot be loaded, or several packages claim the name.
+    """
+    if name in _METRICS:
+        return _METRICS[name]
+    entries = entry_point_metrics().get(name, [])
+    if not entries:
+        raise JobError(
+            f"metric {name!r} is not known in this process; known: {', '.join(known_metrics())}. A metric that workers "
+            f"are to know is offered by an installed package, in the entry-point group {ENTRY_POINT_GROUP!r}"
+        )
+    if len({entry.value for entry in entries}) > 1:
+        raise JobError(f"metric {name!r} is claimed by {', '.join(sorted(entry.value for entry in entries))}")
+    try:
+        function = entries[0].load()
+    except (ImportError, AttributeError) as error:
+        raise JobError(f"metric {name!r} cannot be loaded from {entries[0].value}: {error}") from error
+    if not callable(function):
+        raise JobError(f"metric {name!r}: {entries[0].value} is not a function")
+    _METRICS[name] = _checked(name, function)
+    return _METRICS[name]
+
+
+def _checked(name: str, function: Metric) -> Metric:
+    def metric(logits: Tensor, clean_logits: Tensor, answers: AnswerSets) -> Tensor:
+        values = function(logits, clean_logits, answers)
+        if values.shape != logits.shape[:1]:
+            raise JobError(f"metric {name!r} gave the shape {tuple(values.shape)}, expected {tuple(logits.shape[:1])}")
+        return at_least_float32(values)
+
+    return metric
+
+
+def _log_probs(logits: Float[Tensor, "pair vocab"]) -> Float[Tensor, "pair vocab"]:
+    return at_least_float32(logits).log_softmax(-1)
+
+
+def _log_mass(log_probs: Tensor, index: Tensor, mask: Tensor) -> Float[Tensor, " pair"]:
+    """Logarithm of the summed probability of the masked entries of ``index``."""
+    return log_probs.gather(-1, index).masked_fill(~mask, -torch.inf).logsumexp(-1)
+
+
+def _masked_mean(values: Tensor, index: Tensor, mask: Tensor) -> Float[Tensor, " pair"]:
+    gathered = at_least_float32(values).gather(-1, index) * mask
+    return gathered.sum(-1) / mask.sum(-1)
+
+
+def at_least_float32(values: Tensor) -> Tensor:
+    """Single precision, or double where it is given: half precision is too coarse for a metric or a score."""
+    return values.to(torch.promote_types(values.dtype, torch.float32))

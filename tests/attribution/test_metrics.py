@@ -1,0 +1,208 @@
+"""The metrics against torch written out, and metrics of one's own."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+import torch
+
+from attrib_batch.attribution import metrics
+from attrib_batch.attribution.metrics import AnswerSets, logit_diff, metric_named, register_metric
+from attrib_batch.errors import JobError
+from attrib_batch.metric_names import BUILT_IN_METRICS
+from attrib_batch.spec import Job, parse_job
+from tests.support import oracle
+from tests.support.demo_pairs import random_pairs
+from tests.support.scored import assert_same_scores, encoded, method, score, tiny_model
+from tests.support.tiny_models import ARCHITECTURES
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from tests.support.demo_pairs import TokenPair
+    from tests.support.metrics import Metric
+
+PAIRS = random_pairs(4, 9, 4)
+
+
+def _oracle_metric(name: str, pair: TokenPair) -> Metric:
+    if name == "kl":
+        return oracle.kl(ARCHITECTURES["llama"]()(torch.tensor([pair.clean])).logits[0, -1])
+    if name == "log_prob":
+        return oracle.log_prob(pair.answers)
+    return {"logit_diff": oracle.logit_diff, "prob_diff": oracle.prob_diff}[name](pair.answers, pair.wrong_answers)
+
+
+@pytest.fixture
+def only_built_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a test registers or loads is forgotten after it."""
+    monkeypatch.setattr(metrics, "_METRICS", dict(metrics._METRICS))
+    monkeypatch.setattr(metrics, "registered_names", set())
+    monkeypatch.setattr("attrib_batch.metric_names.registered_names", metrics.registered_names)
+
+
+def _package(folder: Path, name: str, source: str, entry: str) -> None:
+    """Install a package of one module that offers a metric, as pip would."""
+    (folder / f"{name}.py").write_text(source)
+    info = folder / f"{name}-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text(f"[attrib_batch.metrics]\n{entry}\n")
+
+
+def _job(**of_method: object) -> Job:
+    data = {
+        "name": "job",
+        "models": [{"id": "m", "prepend_bos": False}],
+        "datasets": [{"id": "d", "path": "d.parquet"}],
+        "methods": [{"id": "atp", **of_method}],
+    }
+    return parse_job(data, source="job")
+
+
+@pytest.mark.parametrize("name", BUILT_IN_METRICS)
+def test_values_and_answer_sets_are_those_written_out(name: str) -> None:
+    torch.manual_seed(0)
+    logits, clean = torch.randn(2, len(PAIRS), 126)
+    ours = metric_named(name)(logits, clean, AnswerSets.of(encoded(PAIRS), logits.device))
+    assert {len(pair.answers) for pair in PAIRS} > {1}
+    assert {len(pair.wrong_answers) for pair in PAIRS} > {1}
+    for index, pair in enumerate(PAIRS):
+        theirs = oracle.kl(clean[index]) if name == "kl" else _oracle_metric(name, pair)
+        torch.testing.assert_close(ours[index], theirs(logits[index]))
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gpt2"])
+@pytest.mark.parametrize("name", BUILT_IN_METRICS)
+def test_scores_and_baselines_of_every_metric(name: str, architecture: str) -> None:
+    from attrib_batch.attribution.atp import attribution_patching
+
+    model, plain = tiny_model(architecture), ARCHITECTURES[architecture]()
+    ours = attribution_patching(model, encoded(PAIRS), [method(metric=name)])[0]
+    for index, pair in enumerate(PAIRS):
+        clean, corrupted = (plain(torch.tensor([ids])).logits[0, -1].detach() for ids in (pair.clean, pair.corrupted))
+        metric = oracle.kl(clean) if name == "kl" else _oracle_metric(name, pair)
+        theirs = oracle.atp(plain, pair.clean, pair.corrupted, metric, ["z"], direction="denoise")["z"]
+        assert_same_scores(ours.scores["z"][index], theirs[..., 4:])
+        np.testing.assert_allclose(ours.clean_metric[index], metric(clean), atol=1e-5)
+        np.testing.assert_allclose(ours.corrupted_metric[index], metric(corrupted), atol=1e-5)
+
+
+@pytest.mark.parametrize("name", BUILT_IN_METRICS)
+def test_half_precision_logits_are_measured_in_single(name: str) -> None:
+    torch.manual_seed(0)
+    logits, clean = (10 * torch.randn(2, len(PAIRS), 126)).bfloat16()
+    answers = AnswerSets.of(encoded(PAIRS), logits.device)
+    half = metric_named(name)(logits, clean, answers)
+    assert half.dtype == torch.float32
+    torch.testing.assert_close(half, metric_named(name)(logits.float(), clean.float(), answers))
+
+
+def test_names_a_job_knows_are_those_that_are_defined() -> None:
+    assert [metric_named(name).__name__ for name in BUILT_IN_METRICS] == list(BUILT_IN_METRICS)
+    assert set(metrics._METRICS) == set(BUILT_IN_METRICS)
+
+
+def test_unknown_metric_is_refused_with_the_known_ones() -> None:
+    with pytest.raises(JobError, match=r"metric: expected .*\(logit_diff, prob_diff, log_prob, kl\), not 'logit_dif'"):
+        _job(metric="logit_dif")
+    with pytest.raises(JobError, match="not known in this process; known: logit_diff, prob_diff"):
+        metric_named("logit_dif")
+
+
+@pytest.mark.parametrize("kind", ["atp", "atp_star"])
+def test_kl_where_it_has_no_gradient_is_refused(kind: str) -> None:
+    with pytest.raises(JobError, match=f"kl is at its minimum on the clean run, where {kind} .* use direction denoise"):
+        _job(kind=kind, metric="kl", direction="noise")
+    _job(kind=kind, metric="kl", direction="denoise")
+
+
+@pytest.mark.parametrize("kind", ["atp_ig", "exact"])
+def test_kl_noise_is_allowed_where_it_says_something(kind: str) -> None:
+    scores = score(tiny_model("llama"), encoded(PAIRS), method(id=kind, metric="kl", direction="noise"))
+    assert all(of_pair["z"].any() for of_pair in scores.values())
+
+
+DOUBLED = """
+from attrib_batch.attribution.metrics import logit_diff
+
+def doubled(logits, clean_logits, answers):
+    return 2 * logit_diff(logits, clean_logits, answers)
+"""
+
+
+@pytest.mark.usefixtures("only_built_in")
+def test_metric_of_an_installed_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _package(tmp_path, "own_metrics", DOUBLED, "doubled = own_metrics:doubled")
+    monkeypatch.syspath_prepend(tmp_path)
+    model, pairs = tiny_model("llama"), encoded(PAIRS)
+    plain = score(model, pairs, method())
+    doubled = score(model, pairs, method(metric=_job(metric="doubled").methods[0].metric))
+    for pair in pairs:
+        assert_same_scores(doubled[pair.pair_id]["z"], 2 * plain[pair.pair_id]["z"])
+
+
+def test_checking_a_name_loads_neither_torch_nor_the_metric(tmp_path: Path) -> None:
+    _package(tmp_path, "own_metrics", "raise SystemExit('loaded')", "own = own_metrics:own")
+    code = (
+        f"import sys; sys.path.insert(0, {str(tmp_path)!r})\n"
+        "from attrib_batch.spec import MethodJob\n"
+        "MethodJob.model_validate({'id': 'atp', 'metric': 'own'})\n"
+        "assert 'torch' not in sys.modules"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.usefixtures("only_built_in")
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("import no_such_module_anywhere", "cannot be loaded from own_metrics:own: No module named"),
+        ("", "cannot be loaded from own_metrics:own: .*has no attribute"),
+        ("own = 3", "own_metrics:own is not a function"),
+    ],
+)
+def test_package_that_does_not_hold_what_it_offers(
+    source: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delitem(sys.modules, "own_metrics", raising=False)
+    _package(tmp_path, "own_metrics", source, "own = own_metrics:own")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(JobError, match=message):
+        metric_named("own")
+    monkeypatch.delitem(sys.modules, "own_metrics", raising=False)
+
+
+@pytest.mark.usefixtures("only_built_in")
+def test_name_that_two_packages_claim(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("one", "two"):
+        _package(tmp_path, f"{name}_metrics", DOUBLED, f"own = {name}_metrics:doubled")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(JobError, match="claimed by one_metrics:doubled, two_metrics:doubled"):
+        metric_named("own")
+
+
+@pytest.mark.usefixtures("only_built_in")
+def test_metric_registered_in_this_process() -> None:
+    register_metric("negated", lambda *args: -logit_diff(*args))
+    assert _job(metric="negated").methods[0].metric == "negated"
+    model, pairs = tiny_model("llama"), encoded(PAIRS)
+    plain, negated = score(model, pairs, method()), score(model, pairs, method(metric="negated"))
+    for pair in pairs:
+        assert_same_scores(negated[pair.pair_id]["z"], -plain[pair.pair_id]["z"])
+    for taken in ("negated", "kl"):
+        with pytest.raises(JobError, match="exists already"):
+            register_metric(taken, logit_diff)
+
+
+@pytest.mark.usefixtures("only_built_in")
+def test_metric_of_a_wrong_shape_is_named() -> None:
+    register_metric("total", lambda *args: logit_diff(*args).sum())
+    logits = torch.zeros(len(PAIRS), 126)
+    with pytest.raises(JobError, match=r"metric 'total' gave the shape \(\), expected \(4,\)"):
+        metric_named("total")(logits, logits, AnswerSets.of(encoded(PAIRS), logits.device))
