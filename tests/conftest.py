@@ -17,6 +17,14 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 SMOLLM2 = "smollm2-135m"
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread() -> None:
+    """Threads that wait for each other cost tiny models far more than they bring."""
+    import torch
+
+    torch.set_num_threads(1)
+
+
 @pytest.fixture(scope="session")
 def smollm2() -> LoadedModel:
     """The bundled model, in float32 without a BOS."""

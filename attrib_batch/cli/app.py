@@ -21,7 +21,16 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.add_typer(pairs.app, name="pairs")
-for verb in (runs.demo, runs.plan, runs.run, runs.doctor, results.status, results.summarize, results.report):
+for verb in (
+    runs.demo,
+    runs.plan,
+    runs.run,
+    runs.verify,
+    runs.doctor,
+    results.status,
+    results.summarize,
+    results.report,
+):
     app.command()(verb)
 
 

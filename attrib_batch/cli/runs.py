@@ -9,7 +9,7 @@ import typer
 from rich.console import Console
 from rich.table import Table as RichTable
 
-from attrib_batch.errors import RequestError
+from attrib_batch.errors import ExitCode, RequestError
 from attrib_batch.spec import load_job
 
 if TYPE_CHECKING:
@@ -20,6 +20,7 @@ JobPath = Annotated[Path, typer.Argument(metavar="JOB", help="The job file (YAML
 Out = Annotated[Path, typer.Option("--out", help="The run's directory.", metavar="OUT")]
 
 DEMO_JOB = Path("jobs/demo.yaml")
+DEMO_VERIFIED_PAIRS = 8
 
 
 def plan(job: JobPath) -> None:
@@ -58,9 +59,20 @@ def demo(out: Annotated[Path, typer.Option("--out", help="The run's directory.")
     if not DEMO_JOB.is_file():
         raise RequestError(f"{DEMO_JOB} is not here: run the demo in a checkout of the project")
     result = _run(load_job(DEMO_JOB), out, None)
+    verified = _verify(out, DEMO_VERIFIED_PAIRS, 0, None)
     page = write_report(out)
     typer.echo(f"report: {page}")
-    return int(result.exit_code)
+    return int(max(result.exit_code, verified))
+
+
+def verify(
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="The run's directory.")],
+    pairs: Annotated[int, typer.Option(min=1, help="Pairs to measure from each dataset.")] = 32,
+    seed: Annotated[int, typer.Option(help="The same seed samples the same pairs.")] = 0,
+    address: Annotated[str | None, typer.Option(help="A Ray cluster to join; Ray starts here where absent.")] = None,
+) -> int:
+    """Measure a sample of pairs with activation patching, and compare: can the scores be trusted?"""
+    return int(_verify(out, pairs, seed, address))
 
 
 def doctor() -> int:
@@ -73,6 +85,20 @@ def doctor() -> int:
         mark = "[green]ok[/]  " if finding.ok else "[red]no[/]  "
         console.print(f"{mark}{finding.what}: {finding.detail}", highlight=False, soft_wrap=True)
     return 0 if all(finding.ok for finding in findings if finding.needed) else 2
+
+
+def _verify(out: Path, n_pairs: int, seed: int, address: str | None) -> ExitCode:
+    from attrib_batch.analysis.agreement import write_agreement
+    from attrib_batch.run.driver import run_prepared
+    from attrib_batch.run.progress import make_progress
+    from attrib_batch.run.verify import prepare_verification
+
+    verification = prepare_verification(out, n_pairs=n_pairs, seed=seed)
+    result = run_prepared(verification.prepared, make_progress(Console(stderr=True)), address=address)
+    verification.publish()
+    agreement = write_agreement(out, seed=seed)
+    typer.echo(f"{result.scored:,} pairs measured by activation patching, {result.failed:,} in failures -> {agreement}")
+    return result.exit_code
 
 
 def _run(job: Job, out: Path, address: str | None) -> RunResult:

@@ -14,18 +14,18 @@ from typing import TYPE_CHECKING
 
 from attrib_batch.errors import ExitCode, RunInterruptedError
 from attrib_batch.pairs.reader import PairTable
-from attrib_batch.run.pool import Done, Lost, Ready, WorkerPool
+from attrib_batch.run.pool import TASKS_IN_HAND, Done, Lost, Ready, WorkerPool
 from attrib_batch.run.progress import Tally
-from attrib_batch.run.scheduler import Scheduler
+from attrib_batch.run.scheduler import GiveUp, Scheduler
 from attrib_batch.workers.commit import commit_lost_chunk
 from attrib_batch.workers.replica import peak_memory
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from attrib_batch.run.plan import Task
     from attrib_batch.run.prepare import PreparedRun
     from attrib_batch.run.progress import ProgressView
-    from attrib_batch.schema import Chunk
 
 POLL_SECONDS = 0.5
 STOP_GRACE_SECONDS = 20.0
@@ -91,36 +91,32 @@ class _Driver:
         try:
             if any(self._prepared.waiting.values()):
                 with _ray(address), _stop_on_signal() as stop:
-                    for model_name, chunks in self._prepared.waiting.items():
-                        if chunks:
-                            self._run_model(model_name, chunks, stop)
+                    for model_name, tasks in self._prepared.waiting.items():
+                        if tasks:
+                            self._run_model(model_name, tasks, stop)
         finally:
             self._progress.close(tally)
             _record_execution(self._prepared, tally)
         failed = count_failures(self._prepared)
         return RunResult(tally.total, tally.total - failed, failed, tally)
 
-    def _run_model(self, model_name: str, chunks: list[Chunk], stop: _StopRequest) -> None:
+    def _run_model(self, model_name: str, tasks: list[Task], stop: _StopRequest) -> None:
         job = self._prepared.job
-        count = min(job.model(model_name).workers.count, len(chunks))
+        count = min(job.model(model_name).workers.count, len(tasks))
         pool = WorkerPool(job, model_name, self._prepared.store, count)
-        self._progress.note(f"{model_name}: workers {count}, chunks {len(chunks):,}")
+        self._progress.note(f"{model_name}: workers {count}, chunks {sum(map(len, tasks)):,}")
         try:
-            self._feed(pool, Scheduler(chunks), stop)
+            self._feed(pool, Scheduler(tasks, depth=TASKS_IN_HAND), stop)
         finally:
             pool.close()
 
     def _feed(self, pool: WorkerPool, scheduler: Scheduler, stop: _StopRequest) -> None:
         """Keep every worker busy until no chunk is left, or until asked to stop."""
-        idle: list[int] = []
-        busy: set[int] = set()
         while not scheduler.finished:
             if stop.since is None:
-                while idle and (chunk := scheduler.assign()) is not None:
-                    worker = idle.pop()
-                    busy.add(worker)
-                    pool.give(worker, chunk)
-            elif not busy or time.monotonic() - stop.since > STOP_GRACE_SECONDS:
+                while (assigned := scheduler.assign()) is not None:
+                    pool.give(*assigned)
+            elif not scheduler.n_in_flight or time.monotonic() - stop.since > STOP_GRACE_SECONDS:
                 raise RunInterruptedError(
                     f"stopped with {self._tally.done:,} of {self._tally.total:,} pairs committed. "
                     "The same command goes on from there."
@@ -128,28 +124,27 @@ class _Driver:
             for event in pool.wait(POLL_SECONDS):
                 match event:
                     case Ready():
-                        self._tally.worker_ready(event.peak_bytes)
-                        idle.append(event.worker)
+                        self._tally.worker_ready(event.worker, event.peak_bytes)
+                        scheduler.worker_ready(event.worker)
                     case Done():
-                        scheduler.done(event.report.chunk)
-                        self._tally.add(event.report)
-                        busy.discard(event.worker)
-                        idle.append(event.worker)
+                        scheduler.done(event.worker, event.report.task)
+                        self._tally.add(event.worker, event.report)
                     case Lost():
-                        busy.discard(event.worker)
                         self._lost(event, scheduler)
             self._progress.update(self._tally)
 
     def _lost(self, event: Lost, scheduler: Scheduler) -> None:
-        chunk = event.chunk
-        self._progress.note(f"a worker was lost with pairs {chunk.start:,} to {chunk.stop:,}: {event.message}")
-        given_up = scheduler.lost(chunk, event.message)
-        if given_up is None:
-            return
-        dataset = self._prepared.job.dataset(chunk.cell.dataset)
-        pairs = PairTable.open(dataset.path, dataset.limit).rows(chunk.start, chunk.stop)
-        commit_lost_chunk(self._prepared.store, chunk, pairs, message=event.message, attempts=given_up.attempts)
-        self._tally.failed += chunk.n_pairs
+        self._progress.note(f"a worker was lost: {event.message}")
+        for given_up in scheduler.lost(event.worker, event.message):
+            self._give_up(given_up)
+
+    def _give_up(self, given_up: GiveUp) -> None:
+        """Record the pairs of a task that no worker could finish."""
+        for chunk in given_up.task:
+            dataset = self._prepared.job.dataset(chunk.cell.dataset)
+            pairs = PairTable.open(dataset.path, dataset.limit).rows(chunk.start, chunk.stop)
+            commit_lost_chunk(self._prepared.store, chunk, pairs, message=given_up.message, attempts=given_up.attempts)
+            self._tally.failed += chunk.n_pairs
 
 
 def count_failures(prepared: PreparedRun) -> int:
@@ -215,7 +210,7 @@ def _record_execution(prepared: PreparedRun, tally: Tally) -> None:
         "tokens": tally.tokens,
         "score_rows": tally.score_rows,
         "score_bytes": tally.score_bytes,
-        "model_share": round(tally.model_seconds / tally.busy_seconds, 4) if tally.busy_seconds else None,
+        "model_share": tally.model_share,
         "driver_peak_bytes": peak_memory(),
         "worker_peak_bytes": tally.worker_peak_bytes,
     }

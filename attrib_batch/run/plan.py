@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from attrib_batch.schema import Cell, Chunk
+from attrib_batch.spec import run_together
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Container, Iterator, Mapping, Sequence
 
     from attrib_batch.spec import Job
 
@@ -41,6 +42,25 @@ class CellPlan:
             "n_chunks": self.n_chunks,
             "chunk_pairs": self.chunk_pairs,
         }
+
+
+Task = tuple[Chunk, ...]
+"""What a worker does at once: the same pairs of one model and dataset, for methods that share forward runs."""
+
+
+def tasks_by_model(job: Job, plan: Sequence[CellPlan], waiting: Container[Chunk]) -> dict[str, list[Task]]:
+    """The tasks that compute the chunks in ``waiting``, for each model in the order they are to be done."""
+    plans = {cell_plan.cell: cell_plan for cell_plan in plan}
+    tasks: dict[str, list[Task]] = {model.name: [] for model in job.models}
+    for model in job.models:
+        for dataset in job.datasets:
+            for methods in run_together(job.methods):
+                chunks = [plans[Cell(model.name, dataset.id, method.id)].chunks() for method in methods]
+                for same_pairs in zip(*chunks, strict=True):
+                    task = tuple(chunk for chunk in same_pairs if chunk in waiting)
+                    if task:
+                        tasks[model.name].append(task)
+    return tasks
 
 
 def plan_cells(job: Job, n_rows: Mapping[str, int]) -> list[CellPlan]:

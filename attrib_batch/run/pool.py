@@ -1,4 +1,4 @@
-"""The Ray actors of one model: start, replace, and what became of their chunks.
+"""The Ray actors of one model: start, replace, and what became of their tasks.
 
 The only module that talks to Ray. Actors are never restarted by Ray itself (an actor that comes back by itself may run
 a task twice); the pool replaces them, with a budget.
@@ -10,13 +10,15 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from attrib_batch.errors import RequestError, RunInterruptedError
-from attrib_batch.workers.replica import ChunkReport, ReplicaWorker
+from attrib_batch.workers.replica import ReplicaWorker, TaskReport
 
 if TYPE_CHECKING:
-    from attrib_batch.schema import Chunk
+    from attrib_batch.run.plan import Task
     from attrib_batch.spec import Job
     from attrib_batch.store import Store
 
+TASKS_IN_HAND = 2
+"""Tasks a worker holds at once: it reads and writes one while it computes the other."""
 MAX_FAILED_STARTS = 3
 """Starts that may fail in a row before the run gives up."""
 
@@ -31,18 +33,17 @@ class Ready:
 
 @dataclass(frozen=True)
 class Done:
-    """A worker committed a chunk."""
+    """A worker committed a task."""
 
     worker: int
-    report: ChunkReport
+    report: TaskReport
 
 
 @dataclass(frozen=True)
 class Lost:
-    """A worker died, or raised, with a chunk in hand; it is replaced."""
+    """A worker died, or raised, with tasks in hand; it is replaced."""
 
     worker: int
-    chunk: Chunk
     message: str
 
 
@@ -64,18 +65,22 @@ class WorkerPool:
         _check_capacity(workers.cpus * count, workers.gpus * count, count, ray.cluster_resources())
         self._arguments = (job, model_name, store)
         self._actor = ray.remote(ReplicaWorker).options(
-            num_cpus=workers.cpus, num_gpus=workers.gpus, max_restarts=0, max_task_retries=0
+            num_cpus=workers.cpus,
+            num_gpus=workers.gpus,
+            max_restarts=0,
+            max_task_retries=0,
+            max_concurrency=TASKS_IN_HAND,
         )
         self._handles: dict[int, Any] = {}
-        self._pending: dict[Any, tuple[int, Chunk | None]] = {}
+        self._pending: dict[Any, tuple[int, Task | None]] = {}
         self._next_worker = 0
         self._failed_starts = 0
         for _ in range(count):
             self._start()
 
-    def give(self, worker: int, chunk: Chunk) -> None:
-        """Give an idle worker a chunk."""
-        self._pending[self._handles[worker].score_chunk.remote(chunk)] = (worker, chunk)
+    def give(self, worker: int, task: Task) -> None:
+        """Give a worker a task."""
+        self._pending[self._handles[worker].score.remote(task)] = (worker, task)
 
     def wait(self, timeout: float) -> list[Event]:
         """What happened within ``timeout`` seconds; possibly nothing.
@@ -87,7 +92,12 @@ class WorkerPool:
         import ray
 
         finished, _ = ray.wait(list(self._pending), num_returns=1, timeout=timeout)
-        return [event for reference in finished if (event := self._settle(reference)) is not None]
+        # A reference may belong to a worker that an earlier one showed to be lost.
+        return [
+            event
+            for reference in finished
+            if reference in self._pending and (event := self._settle(reference)) is not None
+        ]
 
     def close(self) -> None:
         """End every actor."""
@@ -107,7 +117,7 @@ class WorkerPool:
         import ray
         from ray.exceptions import RayError, RayTaskError
 
-        worker, chunk = self._pending.pop(reference)
+        worker, task = self._pending.pop(reference)
         try:
             answer = ray.get(reference)
         except RayTaskError as error:
@@ -118,20 +128,22 @@ class WorkerPool:
             cause, message = error, f"{type(error).__name__}: {' '.join(str(error).split())}"
         else:
             self._failed_starts = 0
-            return Ready(worker, answer) if chunk is None else Done(worker, answer)
+            return Ready(worker, answer) if task is None else Done(worker, answer)
         self._discard(worker)
-        if chunk is None:
+        if task is None:
             self._start_failed(cause, message)
             self._start()
             return None
         self._start()
-        return Lost(worker, chunk, message)
+        return Lost(worker, message)
 
     def _discard(self, worker: int) -> None:
-        """End a worker that may still run: an unavailable actor could otherwise finish its chunk a second time."""
+        """End a worker that may still run: an unavailable actor could otherwise finish its task a second time."""
         import ray
 
         ray.kill(self._handles.pop(worker), no_restart=True)
+        for reference in [reference for reference, (owner, _) in self._pending.items() if owner == worker]:
+            del self._pending[reference]
 
     def _start_failed(self, cause: BaseException, message: str) -> None:
         if isinstance(cause, RequestError):

@@ -10,7 +10,7 @@ from attrib_batch.errors import OutputError
 from attrib_batch.models.sources import find_model
 from attrib_batch.pairs.reader import PairTable
 from attrib_batch.run.manifest import build_manifest, open_run
-from attrib_batch.run.plan import CellPlan, plan_cells
+from attrib_batch.run.plan import CellPlan, Task, plan_cells, tasks_by_model
 from attrib_batch.schema import Chunk, Table
 from attrib_batch.store import Store
 
@@ -26,8 +26,8 @@ class PreparedRun:
     store: Store
     manifest: dict[str, Any]
     plan: list[CellPlan]
-    waiting: dict[str, list[Chunk]]
-    """Chunks that are not committed yet, by model."""
+    waiting: dict[str, list[Task]]
+    """What is not committed yet, by model."""
     n_committed_pairs: int
     resumed: bool
 
@@ -53,16 +53,20 @@ def prepare_run(job: Job, out: Path) -> PreparedRun:
     if store.root.exists() and not store.root.is_dir():
         raise OutputError(f"--out {store.root} is a file; name a folder")
     manifest, resumed = open_run(store, manifest)
-    waiting: dict[str, list[Chunk]] = {model.name: [] for model in job.models}
-    n_committed = 0
+    waiting: set[Chunk] = set()
     for cell_plan in plan:
         committed = store.parts(Table.SCORES, cell_plan.cell.partition)
-        for chunk in cell_plan.chunks():
-            if (chunk.start, chunk.stop) in committed:
-                n_committed += chunk.n_pairs
-            else:
-                waiting[chunk.cell.model].append(chunk)
-    return PreparedRun(job, store, manifest, plan, waiting, n_committed, resumed)
+        waiting.update(chunk for chunk in cell_plan.chunks() if (chunk.start, chunk.stop) not in committed)
+    n_pairs = sum(cell_plan.n_pairs for cell_plan in plan)
+    return PreparedRun(
+        job=job,
+        store=store,
+        manifest=manifest,
+        plan=plan,
+        waiting=tasks_by_model(job, plan, waiting),
+        n_committed_pairs=n_pairs - sum(chunk.n_pairs for chunk in waiting),
+        resumed=resumed,
+    )
 
 
 def with_absolute_paths(job: Job) -> Job:

@@ -11,7 +11,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from attrib_batch.workers.replica import ChunkReport
+    from attrib_batch.workers.replica import TaskReport
 
 LINE_SECONDS = 10.0
 """Least time between two plain lines."""
@@ -29,27 +29,26 @@ class Tally:
     tokens: int = 0
     score_rows: int = 0
     score_bytes: int = 0
-    busy_seconds: float = 0
     model_seconds: float = 0
     worker_peak_bytes: int = 0
     started: float = field(default_factory=time.perf_counter)
-    first_work: float | None = None
-    """When the first worker was ready."""
+    _at_work: dict[int, tuple[float, float]] = field(default_factory=dict)
+    """When each worker was ready, and when it last committed a task."""
 
-    def worker_ready(self, peak_bytes: int) -> None:
+    def worker_ready(self, worker: int, peak_bytes: int) -> None:
         """A worker has loaded its model."""
-        if self.first_work is None:
-            self.first_work = time.perf_counter()
+        now = time.perf_counter()
+        self._at_work[worker] = now, now
         self.worker_peak_bytes = max(self.worker_peak_bytes, peak_bytes)
 
-    def add(self, report: ChunkReport) -> None:
-        """A worker committed a chunk."""
+    def add(self, worker: int, report: TaskReport) -> None:
+        """A worker committed a task."""
+        self._at_work[worker] = self._at_work[worker][0], time.perf_counter()
         self.scored += report.n_scored
         self.failed += report.n_failed
         self.tokens += report.tokens
         self.score_rows += report.score_rows
         self.score_bytes += report.score_bytes
-        self.busy_seconds += report.seconds
         self.model_seconds += report.model_seconds
         self.worker_peak_bytes = max(self.worker_peak_bytes, report.peak_bytes)
 
@@ -66,8 +65,14 @@ class Tally:
     @property
     def pairs_per_second(self) -> float:
         """Speed since the first worker was ready; 0 before."""
-        elapsed = 0.0 if self.first_work is None else time.perf_counter() - self.first_work
+        elapsed = time.perf_counter() - min((ready for ready, _ in self._at_work.values()), default=self.started)
         return (self.scored + self.failed) / elapsed if elapsed > 0 else 0.0
+
+    @property
+    def model_share(self) -> float | None:
+        """Share of the workers' wall time spent inside the model, from ready to last commit; None before."""
+        at_work = sum(last - ready for ready, last in self._at_work.values())
+        return round(self.model_seconds / at_work, 4) if at_work else None
 
     @property
     def seconds_left(self) -> float | None:

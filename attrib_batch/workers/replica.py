@@ -7,25 +7,30 @@ from __future__ import annotations
 
 import resource
 import sys
+import threading
 import time
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from attrib_batch.pairs.encode import EncodedPair, PairProblem, encode_pairs
 from attrib_batch.pairs.reader import PairTable
 from attrib_batch.schema import Chunk, Stage
 from attrib_batch.workers.commit import commit_chunk
+from attrib_batch.workers.tables import baseline_rows, failure_rows, score_rows
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from attrib_batch.attribution.engine import Outcome, ScoredBatch
     from attrib_batch.spec import Job
     from attrib_batch.store import Store
 
 
 @dataclass(frozen=True)
-class ChunkReport:
-    """What a worker tells the driver about a committed chunk."""
+class TaskReport:
+    """What a worker tells the driver about the committed chunks of a task."""
 
-    chunk: Chunk
+    task: tuple[Chunk, ...]
     n_scored: int
     n_failed: int
     score_rows: int
@@ -48,6 +53,10 @@ class ReplicaWorker:
     store: Store
     _tables: dict[str, PairTable] = field(default_factory=dict, init=False, repr=False)
 
+    # Two chunks may be in hand, each in a thread: one is read or written while the other computes.
+    _reading: threading.Lock = field(init=False, repr=False)
+    _scoring: threading.Lock = field(init=False, repr=False)
+
     def load(self) -> int:
         """Load the model; returns the worker's peak resident memory in bytes.
 
@@ -58,62 +67,51 @@ class ReplicaWorker:
         """
         import torch
 
+        from attrib_batch.attribution.engine import TokenBudget
         from attrib_batch.models.load import load_model
 
         self._model_job = self.job.model(self.model_name)
         torch.set_num_threads(max(1, int(self._model_job.workers.cpus)))
+        self._reading, self._scoring = threading.Lock(), threading.Lock()
         self._model = load_model(self._model_job)
+        self._budget = TokenBudget(self._model_job.batch_tokens)
         return peak_memory()
 
-    def score_chunk(self, chunk: Chunk) -> ChunkReport:
-        """Score and commit the pairs of a chunk; every one ends in its scores or its failures.
+    def score(self, task: tuple[Chunk, ...]) -> TaskReport:
+        """Score and commit chunks of the same pairs, one for each method; every pair ends in scores or failures.
 
         Raises:
             DatasetError: the pairs cannot be read.
             OutputError: the tables cannot be written.
         """
-        from attrib_batch.attribution.engine import FailedPair, ScoredBatch, score_pairs
-        from attrib_batch.workers.tables import baseline_rows, failure_rows, score_rows
+        from attrib_batch.attribution.engine import score_pairs
 
         started = time.perf_counter()
-        encoded = encode_pairs(
-            self._table(chunk.cell.dataset).rows(chunk.start, chunk.stop),
-            self._model.tokenizer,
-            prepend_bos=self._model_job.prepend_bos,
-            max_tokens=self._model.dimensions.max_tokens,
-        )
-        failures: list[dict[str, object]] = [
-            _failure(item.pair_id, Stage.VALIDATE, item.reason, item.message, 1)
-            for item in encoded
-            if isinstance(item, PairProblem)
-        ]
+        with self._reading:
+            encoded = encode_pairs(
+                self._table(task[0].cell.dataset).rows(task[0].start, task[0].stop),
+                self._model.tokenizer,
+                prepend_bos=self._model_job.prepend_bos,
+                max_tokens=self._model.dimensions.max_tokens,
+            )
+        problems = [item for item in encoded if isinstance(item, PairProblem)]
         pairs = [item for item in encoded if isinstance(item, EncodedPair)]
-        batches: list[ScoredBatch] = []
-        scoring = time.perf_counter()
-        method = self.job.method(chunk.cell.method)
-        for outcome in score_pairs(self._model, pairs, method, batch_tokens=self._model_job.batch_tokens):
-            if isinstance(outcome, FailedPair):
-                failures.append(
-                    _failure(outcome.pair.pair_id, Stage.SCORE, outcome.reason, outcome.message, outcome.attempts)
-                )
-            else:
-                batches.append(outcome)
-        model_seconds = time.perf_counter() - scoring
-        scores = score_rows(batches)
-        score_bytes = commit_chunk(
-            self.store,
-            chunk,
-            scores=scores,
-            baselines=baseline_rows(batches),
-            failures=failure_rows(failures),
-        )
-        return ChunkReport(
-            chunk=chunk,
-            n_scored=sum(len(batch.pairs) for batch in batches),
-            n_failed=len(failures),
-            score_rows=scores.num_rows,
-            score_bytes=score_bytes,
-            tokens=sum(2 * pair.n_tokens for batch in batches for pair in batch.pairs),
+        results = {chunk.cell.method: _ChunkResult.of(problems) for chunk in task}
+        with self._scoring:
+            scoring = time.perf_counter()
+            methods = [self.job.method(name) for name in results]
+            for method, outcome in score_pairs(self._model, pairs, methods, self._budget):
+                results[method.id].add(outcome)
+            model_seconds = time.perf_counter() - scoring
+        written = [results[chunk.cell.method].commit(self.store, chunk) for chunk in task]
+        scored = [batch.pairs for result in results.values() for batch in result.batches]
+        return TaskReport(
+            task=task,
+            n_scored=sum(map(len, scored)),
+            n_failed=sum(len(result.failures) for result in results.values()),
+            score_rows=sum(rows for rows, _ in written),
+            score_bytes=sum(size for _, size in written),
+            tokens=sum(2 * pair.n_tokens for pairs in scored for pair in pairs),
             seconds=time.perf_counter() - started,
             model_seconds=model_seconds,
             peak_bytes=peak_memory(),
@@ -126,7 +124,37 @@ class ReplicaWorker:
         return self._tables[dataset]
 
 
-def _failure(pair_id: int, stage: Stage, reason: str, message: str, attempts: int) -> dict[str, object]:
+@dataclass
+class _ChunkResult:
+    """The scores and failures of one chunk while they come in."""
+
+    batches: list[ScoredBatch] = field(default_factory=list)
+    failures: list[dict[str, Any]] = field(default_factory=list)
+
+    @classmethod
+    def of(cls, problems: Sequence[PairProblem]) -> _ChunkResult:
+        """A chunk with pairs that cannot be tokenised as they must be."""
+        rows = [_failure(p.pair_id, Stage.VALIDATE, p.reason, p.message, attempts=1) for p in problems]
+        return cls(failures=rows)
+
+    def add(self, outcome: Outcome) -> None:
+        from attrib_batch.attribution.engine import ScoredBatch
+
+        if isinstance(outcome, ScoredBatch):
+            self.batches.append(outcome)
+        else:
+            self.failures.append(
+                _failure(outcome.pair.pair_id, Stage.SCORE, outcome.reason, outcome.message, attempts=outcome.attempts)
+            )
+
+    def commit(self, store: Store, chunk: Chunk) -> tuple[int, int]:
+        """Write the chunk's tables; returns the rows and bytes of its scores."""
+        scores = score_rows(self.batches)
+        baselines, failures = baseline_rows(self.batches), failure_rows(self.failures)
+        return scores.num_rows, commit_chunk(store, chunk, scores=scores, baselines=baselines, failures=failures)
+
+
+def _failure(pair_id: int, stage: Stage, reason: str, message: str, *, attempts: int) -> dict[str, Any]:
     return {"pair_id": pair_id, "stage": stage, "error": reason, "message": message, "attempts": attempts}
 
 

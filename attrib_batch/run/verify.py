@@ -1,0 +1,160 @@
+"""Check a run's estimates: measure a sample of its pairs with activation patching.
+
+The measurement is a run of its own, in OUT/verification/exact: the same models, the sampled pairs, and kind ``exact``.
+It resumes like any run. Methods that attribute the same metric in the same direction share one measurement.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import defaultdict
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from attrib_batch.errors import OutputError, RequestError, ResumeMismatchError
+from attrib_batch.pairs.reader import PairTable
+from attrib_batch.pairs.writer import write_pairs
+from attrib_batch.run.manifest import MANIFEST, read_manifest
+from attrib_batch.run.prepare import PreparedRun, prepare_run
+from attrib_batch.schema import Cell, Chunk, Table
+from attrib_batch.spec import Job, MethodJob, parse_job
+from attrib_batch.store import Store
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+    from pathlib import Path
+
+FOLDER = "verification"
+CHUNK_PAIRS = 4
+"""Pairs in a chunk of the measurement: it costs hundreds of times what the estimate does."""
+READ_PAIRS = 4096
+
+
+@dataclass(frozen=True)
+class Verification:
+    """A measurement that is ready to run, and what its scores are for."""
+
+    out: Store
+    job: Job
+    """The job whose estimates are checked."""
+    prepared: PreparedRun
+    measured_by: dict[str, str]
+    """For each method of the job, the method of the measurement that measures it."""
+
+    def publish(self) -> list[str]:
+        """Write OUT/verification/scores, one partition for each method that was checked; returns the files.
+
+        A method's partition holds its own components only, even where the measurement was shared.
+        """
+        written = []
+        exact = self.prepared.store
+        for plan in self.prepared.plan:
+            for method, measured_by in self.measured_by.items():
+                if measured_by != plan.cell.method:
+                    continue
+                components = [str(component) for component in self.job.method(method).components]
+                for chunk in plan.chunks():
+                    table = pq.read_table(exact.path(chunk.path(Table.SCORES)))
+                    mine = pc.is_in(table["component"].cast(pa.string()), pa.array(components))
+                    target = Chunk(Cell(plan.cell.model, plan.cell.dataset, method), chunk.start, chunk.stop)
+                    written.append(f"{FOLDER}/{target.path(Table.SCORES)}")
+                    self.out.write_table(written[-1], table.filter(mine))
+        return written
+
+
+def prepare_verification(out: Path, *, n_pairs: int, seed: int) -> Verification:
+    """Sample pairs that every method scored, and prepare their measurement.
+
+    Args:
+        out: a finished or unfinished run's directory.
+        n_pairs: pairs to sample from each dataset; a pair and its mirror are sampled together.
+        seed: the same seed samples the same pairs.
+
+    Raises:
+        RequestError: there is nothing to check, or ``out`` was verified with another sample.
+    """
+    store = Store(out)
+    manifest = read_manifest(store)
+    if manifest is None:
+        raise OutputError(f"{out} has no {MANIFEST}: it is not the directory of a run")
+    job = parse_job(manifest["job"], source=str(store.path(MANIFEST)))
+    methods, measured_by = _measurements([method for method in job.methods if method.kind != "exact"])
+    if not methods:
+        raise RequestError(f"{out}: every method of the job is exact already; there is no estimate to check")
+    samples = {
+        dataset.id: _sample(store, job, dataset.id, manifest, n_pairs=n_pairs, seed=seed) for dataset in job.datasets
+    }
+    data = job.model_dump(mode="json")
+    data["name"] = f"{job.name}-{FOLDER}"
+    data["chunk_pairs"] = CHUNK_PAIRS
+    data["methods"] = methods
+    data["datasets"] = [{"id": name, "path": path} for name, path in samples.items()]
+    exact = parse_job(data, source=FOLDER)
+    try:
+        prepared = prepare_run(exact, store.path(f"{FOLDER}/exact"))
+    except ResumeMismatchError as error:
+        raise ResumeMismatchError(
+            f"{store.path(FOLDER)} holds a verification of another sample or model; remove it to verify anew.\n{error}"
+        ) from error
+    return Verification(store, job, prepared, measured_by)
+
+
+def _measurements(methods: Sequence[MethodJob]) -> tuple[list[dict[str, Any]], dict[str, str]]:
+    """The fewest exact methods that measure what ``methods`` estimate, and which of them measures which."""
+    alike: dict[tuple[str, str], list[MethodJob]] = defaultdict(list)
+    for method in methods:
+        alike[method.metric, method.direction].append(method)
+    exact, measured_by = [], {}
+    for (metric, direction), members in alike.items():
+        components = dict.fromkeys(component for method in members for component in method.components)
+        name = f"exact-{metric}-{direction}"
+        exact.append(
+            {"id": name, "kind": "exact", "components": list(components), "metric": metric, "direction": direction}
+        )
+        measured_by.update({method.id: name for method in members})
+    return exact, measured_by
+
+
+def _sample(store: Store, job: Job, dataset: str, manifest: dict[str, Any], *, n_pairs: int, seed: int) -> str:
+    """Write the sampled rows of a dataset as a table of their own; returns its path."""
+    spec = job.dataset(dataset)
+    table = PairTable.open(spec.path, spec.limit)
+    if table.fingerprint() != manifest["fingerprint"]["datasets"][dataset]:
+        raise ResumeMismatchError(f"{spec.path} has changed since the run: its scores cannot be checked against it")
+    units = _scored_units(store, [cell for cell in job.cells if cell.dataset == dataset])
+    if not units:
+        raise RequestError(
+            f"{store.root}: no pair of dataset {dataset} is scored by every method yet; run the job first"
+        )
+    order = sorted(units)
+    random.Random(seed).shuffle(order)  # noqa: S311 - a sample, no secret
+    chosen: set[int] = set()
+    for unit in order:
+        if len(chosen) >= n_pairs:
+            break
+        chosen |= units[unit]
+    path = store.path(f"{FOLDER}/pairs/{dataset}.parquet")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_pairs(path, (pair for batch in table.batches(READ_PAIRS) for pair in batch if pair.pair_id in chosen))
+    return str(path)
+
+
+def _scored_units(store: Store, cells: Sequence[Cell]) -> dict[tuple[bool, int], set[int]]:
+    """Pair ids scored in every one of ``cells``, by sampling unit: their group, or the pair itself."""
+    scored = [dict(_scored_pairs(store, cell)) for cell in cells]
+    units: dict[tuple[bool, int], set[int]] = defaultdict(set)
+    for pair_id, group in scored[0].items():
+        if all(pair_id in other for other in scored[1:]):
+            units[(group is None, pair_id if group is None else group)].add(pair_id)
+    return units
+
+
+def _scored_pairs(store: Store, cell: Cell) -> Iterator[tuple[int, int | None]]:
+    for start, stop in sorted(store.parts(Table.SCORES, cell.partition)):
+        part = pq.ParquetFile(store.path(Chunk(cell, start, stop).path(Table.BASELINES)))
+        rows = part.read(columns=["pair_id", "group"])
+        yield from zip(rows["pair_id"].to_pylist(), rows["group"].to_pylist(), strict=True)
