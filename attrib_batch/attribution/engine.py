@@ -67,9 +67,11 @@ class TokenBudget:
 
     tokens: int
 
-    def ran_out_at(self, batch: Sequence[EncodedPair]) -> None:
-        """A micro-batch of this size did not fit: from now on half of it at most."""
-        self.tokens = max(1, min(self.tokens, suffix_tokens(batch) // 2))
+    def ran_out_at(self, batch: Sequence[EncodedPair]) -> bool:
+        """A micro-batch of this size did not fit: from now on half of it at most. Returns whether that is less."""
+        before = self.tokens
+        self.tokens = max(1, min(before, suffix_tokens(batch) // 2))
+        return self.tokens < before
 
 
 Outcome = ScoredBatch | FailedPair
@@ -109,8 +111,11 @@ def _score_or_split(
         return
     # Outside the handler: the exception, and with it the tensors of the failed attempt, are gone by now.
     if out_of_memory:
-        budget.ran_out_at(batch)
         _release_cached_memory()
+        if budget.ran_out_at(batch) and len(batch) == 1:
+            # A method may run further rows for one pair, and runs them in smaller parts now.
+            yield from _score_or_split(model, batch, methods, budget, attempts=attempts + 1)
+            return
     if len(batch) == 1:
         for method in methods:
             yield method, FailedPair(batch[0], FailureReason.SCORING_ERROR, message, attempts)

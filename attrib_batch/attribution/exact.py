@@ -166,7 +166,7 @@ class _Runs:
                     if self.sites[patch.component].key == key:
                         # In place: where the activation is also the skip connection's, both paths must take the patch.
                         self._replace(activation, layer, position, patch)
-            logits: Tensor = last_logits(self.model).save()
+            logits: Tensor = last_logits(self.model)
         return logits
 
     def _replace(self, activation: Tensor, layer: int, position: int, patch: _Patch) -> None:
@@ -199,5 +199,5 @@ def _run_whole(
     with model.traced.trace(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1):
         layers = model.traced.get(model.architecture.layers)
         seen.extend({key: activation_at(layer, key) for key in keys} for layer in layers)
-        logits = last_logits(model).save()
+        logits = last_logits(model)
     return seen, logits, cache

@@ -102,7 +102,7 @@ def run_suffixes(
                     activation.requires_grad_(True)
                 found[key] = activation
             read.append(found)
-        logits = last_logits(model).save()
+        logits = last_logits(model)
     return Capture(read, logits)
 
 
@@ -114,12 +114,12 @@ def activation_at(layer: Envoy, key: SiteKey) -> Tensor:
 
 
 def last_logits(model: LoadedModel) -> Float[Tensor, "row vocab"]:
-    """The logits of the last position, read within a trace of a call with ``logits_to_keep=1``, after all layers."""
+    """The logits of the last position, saved within a trace of a call with ``logits_to_keep=1``, after all layers."""
     unembedding = model.traced.get(model.architecture.unembedding)
     # The last position is a slice of the residual stream. A matrix product with a slice runs row by row, at a tenth of
     # the speed; for a small model that is more than all its layers take.
     unembedding.input = unembedding.input.contiguous()
-    return cast("Tensor", model.traced.output.logits[:, -1])
+    return cast("Tensor", model.traced.output.logits[:, -1].save())
 
 
 def suffix_inputs(model: LoadedModel, rows: Sequence[Tokens], prefix: PrefixCache) -> dict[str, Any]:

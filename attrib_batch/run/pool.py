@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from attrib_batch.errors import RequestError, RunInterruptedError
+from attrib_batch.errors import AttribBatchError, OutputError, RequestError, RunInterruptedError
 from attrib_batch.workers.replica import ReplicaWorker, TaskReport
 
 if TYPE_CHECKING:
@@ -87,7 +87,7 @@ class WorkerPool:
 
         Raises:
             RequestError: a worker could not load its model, for a reason that will not change.
-            RunInterruptedError: several workers in a row could not start.
+            RunInterruptedError: several workers in a row could not start, or the output cannot be written any more.
         """
         import ray
 
@@ -123,13 +123,16 @@ class WorkerPool:
         except RayTaskError as error:
             # The worker's own exception: it is alive, but nothing says in what state.
             cause: BaseException = error.cause
-            message = f"{type(cause).__name__}: {cause}"
+            message = str(cause) if isinstance(cause, AttribBatchError) else f"{type(cause).__name__}: {cause}"
         except RayError as error:
             cause, message = error, f"{type(error).__name__}: {' '.join(str(error).split())}"
         else:
             self._failed_starts = 0
             return Ready(worker, answer) if task is None else Done(worker, answer)
         self._discard(worker)
+        if isinstance(cause, OutputError):
+            # Storage that refuses one worker refuses all; trying on would only turn pairs into failures.
+            raise RunInterruptedError(message) from cause
         if task is None:
             self._start_failed(cause, message)
             self._start()

@@ -165,6 +165,21 @@ def test_running_out_of_memory_halves_the_batches_and_changes_no_score(monkeypat
     assert sizes == [2, 2, 2, 2]
 
 
+def test_a_single_pair_that_does_not_fit_is_tried_smaller_and_then_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    tried: list[int] = []
+    budget = TokenBudget(64)
+
+    def never(*_: object) -> None:
+        tried.append(budget.tokens)
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr("attrib_batch.attribution.engine.attribution_patching", never)
+    [(_, failure)] = score_pairs(tiny_model("llama"), encoded(random_pairs(1, 9, 4)), [method()], budget)
+    assert isinstance(failure, FailedPair)
+    assert "out of memory" in failure.message
+    assert tried == [64, 5]
+
+
 def test_what_counts_as_out_of_memory() -> None:
     assert is_out_of_memory(MemoryError())
     with pytest.raises(RuntimeError) as caught:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import time
@@ -140,6 +141,23 @@ def test_what_changed_is_named_and_refused(job: TinyJob, undisturbed: Path, tmp_
     # How many workers there are is nobody's business but this execution's.
     ended = attrib_batch("run", job.write("more.yaml", name="renamed", chunk_pairs=CHUNK), "--out", undisturbed)
     assert ended.code == 0, ended.said
+
+
+@pytest.mark.slow
+def test_an_output_that_stops_taking_files_ends_the_run_and_loses_nothing(job: TinyJob, undisturbed: Path) -> None:
+    out = job.folder / "blocked"
+    shutil.copytree(undisturbed, out)
+    partition = out / "scores/model=tiny/dataset=random/method=atp"
+    shutil.rmtree(partition)
+    partition.touch()  # a file where the folder must be: nobody can write below it, not even root
+    ended = attrib_batch("run", job.write(chunk_pairs=CHUNK), "--out", out)
+    assert ended.code == 1, ended.said
+    assert "cannot write" in ended.said
+    assert not list(out.glob("failures/**/*.parquet"))
+    partition.unlink()
+    ended = attrib_batch("run", job.write(chunk_pairs=CHUNK), "--out", out)
+    assert ended.code == 0, ended.said
+    assert_same_tables(out, undisturbed)
 
 
 def wait_until_quiet(out: Path) -> None:
