@@ -49,14 +49,6 @@ class RunManifest(_Tolerant):
         """The job's method of that id as plain data; empty where the job has none."""
         return next((item for item in self.job.get("methods", ()) if item.get("id") == name), {})
 
-    def model(self, name: str) -> dict[str, Any]:
-        """The job's model of that name as plain data; empty where the job has none."""
-        return next((item for item in self.job.get("models", ()) if item.get("name") == name), {})
-
-    def dataset(self, name: str) -> dict[str, Any]:
-        """The job's dataset of that id as plain data; empty where the job has none."""
-        return next((item for item in self.job.get("datasets", ()) if item.get("id") == name), {})
-
 
 def read_manifest(out: Path) -> RunManifest:
     """Read the manifest of the run in ``out``.

@@ -1,7 +1,7 @@
 """Heatmaps of mean scores: numbers in, the HTML of one Plotly figure out.
 
-Colours follow the attribution-patching tutorial: RdBu centred on 0, blue for positive, red for negative. Titles, captions and the colour bar are HTML beside the figure, so that they
-wrap, print and follow the page's colours.
+Colours follow the attribution-patching tutorial: RdBu centred on 0, blue for positive, red for negative. Titles,
+captions and the colour bar are HTML beside the figure, so that they wrap, print and follow the page's colours.
 """
 
 from __future__ import annotations
@@ -26,6 +26,9 @@ RDBU = (
     "rgb(247,247,247)", "rgb(209,229,240)", "rgb(146,197,222)", "rgb(67,147,195)", "rgb(33,102,172)",
     "rgb(5,48,97)",
 )  # fmt: skip
+
+FONT = {"family": "system-ui, -apple-system, 'Segoe UI', sans-serif", "size": 12, "color": "#444"}
+"""Of every figure; the page's script follows the reader's colours."""
 
 _MOST_LABELLED = 24
 _CROP_BEYOND = 64
@@ -127,7 +130,12 @@ def draw(panel: Panel, quantity: Quantity, *, div_id: str, detail: Detail, limit
         ygap=1 if len(labels) <= _CROP_BEYOND else 0,
     )
     figure = go.Figure(trace, _layout(panel, labels, layers, limit))
-    drawn = figure.to_html(
+    return Figure(panel.title, caption, div_id, to_html(figure, div_id), limit, quantity)
+
+
+def to_html(figure: go.Figure, div_id: str) -> str:
+    """A figure for a page that holds plotly.js: as wide as its column, as high as its layout says."""
+    drawn: str = figure.to_html(
         full_html=False,
         include_plotlyjs=False,
         div_id=div_id,
@@ -135,7 +143,7 @@ def draw(panel: Panel, quantity: Quantity, *, div_id: str, detail: Detail, limit
         default_height=f"{figure.layout.height}px",
         config={"responsive": True, "displayModeBar": False},
     )
-    return Figure(panel.title, caption, div_id, drawn, limit, quantity)
+    return drawn
 
 
 def _statistics(rows: pl.DataFrame, quantity: Quantity) -> pl.DataFrame:
@@ -210,7 +218,7 @@ def _layout(panel: Panel, labels: Sequence[int | str], layers: Sequence[int], li
         margin={"l": 46, "r": 6, "t": 6, "b": 44},
         paper_bgcolor="rgba(0,0,0,0)",
         plot_bgcolor="rgba(0,0,0,0)",
-        font={"family": "system-ui, -apple-system, 'Segoe UI', sans-serif", "size": 12, "color": "#444"},
+        font=FONT,
         xaxis=horizontal,
         yaxis=vertical,
         coloraxis={

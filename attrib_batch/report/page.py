@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,10 +13,15 @@ from attrib_batch.report import formats
 from attrib_batch.report.figures import RDBU, Detail
 from attrib_batch.report.provenance import describe_run
 from attrib_batch.report.sections import CellSection, build_sections
+from attrib_batch.report.verification import compared_methods, read_verification
 from attrib_batch.store import Store
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from attrib_batch.analysis import RunManifest, Summary
+    from attrib_batch.report.verification import VerifiedCell
+    from attrib_batch.schema import Cell
 
 REPORT = "report.html"
 
@@ -38,26 +42,35 @@ def write_report(out: Path) -> Path:
         The path of the page.
 
     Raises:
-        OutputError: see `attrib_batch.analysis.summarize`; or the page cannot be written.
+        OutputError: see `attrib_batch.analysis.summarize`; or a verification does not match the scores; or the page
+            cannot be written.
     """
     out = Path(out)
     manifest = read_manifest(out)
     if not summary_is_current(out):
         summarize(out)
     store = Store(out)
-    store.write_bytes(REPORT, render(manifest, read_summary(out)).encode())
+    page = render(manifest, read_summary(out), read_verification(out, manifest))
+    store.write_bytes(REPORT, page.encode())
     return store.path(REPORT)
 
 
-def render(manifest: RunManifest, summary: Summary, *, budget: int = FIGURE_BUDGET) -> str:
+def render(
+    manifest: RunManifest,
+    summary: Summary,
+    verification: Mapping[Cell, VerifiedCell] | None = None,
+    *,
+    budget: int = FIGURE_BUDGET,
+) -> str:
     """The page as HTML.
 
     Args:
         manifest: the run's manifest.
         summary: its summary tables.
+        verification: its verified cells, from `read_verification`.
         budget: most characters of figures.
     """
-    sections, detail = _sections_within(manifest, summary, budget)
+    sections, detail = _sections_within(manifest, summary, verification or {}, budget)
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("attrib_batch.report"),
         autoescape=True,
@@ -70,6 +83,7 @@ def render(manifest: RunManifest, summary: Summary, *, budget: int = FIGURE_BUDG
     return environment.get_template("page.html.j2").render(
         run=describe_run(manifest),
         sections=sections,
+        compared=compared_methods(section.verification for section in sections if section.verification),
         detail=detail,
         Detail=Detail,
         totals={name: int(baselines.get_column(name).sum()) for name in ("expected", "scored", "failed")},
@@ -79,15 +93,16 @@ def render(manifest: RunManifest, summary: Summary, *, budget: int = FIGURE_BUDG
     )
 
 
-def _sections_within(manifest: RunManifest, summary: Summary, budget: int) -> tuple[list[CellSection], Detail]:
+def _sections_within(
+    manifest: RunManifest, summary: Summary, verification: Mapping[Cell, VerifiedCell], budget: int
+) -> tuple[list[CellSection], Detail]:
     """The sections in the most detail that fits; where none does, later cells go without figures."""
     for detail in Detail:
-        sections = build_sections(manifest, summary, detail)
+        sections = build_sections(manifest, summary, detail, verification)
         if sum(section.size for section in sections) <= budget:
             return sections, detail
     used, kept = 0, []
     for section in sections:
         used += section.size
-        bare = [replace(component, figures=[]) for component in section.components]
-        kept.append(section if used <= budget else replace(section, components=bare, figures_left_out=True))
+        kept.append(section if used <= budget else section.without_figures())
     return kept, Detail.CORE

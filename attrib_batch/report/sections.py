@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
 from attrib_batch.report.figures import Detail, Figure, Panel, Quantity, draw
 from attrib_batch.report.ranking import Ranking, rank_heads
+from attrib_batch.report.verification import VerificationSection, VerifiedCell, build_verification
 from attrib_batch.report.wording import describe_method, describe_scale, unit_of, warning_about
 from attrib_batch.schema import Cell, Component
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from attrib_batch.analysis import RunManifest, Summary
 
 
@@ -50,27 +53,50 @@ class CellSection:
     normalized: bool
     warning: str | None
     components: list[ComponentSection]
+    verification: VerificationSection | None = None
     figures_left_out: bool = False
 
     @property
     def size(self) -> int:
         """Characters of figures."""
-        return sum(component.size for component in self.components)
+        verified = self.verification.size if self.verification else 0
+        return verified + sum(component.size for component in self.components)
+
+    def without_figures(self) -> CellSection:
+        """The words and tables alone."""
+        return replace(
+            self,
+            components=[replace(component, figures=[], roles=[], whole=[]) for component in self.components],
+            verification=self.verification and self.verification.without_figures(),
+            figures_left_out=True,
+        )
 
 
-def build_sections(manifest: RunManifest, summary: Summary, detail: Detail) -> list[CellSection]:
-    """Draw every cell of the plan."""
+def build_sections(
+    manifest: RunManifest, summary: Summary, detail: Detail, verification: Mapping[Cell, VerifiedCell] | None = None
+) -> list[CellSection]:
+    """Draw every cell of the plan, and the verification of those that have one."""
+    verified = verification or {}
     return [
-        _cell(f"cell-{index}", entry.cell, manifest.method(entry.method), summary, detail)
+        _cell(f"cell-{index}", entry.cell, manifest.method(entry.method), summary, detail, verified=verified)
         for index, entry in enumerate(manifest.plan)
     ]
 
 
-def _cell(anchor: str, cell: Cell, method: dict[str, Any], summary: Summary, detail: Detail) -> CellSection:
+def _cell(
+    anchor: str,
+    cell: Cell,
+    method: dict[str, Any],
+    summary: Summary,
+    detail: Detail,
+    *,
+    verified: Mapping[Cell, VerifiedCell],
+) -> CellSection:
     of_cell = (pl.col("model") == cell.model) & (pl.col("dataset") == cell.dataset) & (pl.col("method") == cell.method)
     baseline = summary.baselines.row(by_predicate=of_cell, named=True)
     quantity = Quantity(baseline["normalizable"], unit_of(str(method.get("metric", "logit_diff"))))
     heads, positions = summary.heads.filter(of_cell), summary.positions.filter(of_cell)
+    own = verified.get(cell)
     present = set(heads.get_column("component"))
     builder = _Builder(anchor, heads, positions, quantity, detail)
     return CellSection(
@@ -83,6 +109,7 @@ def _cell(anchor: str, cell: Cell, method: dict[str, Any], summary: Summary, det
         normalized=quantity.normalized,
         warning=warning_about(baseline, method),
         components=[builder.component(name) for name in Component if name in present],
+        verification=build_verification(anchor, own, method, quantity.unit, detail) if own else None,
     )
 
 

@@ -6,10 +6,12 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from attrib_batch.analysis import write_agreement
 from attrib_batch.report import write_report
 from attrib_batch.schema import Cell
 from tests.support.require import require
 from tests.support.synthetic_run import IoiLike, write_run
+from tests.support.synthetic_verification import estimated_from, write_exact
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -56,7 +58,10 @@ def opened(browser: Chrome, tmp_path_factory: pytest.TempPathFactory) -> Chrome:
     out = tmp_path_factory.mktemp("run")
     pairs = IoiLike(without_heads=True).pairs(12)
     cells = {Cell("gpt2", "ioi", method): pairs for method in ("one", "two")}
-    path = write_report(write_run(out, cells))
+    write_run(out, cells)
+    write_exact(out, next(iter(cells)), estimated_from(pairs, bias=0.5))
+    write_agreement(out, seed=0, resamples=20)
+    path = write_report(out)
     # The browser's own start page loads files of the browser; only what comes after it is the report's doing.
     browser.get("about:blank")
     browser.get_log("performance")
@@ -86,12 +91,17 @@ def test_every_figure_is_drawn_inside_its_column(opened: Chrome) -> None:
     widths = opened.execute_script(
         "return [...document.querySelectorAll('.plotly-graph-div')].map((div) => [div.id,"
         " div.classList.contains('js-plotly-plot') && div.querySelectorAll('.heatmaplayer image').length,"
+        " div.querySelectorAll('.scatterlayer .point').length,"
         " div.querySelector('svg.main-svg').getBoundingClientRect().right,"
         " div.closest('figure').getBoundingClientRect().right])"
     )
-    assert len(widths) == 18
-    for name, images, right, limit in widths:
-        assert images == 1, name
+    assert len(widths) == 22
+    drawn = {"scores": 12 * 144, "means": 144}
+    for name, images, points, right, limit in widths:
+        if "-verified-" in name:
+            assert points == drawn[name.rsplit("-", 1)[1]] / (1 if "-z-" in name else 12), name
+        else:
+            assert images == 1, name
         assert right <= limit + 1, name
 
 
@@ -102,6 +112,19 @@ def test_hovering_tells_everything(opened: Chrome) -> None:
     assert "(95%)" in text
     assert "logits, sem 0." in text
     assert text.endswith("12 pairs in 6 sampling units")
+
+
+def test_a_point_of_the_verification_tells_its_head(opened: Chrome) -> None:
+    square = opened.execute_script(
+        "const { xaxis, yaxis } = document.getElementById('cell-0-z-verified-means')._fullLayout;"
+        "return [xaxis._length, yaxis._length, xaxis.range, yaxis.range]"
+    )
+    assert square[0] == pytest.approx(square[1], abs=1)
+    assert square[2] == pytest.approx(square[3])
+    opened.execute_script("Plotly.Fx.hover('cell-0-z-verified-means', [{curveNumber: 2, pointNumber: 0}])")
+    text = opened.execute_script("return document.querySelector('#cell-0-z-verified-means .hoverlayer').textContent")
+    assert text.startswith("L11H0mean exact +0.")
+    assert "(95%)" in text
 
 
 def test_clicking_a_column_sorts_the_table(opened: Chrome) -> None:

@@ -100,7 +100,7 @@ def test_the_words_say_what_was_computed(page: str) -> None:
     text = visible(page)
     assert "21 of 24 pairs scored, 3 failed; prompts of 14 to 16 tokens" in text
     assert "denoising, so 0 is the corrupted behaviour and 1 the clean one" in text
-    assert "first-order estimate" in text
+    assert "a first-order estimate of what patching would do" in text
     assert "Strongest heads at “end”" in text
     assert "(t, 11 sampling units" in text
     assert "Unfinished" not in text
@@ -141,9 +141,38 @@ def test_hostile_names_stay_text(tmp_path: Path) -> None:
 
 
 def test_noising_is_explained_as_such(tmp_path: Path) -> None:
-    write_run(tmp_path, {CELL: [Pair(0, {"z": np.ones((1, 1, 2))})]}, direction="noise")
+    write_run(tmp_path, {CELL: [Pair(0, {"z": np.ones((1, 1, 2))})]}, method={"direction": "noise"})
     text = visible(write_report(tmp_path).read_text(encoding="utf-8"))
     assert "noising, so 0 is the clean behaviour and \N{MINUS SIGN}1 the corrupted one" in text
+
+
+@pytest.mark.parametrize(
+    ("kind", "words"),
+    [
+        ("atp", "a first-order estimate of what patching would do"),
+        ("atp_ig", "the gradient averaged over 7 points"),
+        ("atp_star", "Its scores are magnitudes"),
+        ("exact", "the measured effect of one replacement at a time"),
+    ],
+)
+def test_every_method_says_what_its_numbers_are(tmp_path: Path, kind: str, words: str) -> None:
+    method = {"kind": kind, "ig_steps": 7 if kind == "atp_ig" else None}
+    write_run(tmp_path, {CELL: [Pair(0, {"z": np.ones((1, 1, 2))})]}, method=method)
+    assert words in visible(write_report(tmp_path).read_text(encoding="utf-8"))
+
+
+def test_a_method_of_a_later_release_is_shown_without_words_for_it(tmp_path: Path) -> None:
+    write_run(tmp_path, {CELL: [Pair(0, {"z": np.ones((1, 1, 2))})]}, method={"kind": "new", "metric": "own"})
+    assert "units of own" in visible(write_report(tmp_path).read_text(encoding="utf-8"))
+
+
+def test_a_divergence_is_lower_on_clean_prompts_without_a_warning(tmp_path: Path) -> None:
+    pairs = [Pair(i, {"z": np.full((1, 1, 2), -0.5)}, clean=0.0, corrupted=2.0) for i in range(3)]
+    write_run(tmp_path, {CELL: pairs}, method={"metric": "kl"})
+    page = write_report(tmp_path).read_text(encoding="utf-8")
+    assert 'class="warning"' not in page
+    assert "\N{MINUS SIGN}2.000 nats" in visible(page)
+    np.testing.assert_array_equal(drawn_matrix(page, "cell-0-z-last"), [[0.25]])
 
 
 @pytest.mark.parametrize(

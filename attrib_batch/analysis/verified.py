@@ -1,0 +1,169 @@
+"""Estimated scores side by side with the exact ones of a verified sample of pairs.
+
+``OUT/verification/scores`` holds activation patching of some of the pairs in ``OUT/scores``, in the same schema and
+under the same cells: the method in a file's path is the one that is verified, not the one that computed the file.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pyarrow.parquet as pq
+
+from attrib_batch.analysis.manifest import RunManifest, read_manifest
+from attrib_batch.analysis.tables import committed_parts, scan
+from attrib_batch.errors import OutputError
+from attrib_batch.schema import Cell, Component, Table, part_name
+from attrib_batch.store import Store
+
+VERIFICATION = "verification"
+"""The folder of a run's directory that holds all that verification writes."""
+
+END = "end"
+"""The role whose positions are compared first: where the prompt is continued."""
+
+_KEYS = ("pair_id", "component", "layer", "head", "position")
+_COMPONENTS = pl.Enum([str(component) for component in Component])
+_UNSIGNED_KINDS = {"atp_star"}
+
+
+@dataclass(frozen=True)
+class Verified:
+    """The estimated and the exact scores of one cell's verified pairs."""
+
+    cell: Cell
+    rows: pl.DataFrame
+    """One row per (pair, component, layer, head, position) from the pair's first difference on: those keys, then
+
+    - ``unit`` (int64): the sampling unit, counted from 0; pairs of one ``group`` are one unit.
+    - ``at_end`` (bool): whether the position is the one that `at` names.
+    - ``estimate``, ``exact`` (float64): scores in metric units.
+    """
+    n_units: int
+    has_role: bool
+    """Whether ``at_end`` is the role `END`; it is the last position where no pair of the sample has that role."""
+    magnitudes: bool
+    """Whether the method's scores are magnitudes; ``exact`` then holds absolute values too."""
+
+    @property
+    def at(self) -> str:
+        """Where ``at_end`` is, as a phrase."""
+        return f"“{END}”" if self.has_role else "the last position"
+
+    @property
+    def n_pairs(self) -> int:
+        """How many pairs were verified."""
+        return self.rows.get_column("pair_id").n_unique()
+
+    @property
+    def components(self) -> list[Component]:
+        """The components that were verified, in the order of the forward pass."""
+        present = set(self.rows.get_column("component").unique())
+        return [component for component in Component if component in present]
+
+
+def verified_cells(out: Path) -> list[Cell]:
+    """The cells of the plan that have exact scores, in its order.
+
+    Raises:
+        OutputError: ``out`` is not a run's directory.
+    """
+    return [
+        entry.cell
+        for entry in read_manifest(out).plan
+        if any(pq.read_metadata(path).num_rows for path in _exact_files(out, entry.cell))
+    ]
+
+
+def read_verified(out: Path, cell: Cell, manifest: RunManifest | None = None) -> Verified:
+    """Join a cell's exact scores with its estimates of the same pairs.
+
+    Memory is bounded by the sample and one part of the run's scores; parts without a verified pair are not opened.
+
+    Raises:
+        OutputError: a score without its counterpart, a pair verified twice, or scores that are not finite.
+    """
+    manifest = manifest or read_manifest(out)
+    exact = scan(_exact_files(out, cell), Table.SCORES).select(*_keys(), exact="score").collect()
+    pairs, estimates = _estimates(out, cell, exact.get_column("pair_id").unique())
+    joined = estimates.join(exact, on=_KEYS, how="full", nulls_equal=True, coalesce=True)
+    _check(cell, joined, exact, estimates)
+    has_role = bool(joined.get_column("is_end").any())
+    magnitudes = manifest.method(cell.method).get("kind") in _UNSIGNED_KINDS
+    truth = pl.col("exact").cast(pl.Float64)
+    position = pl.col("position")
+    rows = (
+        joined.join(pairs, on="pair_id")
+        .filter(position >= pl.col("first_difference"))
+        .select(
+            *_KEYS,
+            "unit",
+            at_end=pl.col("is_end") if has_role else position == pl.col("n_tokens") - 1,
+            estimate=pl.col("estimate").cast(pl.Float64),
+            exact=truth.abs() if magnitudes else truth,
+        )
+        .sort(_KEYS)
+    )
+    return Verified(cell, rows, pairs.get_column("unit").n_unique(), has_role=has_role, magnitudes=magnitudes)
+
+
+def _exact_files(out: Path, cell: Cell) -> list[Path]:
+    store = Store(Path(out) / VERIFICATION)
+    parts = sorted(store.parts(Table.SCORES, cell.partition))
+    return [store.path(f"{Table.SCORES}/{cell.partition}/{part_name(*part)}") for part in parts]
+
+
+def _keys() -> list[pl.Expr]:
+    return [pl.col(name).cast(_COMPONENTS) if name == "component" else pl.col(name) for name in _KEYS]
+
+
+def _estimates(out: Path, cell: Cell, wanted: pl.Series) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """The verified pairs (``pair_id, n_tokens, first_difference, unit``) and their estimated scores."""
+    chosen = pl.col("pair_id").is_in(wanted.implode())
+    is_end = (pl.col("role").cast(pl.String) == END).fill_null(value=False)
+    pairs, scores = [], []
+    for part in [None, *committed_parts(out, cell)]:
+        baselines = scan([part.baselines] if part else [], Table.BASELINES).filter(chosen)
+        here = baselines.select("pair_id", "n_tokens", "first_difference", "group").collect()
+        if part is None or len(here):
+            pairs.append(here)
+            known = pl.col("pair_id").is_in(here.get_column("pair_id").implode())
+            rows = scan([part.scores] if part else [], Table.SCORES).filter(known)
+            scores.append(rows.select(*_keys(), is_end=is_end, estimate="score").collect(engine="streaming"))
+    pair_id, group = pl.col("pair_id"), pl.col("group")
+    first = pl.when(group.is_null()).then(pair_id).otherwise(pair_id.min().over("group"))
+    numbered = pl.concat(pairs).with_columns(unit=first.rank("dense").cast(pl.Int64) - 1).drop("group")
+    return numbered, pl.concat(scores)
+
+
+def _check(cell: Cell, joined: pl.DataFrame, exact: pl.DataFrame, estimates: pl.DataFrame) -> None:
+    again = "Run attrib-batch verify again."
+    alone = joined.filter(pl.col("estimate").is_null() | pl.col("exact").is_null())
+    if len(alone):
+        n_exact = alone.get_column("estimate").null_count()
+        raise OutputError(
+            f"{cell}: the verification does not match the run's scores: {n_exact:,} exact scores have no estimate and "
+            f"{len(alone) - n_exact:,} estimates of the verified pairs have no exact score (first: {_name(alone)}). "
+            f"{again}"
+        )
+    if not len(joined) == len(exact) == len(estimates):
+        several = joined.filter(joined.select(_KEYS).is_duplicated())
+        raise OutputError(
+            f"{cell}: some scores of the verified pairs are there more than once (first: {_name(several)}). "
+            f"Remove {VERIFICATION}/{Table.SCORES}/{cell.partition}. {again}"
+        )
+    for column, what in (("estimate", Table.SCORES.value), ("exact", f"{VERIFICATION}/{Table.SCORES}")):
+        bad = joined.filter(~pl.col(column).is_finite())
+        if len(bad):
+            raise OutputError(
+                f"{cell}: {len(bad):,} scores in {what}/ are NaN or infinite (first: {_name(bad)}). Such scores are "
+                "never stored: the file is damaged, remove it and compute it again."
+            )
+
+
+def _name(rows: pl.DataFrame) -> str:
+    first: dict[str, Any] = rows.select(_KEYS).sort(_KEYS).row(0, named=True)
+    return ", ".join(f"{key} {value}" for key, value in first.items() if value is not None)

@@ -1,0 +1,242 @@
+"""The section 'Can these scores be trusted?': estimates beside exact scores of a verified sample of pairs."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import polars as pl
+
+from attrib_batch.analysis import has_agreement, mean_effects, read_agreement, read_verified, verified_cells
+from attrib_batch.analysis.disagreement import NEGLIGIBLE
+from attrib_batch.report.figures import Detail
+from attrib_batch.report.scatter import Axes, Scatter, draw_means, draw_scores, head_name
+from attrib_batch.report.verdict import Agreement, Value, Verdict, judge
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from pathlib import Path
+
+    from attrib_batch.analysis import RunManifest, Verified
+    from attrib_batch.schema import Cell
+
+MOST_POINTS = 3000
+_MOST_DISAGREEMENTS = 10
+
+
+@dataclass(frozen=True)
+class VerifiedCell:
+    """What a page needs of one verified cell, at most ``MOST_POINTS`` scores of each component."""
+
+    cell: Cell
+    n_pairs: int
+    n_units: int
+    at: str
+    magnitudes: bool
+    n_scores: dict[str, int]
+    """How many scores of each component there are at ``at``."""
+    points: dict[str, pl.DataFrame]
+    """Those of them that are drawn, the strongest half first."""
+    effects: dict[str, pl.DataFrame]
+    """Mean effects of each component, see `attrib_batch.analysis.mean_effects`."""
+    agreement: dict[str, Agreement]
+
+
+@dataclass(frozen=True)
+class Disagreement:
+    """A head for which the estimate misleads; metric units."""
+
+    name: str
+    layer: int
+    head: int | None
+    estimate: float
+    exact: float
+    difference: float
+    half_width: float | None
+    share: float | None
+    """The difference as a share of the largest absolute mean exact effect."""
+
+    @property
+    def sure(self) -> bool:
+        """Whether the 95% interval of the difference excludes 0."""
+        return self.half_width is not None and abs(self.difference) > self.half_width
+
+
+@dataclass(frozen=True)
+class VerifiedComponent:
+    """The verification of one component."""
+
+    name: str
+    kind: str
+    """What its elements are called: head or layer."""
+    verdict: Verdict
+    agreement: Agreement
+    figures: list[Scatter]
+    disagreements: list[Disagreement]
+    n_elements: int
+
+
+@dataclass(frozen=True)
+class VerificationSection:
+    """The verification of one cell."""
+
+    anchor: str
+    data: VerifiedCell
+    components: list[VerifiedComponent]
+
+    @property
+    def size(self) -> int:
+        """Characters of figures."""
+        return sum(len(figure.html) for component in self.components for figure in component.figures)
+
+    def without_figures(self) -> VerificationSection:
+        """The words and tables alone."""
+        return replace(self, components=[replace(component, figures=[]) for component in self.components])
+
+
+@dataclass(frozen=True)
+class ComparedMethod:
+    """One row of the table that compares methods."""
+
+    cell: Cell
+    component: str
+    anchor: str
+    n_pairs: int
+    agreement: Agreement
+
+
+def read_verification(out: Path, manifest: RunManifest) -> dict[Cell, VerifiedCell]:
+    """What a page needs of every verified cell of a run; empty where nothing has been verified.
+
+    Raises:
+        OutputError: exact scores and estimates do not match.
+    """
+    if not has_agreement(out):
+        return {}
+    table = read_agreement(out)
+    found = {}
+    for cell in verified_cells(out):
+        rows = table.filter(model=cell.model, dataset=cell.dataset, method=cell.method)
+        if len(rows):
+            found[cell] = _summarized(read_verified(out, cell, manifest), rows)
+    return found
+
+
+def _summarized(verified: Verified, table: pl.DataFrame) -> VerifiedCell:
+    agreement: dict[str, Agreement] = {}
+    for row in table.iter_rows(named=True):
+        value = Value(row["value"], row["low"], row["high"])
+        agreement.setdefault(row["component"], {})[row["statistic"]] = value
+    effects, at_end = mean_effects(verified), verified.rows.filter("at_end")
+    names = [name for name in map(str, verified.components) if name in agreement]
+    of = {name: at_end.filter(pl.col("component") == name) for name in names}
+    return VerifiedCell(
+        cell=verified.cell,
+        n_pairs=verified.n_pairs,
+        n_units=verified.n_units,
+        at=verified.at,
+        magnitudes=verified.magnitudes,
+        n_scores={name: len(rows) for name, rows in of.items()},
+        points={name: thinned(rows, MOST_POINTS) for name, rows in of.items()},
+        effects={name: effects.filter(pl.col("component") == name) for name in names},
+        agreement=agreement,
+    )
+
+
+def thinned(rows: pl.DataFrame, most: int) -> pl.DataFrame:
+    """At most so many rows, always the same ones: the strongest half, and an even choice of the others."""
+    if len(rows) <= most:
+        return rows
+    strength = pl.max_horizontal(pl.col("exact").abs(), pl.col("estimate").abs())
+    ordered = rows.sort(strength, descending=True, maintain_order=True)
+    strongest, others = ordered.head(most - most // 2), ordered.slice(most - most // 2)
+    step = -(-len(others) // (most // 2))
+    return pl.concat([strongest, others.gather_every(step)])
+
+
+def build_verification(
+    anchor: str, data: VerifiedCell, method: dict[str, Any], unit: str, detail: Detail
+) -> VerificationSection:
+    """Draw and judge one verified cell.
+
+    Args:
+        anchor: the id of the cell's section.
+        data: from `read_verification`.
+        method: the job's method.
+        unit: of the metric.
+        detail: below ``FULL`` fewer points are drawn, at ``CORE`` only means.
+    """
+    axes = Axes(unit, data.magnitudes)
+    components = []
+    for name, effects in data.effects.items():
+        kind = _kind(effects)
+        size, largest = pl.col("difference").abs(), pl.col("exact").abs().max()
+        off = effects.filter(size > 0, size >= NEGLIGIBLE * largest).head(_MOST_DISAGREEMENTS)
+        means = draw_means(
+            effects,
+            off,
+            axes,
+            div_id=f"{anchor}-{name}-verified-means",
+            title=f"Means over the pairs, at {data.at}",
+            caption=f"One point per {kind}, {len(effects):,} in all; dotted: estimate = exact."
+            + (" Red: those of the table." if len(off) else ""),
+        )
+        figures = [means] if detail is Detail.CORE else [_scores(anchor, name, data, axes, detail), means]
+        components.append(
+            VerifiedComponent(
+                name=name,
+                kind=kind,
+                verdict=judge(data.agreement[name], method, data.at),
+                agreement=data.agreement[name],
+                figures=figures,
+                disagreements=_disagreements(effects, off),
+                n_elements=len(effects),
+            )
+        )
+    return VerificationSection(f"{anchor}-verification", data, components)
+
+
+def compared_methods(sections: Iterable[VerificationSection]) -> list[ComparedMethod]:
+    """The verified components of every (model, dataset) of which several methods were verified."""
+    found = [
+        ComparedMethod(section.data.cell, component.name, section.anchor, section.data.n_pairs, component.agreement)
+        for section in sections
+        for component in section.components
+    ]
+    several = Counter((row.cell.model, row.cell.dataset, row.component) for row in found)
+    kept = [row for row in found if several[row.cell.model, row.cell.dataset, row.component] > 1]
+    return sorted(kept, key=lambda row: list(several).index((row.cell.model, row.cell.dataset, row.component)))
+
+
+def _scores(anchor: str, name: str, data: VerifiedCell, axes: Axes, detail: Detail) -> Scatter:
+    points = thinned(data.points[name], MOST_POINTS if detail is Detail.FULL else MOST_POINTS // 4)
+    kind, total = _kind(points), data.n_scores[name]
+    caption = f"One point per pair and {kind}, {len(points):,}"
+    if len(points) < total:
+        caption += f" of {total:,}: the strongest, and an even choice of the others."
+    else:
+        caption += " in all."
+    return draw_scores(
+        points,
+        axes,
+        div_id=f"{anchor}-{name}-verified-scores",
+        title=f"Single scores, at {data.at}",
+        caption=caption,
+    )
+
+
+def _kind(rows: pl.DataFrame) -> str:
+    return "layer" if rows.get_column("head").null_count() else "head"
+
+
+def _disagreements(effects: pl.DataFrame, off: pl.DataFrame) -> list[Disagreement]:
+    largest = max(map(abs, effects.get_column("exact")), default=0.0)
+    return [
+        Disagreement(
+            name=head_name(row),
+            **{key: row[key] for key in ("layer", "head", "estimate", "exact", "difference", "half_width")},
+            share=row["difference"] / largest if largest else None,
+        )
+        for row in off.iter_rows(named=True)
+    ]
