@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.support.browser import browser  # noqa: F401 - a fixture
+
 if TYPE_CHECKING:
     from attrib_batch.models.load import LoadedModel
 

@@ -13,6 +13,7 @@ from attrib_batch.analysis import heatmap, read_summary
 from attrib_batch.pairs.tutorial import tutorial_pairs
 from attrib_batch.schema import Component
 from attrib_batch.spec import load_job
+from tests.support.browser import assert_quiet, open_page
 from tests.support.jobs import ROOT, attrib_batch, read_scores
 
 pytestmark = pytest.mark.slow
@@ -105,6 +106,25 @@ def test_report_works_on_a_copy_of_the_tables_alone(demo: Path, tmp_path: Path) 
         (shutil.copytree if source.is_dir() else shutil.copy)(source, tmp_path / name)
     assert attrib_batch("report", tmp_path).code == 0
     assert (tmp_path / "report.html").stat().st_size > 1_000_000
+
+
+def test_the_estimates_are_measured_and_agree(demo: Path) -> None:
+    agreement = pl.read_parquet(demo / "verification/agreement.parquet")
+    pearson = agreement.filter(dataset="ioi", component="z", statistic="pearson@end")["value"].item()
+    assert pearson > 0.9
+
+
+@pytest.mark.browser
+def test_the_report_in_a_browser(demo: Path, browser) -> None:
+    open_page(browser, demo / "report.html")
+    drawn = browser.execute_script(
+        "return [...document.querySelectorAll('.plotly-graph-div')].map("
+        "(div) => [div.id, div.querySelectorAll('.heatmaplayer image, .scatterlayer .trace').length])"
+    )
+    assert len(drawn) > 16
+    assert [name for name, layers in drawn if layers == 0] == []
+    assert "Can these scores be trusted?" in browser.page_source
+    assert_quiet(browser)
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "jobs").glob("*.yaml")), ids=lambda path: path.name)

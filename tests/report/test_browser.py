@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-import json
-import shutil
 from typing import TYPE_CHECKING
 
 import pytest
@@ -9,48 +7,14 @@ import pytest
 from attrib_batch.analysis import write_agreement
 from attrib_batch.report import write_report
 from attrib_batch.schema import Cell
-from tests.support.require import require
+from tests.support.browser import assert_quiet, open_page
 from tests.support.synthetic_run import IoiLike, write_run
 from tests.support.synthetic_verification import estimated_from, write_exact
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from selenium.webdriver import Chrome
 
 pytestmark = pytest.mark.browser
-
-_FLAGS = (
-    "--headless",
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-    "--window-size=1280,1000",
-)
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Chrome]:
-    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    chromedriver = shutil.which("chromedriver")
-    require(bool(chromium and chromedriver), "chromium and chromedriver are not on the PATH")
-    from selenium import webdriver
-    from selenium.webdriver.chrome.service import Service
-
-    options = webdriver.ChromeOptions()
-    options.binary_location = chromium
-    for flag in (*_FLAGS, f"--user-data-dir={tmp_path_factory.mktemp('profile')}"):
-        options.add_argument(flag)
-    options.set_capability("goog:loggingPrefs", {"performance": "ALL", "browser": "ALL"})
-    driver = webdriver.Chrome(options=options, service=Service(chromedriver))
-    try:
-        yield driver
-    finally:
-        driver.quit()
 
 
 @pytest.fixture(scope="module")
@@ -62,10 +26,7 @@ def opened(browser: Chrome, tmp_path_factory: pytest.TempPathFactory) -> Chrome:
     write_exact(out, next(iter(cells)), estimated_from(pairs, bias=0.5))
     write_agreement(out, seed=0, resamples=20)
     path = write_report(out)
-    # The browser's own start page loads files of the browser; only what comes after it is the report's doing.
-    browser.get("about:blank")
-    browser.get_log("performance")
-    browser.get(path.as_uri())
+    open_page(browser, path)
     return browser
 
 
@@ -79,12 +40,7 @@ def eventually(browser: Chrome, script: str, wanted: object) -> None:
 
 
 def test_the_page_asks_for_nothing_and_logs_no_error(opened: Chrome) -> None:
-    events = [json.loads(entry["message"])["message"] for entry in opened.get_log("performance")]
-    requests = [event["params"] for event in events if event["method"] == "Network.requestWillBeSent"]
-    urls = [params["request"]["url"] for params in requests]
-    assert any(url.startswith("file:") for url in urls)
-    assert [url for url in urls if not url.startswith(("file:", "data:", "blob:"))] == []
-    assert [entry for entry in opened.get_log("browser") if entry["level"] in {"SEVERE", "WARNING"}] == []
+    assert_quiet(opened)
 
 
 def test_every_figure_is_drawn_inside_its_column(opened: Chrome) -> None:
