@@ -1,0 +1,119 @@
+"""The measurements as Markdown."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from benchmarks import speed
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from benchmarks.memory import Peak
+    from benchmarks.rounds import Timings
+    from benchmarks.share import RunShare
+    from benchmarks.speed import Comparison
+
+_BESIDE = {
+    speed.TUTORIAL: "the tutorial's recipe in nnsight: parameters with gradients, all logits",
+    speed.HOOKS: "hand-written hooks: 2 forwards, 1 backward, frozen, `logits_to_keep=1`",
+    speed.HOOKS_CONTIGUOUS: "the same, last hidden state copied together before the unembedding",
+    speed.LENS: "TransformerLens, hooks on both runs, all logits, parameters with gradients",
+}
+_TARGETS = {
+    ("plain pairs", speed.TUTORIAL): "2.7",
+    ("plain pairs", speed.HOOKS): "1.6",
+    ("pairs with their mirrors", speed.HOOKS): "2.3",
+    ("70-token preamble", speed.HOOKS): "5",
+}
+_FORWARD_TARGETS = {"plain pairs": "1.9", "pairs with their mirrors": "1.3"}
+
+
+def render(machine: str, model_id: str, comparisons: Sequence[Comparison], run: RunShare, peaks: Sequence[Peak]) -> str:
+    """The whole page."""
+    parts = [
+        "# Benchmarks",
+        f"Written by `make bench`. {machine}",
+        (
+            f"Model {model_id}, float32; `z` scores by logit difference; batches of {comparisons[0].n_pairs} pairs. "
+            "All variants run in one process in alternating rounds. A ratio is the median of the rounds' own ratios, "
+            "the range is its smallest and largest, and `fastest` compares each variant's fastest round. Before "
+            f"anything is timed, all variants must give the same scores within {speed.TOLERANCE:g} of the largest."
+        ),
+        "## (a) How many times as fast the engine is",
+        _beside(comparisons),
+        "## (b) What one pair costs, in plain forward passes of one prompt",
+        (
+            "A plain forward pass has no graph and no hooks and computes the last position's logits, at the same batch "
+            "size. As transformers slices the last position, torch reads the whole unembedding matrix once for each "
+            "prompt; the second row has that repaired, so it is the harder comparison."
+        ),
+        _forwards(comparisons),
+        "## (c) What nnsight costs",
+        "The engine beside itself with plain torch hooks in place of traces.",
+        _nnsight(comparisons),
+        "## (d) Share of a run's wall time inside the model",
+        (
+            f"{run.model_share:.1%} of the time from the worker's being ready to its last commit (a job on "
+            f"{run.n_pairs} generated pairs of 17 wordings, one worker of 2 processors; target 95%)."
+        ),
+        "## (e) Peak memory against batch size",
+        _memory(peaks),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _beside(comparisons: Sequence[Comparison]) -> str:
+    rows = []
+    for comparison in comparisons:
+        for variant, meaning in _BESIDE.items():
+            target = _TARGETS.get((comparison.name, variant), "")
+            if variant in comparison.variants:
+                rows.append([comparison.name, meaning, *_ratio(comparison.timings, variant, speed.ENGINE), target])
+            else:
+                rows.append([comparison.name, meaning, "not installed", "", "", target])
+    return _table(["pairs", "beside", "ratio", "range", "fastest", "target, at least"], rows)
+
+
+def _forwards(comparisons: Sequence[Comparison]) -> str:
+    rows = []
+    for forward, meaning in (
+        (speed.FORWARD, "as transformers slices the last position"),
+        (speed.FORWARD_CONTIGUOUS, "last hidden state copied together"),
+    ):
+        rows += [
+            [
+                comparison.name,
+                meaning,
+                *_ratio(comparison.timings, speed.ENGINE, forward),
+                _FORWARD_TARGETS.get(comparison.name, ""),
+            ]
+            for comparison in comparisons
+        ]
+    return _table(["pairs", "plain forward pass", "passes a pair", "range", "fastest", "target, at most"], rows)
+
+
+def _nnsight(comparisons: Sequence[Comparison]) -> str:
+    rows = [
+        [comparison.name, *_ratio(comparison.timings, speed.ENGINE, speed.WITHOUT_NNSIGHT), "1.03"]
+        for comparison in comparisons
+    ]
+    return _table(["pairs", "ratio", "range", "fastest", "target, at most"], rows)
+
+
+def _memory(peaks: Sequence[Peak]) -> str:
+    rows = [
+        [str(peak.n_pairs), f"{peak.loaded:.0f}", f"{peak.scored:.0f}", f"{peak.scored - peak.loaded:.0f}"]
+        for peak in peaks
+    ]
+    return _table(["pairs in a batch", "peak before the batch, MiB", "peak, MiB", "the batch's part, MiB"], rows)
+
+
+def _ratio(timings: Timings, slow: str, fast: str) -> list[str]:
+    ratio = timings.ratio(slow, fast)
+    return [f"{ratio.median:.2f}", f"{ratio.low:.2f} to {ratio.high:.2f}", f"{timings.of_fastest(slow, fast):.2f}"]
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
