@@ -17,10 +17,7 @@ N_THREADS = 2
 
 
 def load(model_id: str, *, frozen: bool = True) -> LoadedModel:
-    """A float32 model on the CPU, two threads; not ``frozen``, its parameters require gradients, as loaded.
-
-    transformers' own loading bar is left to whoever runs this.
-    """
+    """A float32 model on the CPU, two threads; not ``frozen``, its parameters require gradients, as loaded."""
     torch.set_num_threads(N_THREADS)
     model = load_model(ModelJob(id=model_id, device="cpu", prepend_bos=False))
     model.module.requires_grad_(not frozen)

@@ -20,9 +20,6 @@ class Ratio:
     low: float
     high: float
 
-    def __str__(self) -> str:
-        return f"{self.median:.2f} ({self.low:.2f} to {self.high:.2f})"
-
 
 @dataclass(frozen=True)
 class Timings:
@@ -38,10 +35,6 @@ class Timings:
     def of_fastest(self, slow: str, fast: str) -> float:
         """The fastest round of ``slow`` over the fastest round of ``fast``: what is left when disturbances are not."""
         return min(self.seconds[slow]) / min(self.seconds[fast])
-
-    def median_seconds(self, name: str) -> float:
-        """The median over the rounds."""
-        return statistics.median(self.seconds[name])
 
 
 def alternate(variants: Mapping[str, Callable[[], Any]], n_rounds: int) -> Timings:

@@ -35,15 +35,15 @@ class Ended:
         return self.output + self.messages
 
 
-def attrib_batch(*arguments: str | Path, cwd: Path = ROOT) -> Ended:
-    """Run ``attrib-batch`` in a process of its own."""
+def attrib_batch(*arguments: str | Path, cwd: Path = ROOT, seconds: float = COMMAND_SECONDS) -> Ended:
+    """Run ``attrib-batch`` in a process of its own, for so many seconds at most."""
     done = subprocess.run(
         command(*arguments),
         cwd=cwd,
         env=environment(),
         capture_output=True,
         text=True,
-        timeout=COMMAND_SECONDS,
+        timeout=seconds,
     )
     return Ended(done.returncode, done.stdout, done.stderr)
 
