@@ -6,7 +6,7 @@ the difference to the engine is what nnsight costs.
 
 from __future__ import annotations
 
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 from unittest.mock import patch
 
@@ -16,7 +16,7 @@ from attrib_batch.attribution import atp, runs
 from benchmarks import recipes
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     import numpy as np
     from torch import Tensor, nn
@@ -39,7 +39,13 @@ def engine_without_nnsight(model: LoadedModel, work: Workload) -> np.ndarray:
 
 
 def _run_suffixes(
-    model: LoadedModel, rows: Sequence[Tokens], prefix: runs.PrefixCache, sites: Sequence[Site], *, graph: bool
+    model: LoadedModel,
+    rows: Sequence[Tokens],
+    prefix: runs.PrefixCache,
+    sites: Sequence[Site],
+    *,
+    graph: bool,
+    vocabulary: Sequence[int] | None,
 ) -> runs.Capture:
     """Stands in for ``runs.run_suffixes``."""
     keys = list(dict.fromkeys(site.key for site in sites))
@@ -69,8 +75,22 @@ def _run_suffixes(
                 stack.callback(handle.remove)
         head = model.module.get_submodule(model.architecture.unembedding)
         stack.callback(head.register_forward_pre_hook(lambda _module, args: (args[0].contiguous(),)).remove)
+        if vocabulary is not None:
+            stack.enter_context(_only(head, torch.tensor(vocabulary)))
         logits = model.module(**runs.suffix_inputs(model, rows, prefix)).logits[:, -1]
     return runs.Capture(read, logits)
+
+
+@contextmanager
+def _only(head: nn.Module, index: Tensor) -> Iterator[None]:
+    """Let the unembedding give the logits of the tokens at ``index`` alone."""
+    weight, bias = head.weight, head.bias
+    head.weight = torch.nn.Parameter(weight[index], requires_grad=False)
+    head.bias = None if bias is None else torch.nn.Parameter(bias[index], requires_grad=False)
+    try:
+        yield
+    finally:
+        head.weight, head.bias = weight, bias
 
 
 def _extend(model: LoadedModel, rows: Sequence[Tokens], cache: Cache | None) -> Cache:

@@ -12,6 +12,7 @@ first-order estimate of what activation patching would measure.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -19,6 +20,7 @@ from torch import Tensor
 
 from attrib_batch.attribution.batches import Request, plan_rows
 from attrib_batch.attribution.contrast import Objective, rows_at, sites_in_order
+from attrib_batch.attribution.metrics import OF_ANSWERS_ALONE
 from attrib_batch.attribution.runs import PrefixCache, run_suffixes
 
 if TYPE_CHECKING:
@@ -51,15 +53,19 @@ def attribution_patching(
     sites = sites_in_order(model, list(components))
     rows = plan_rows(pairs, [Request(method.direction, method.metric) for method in methods])
     prefix = PrefixCache(model, [*rows.graph, *rows.plain], pairs[0].first_difference)
-    plain = run_suffixes(model, rows.plain, prefix, list(sites.values()), graph=False) if rows.plain else None
-    graph = run_suffixes(model, rows.graph, prefix, list(sites.values()), graph=True)
+    vocabulary = _vocabulary(pairs, methods)
+    run = partial(run_suffixes, model, prefix=prefix, sites=list(sites.values()), vocabulary=vocabulary)
+    plain = run(rows.plain, graph=False) if rows.plain else None
+    graph = run(rows.graph, graph=True)
 
     logits = _stack_rows(graph.logits.detach(), plain.logits if plain else None)
     patches = [
         _Patch(
             torch.tensor(base),
             torch.tensor(other),
-            Objective.of(method, pairs, rows_at(logits, torch.tensor(base)), rows_at(logits, torch.tensor(other))),
+            Objective.of(
+                method, pairs, rows_at(logits, torch.tensor(base)), rows_at(logits, torch.tensor(other)), vocabulary
+            ),
             {component: [] for component in method.components},
         )
         for method, base, other in zip(methods, rows.base, rows.other, strict=True)
@@ -112,6 +118,13 @@ class _Patch:
     def result(self) -> BatchScores:
         """The scores of all layers."""
         return self.objective.with_scores({c: torch.stack(s).transpose(-1, -2) for c, s in self.scores.items()})
+
+
+def _vocabulary(pairs: Sequence[EncodedPair], methods: Sequence[MethodJob]) -> list[int] | None:
+    """The tokens whose logits are needed, None for all."""
+    if any(method.metric not in OF_ANSWERS_ALONE for method in methods):
+        return None
+    return sorted({token for pair in pairs for token in (*pair.answers, *pair.wrong_answers)})
 
 
 def _total(

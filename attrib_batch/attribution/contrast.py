@@ -59,12 +59,13 @@ class Objective:
         pairs: Sequence[EncodedPair],
         base_logits: Float[Tensor, "pair vocab"],
         other_logits: Float[Tensor, "pair vocab"],
+        vocabulary: Sequence[int] | None = None,
     ) -> Objective:
-        """The objective of ``pairs``, from the logits of their two runs."""
+        """The objective of ``pairs``, from the logits of their two runs; those of ``vocabulary`` alone, if given."""
         metric = metric_named(method.metric)
         denoise = method.direction == "denoise"
         clean_logits, corrupted_logits = (other_logits, base_logits) if denoise else (base_logits, other_logits)
-        answers = AnswerSets.of(pairs, base_logits.device)
+        answers = AnswerSets.of(pairs, base_logits.device, vocabulary)
         with torch.no_grad():
             clean = metric(clean_logits, clean_logits, answers)
             corrupted = metric(corrupted_logits, clean_logits, answers)

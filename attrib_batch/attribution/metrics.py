@@ -25,7 +25,7 @@ from attrib_batch.metric_names import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from jaxtyping import Bool, Float, Int
 
@@ -42,15 +42,22 @@ class AnswerSets:
     wrong_mask: Bool[Tensor, "pair wrong"]
 
     @classmethod
-    def of(cls, pairs: Sequence[EncodedPair], device: torch.device) -> AnswerSets:
-        """The answers of ``pairs``, in their order."""
-        right, right_mask = _rectangle([pair.answers for pair in pairs], device)
-        wrong, wrong_mask = _rectangle([pair.wrong_answers for pair in pairs], device)
+    def of(
+        cls, pairs: Sequence[EncodedPair], device: torch.device, vocabulary: Sequence[int] | None = None
+    ) -> AnswerSets:
+        """The answers of ``pairs``, in their order; with ``vocabulary`` as places in it."""
+        place = None if vocabulary is None else {token: index for index, token in enumerate(vocabulary)}
+        right, right_mask = _rectangle([_places(pair.answers, place) for pair in pairs], device)
+        wrong, wrong_mask = _rectangle([_places(pair.wrong_answers, place) for pair in pairs], device)
         return cls(right, right_mask, wrong, wrong_mask)
 
     def select(self, index: Int[Tensor, "row"]) -> AnswerSets:
         """The answers of the pairs at ``index``."""
         return AnswerSets(self.right[index], self.right_mask[index], self.wrong[index], self.wrong_mask[index])
+
+
+def _places(tokens: Sequence[int], place: Mapping[int, int] | None) -> Sequence[int]:
+    return tokens if place is None else [place[token] for token in tokens]
 
 
 def _rectangle(rows: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor]:
@@ -100,6 +107,10 @@ _METRICS: dict[str, Metric] = {
     "log_prob": log_prob,
     "kl": kl,
 }
+
+
+OF_ANSWERS_ALONE = frozenset({"logit_diff"})
+"""Metrics that read the logits of the answers and no others."""
 
 
 def register_metric(name: str, function: Metric) -> None:

@@ -81,11 +81,13 @@ def run_suffixes(
     *,
     graph: bool,
     start: Float[Tensor, "row position feature"] | None = None,
+    vocabulary: Sequence[int] | None = None,
 ) -> Capture:
     """Run the suffixes of ``rows`` and read ``sites`` at every layer.
 
     With ``graph``, gradients are required from the first site on; parameters stay frozen, so nothing before it is
-    differentiated. ``start`` enters the first layer in place of what the suffixes' tokens would give.
+    differentiated. ``start`` enters the first layer in place of what the suffixes' tokens would give. With
+    ``vocabulary``, logits are those of these tokens alone.
     """
     inputs = suffix_inputs(model, rows, prefix)
     layers = model.traced.get(model.architecture.layers)
@@ -102,7 +104,7 @@ def run_suffixes(
                     activation.requires_grad_(True)
                 found[key] = activation
             read.append(found)
-        logits = last_logits(model)
+        logits = last_logits(model, vocabulary)
     return Capture(read, logits)
 
 
@@ -113,12 +115,22 @@ def activation_at(layer: Envoy, key: SiteKey) -> Tensor:
     return cast("Tensor", envoy.input if end == "input" else envoy.output)
 
 
-def last_logits(model: LoadedModel) -> Float[Tensor, "row vocab"]:
-    """The logits of the last position, saved within a trace of a call with ``logits_to_keep=1``, after all layers."""
+def last_logits(model: LoadedModel, vocabulary: Sequence[int] | None = None) -> Float[Tensor, "row vocab"]:
+    """The logits of the last position, saved within a trace of a call with ``logits_to_keep=1``, after all layers.
+
+    With ``vocabulary`` they are those of these tokens, in that order; whatever the model does to logits after the
+    unembedding, it does to them.
+    """
     unembedding = model.traced.get(model.architecture.unembedding)
-    # The last position is a slice of the residual stream. A matrix product with a slice runs row by row, at a tenth of
-    # the speed; for a small model that is more than all its layers take.
-    unembedding.input = unembedding.input.contiguous()
+    if vocabulary is not None:
+        linear = model.module.get_submodule(model.architecture.unembedding)
+        index = torch.tensor(vocabulary, device=linear.weight.device)
+        bias = None if linear.bias is None else linear.bias[index]
+        unembedding.skip(torch.nn.functional.linear(unembedding.input.contiguous(), linear.weight[index], bias))
+    else:
+        # The last position is a slice of the residual stream. A matrix product with a slice runs row by row, at a
+        # tenth of the speed; for a small model that is more than all its layers take.
+        unembedding.input = unembedding.input.contiguous()
     return cast("Tensor", model.traced.output.logits[:, -1].save())
 
 
