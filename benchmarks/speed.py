@@ -17,6 +17,8 @@ from benchmarks.without_nnsight import engine_without_nnsight
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from benchmarks.workloads import Workload
+
 
 ENGINE = "engine"
 WITHOUT_NNSIGHT = "engine without nnsight"
@@ -26,6 +28,9 @@ TUTORIAL = "tutorial"
 LENS = "TransformerLens"
 FORWARD = "forward"
 FORWARD_CONTIGUOUS = "forward, contiguous head"
+
+PART_TOKENS = 2048
+"""Most tokens of clean prompts that a variant with gradients on parameters takes at once: beyond, memory runs out."""
 
 TOLERANCE = 1e-4
 """Largest difference between two ways to the same scores, relative to the largest score."""
@@ -62,10 +67,10 @@ def measure(model_id: str, *, n_pairs: int, n_rounds: int) -> list[Comparison]:
             WITHOUT_NNSIGHT: partial(engine_without_nnsight, model, work),
             HOOKS: partial(recipes.hooks, model.module, work),
             HOOKS_CONTIGUOUS: partial(recipes.hooks, model.module, work, contiguous_head=True),
-            TUTORIAL: partial(recipes.tutorial, unfrozen, work),
+            TUTORIAL: partial(_in_parts, partial(recipes.tutorial, unfrozen), work),
         }
         if lens_model is not None:
-            scoring[LENS] = partial(lens.scores, lens_model, work)
+            scoring[LENS] = partial(_in_parts, partial(lens.scores, lens_model), work)
         print(f"{name}: checking that {', '.join(scoring)} agree", file=sys.stderr)
         _check_same_scores(scoring)
         forwards = {
@@ -77,6 +82,10 @@ def measure(model_id: str, *, n_pairs: int, n_rounds: int) -> list[Comparison]:
         print(f"{name}: {rounds} rounds", file=sys.stderr)
         comparisons.append(Comparison(name, n_pairs, alternate(scoring | forwards, rounds)))
     return comparisons
+
+
+def _in_parts(scores: Callable[[Workload], np.ndarray], work: Workload) -> np.ndarray:
+    return np.concatenate([scores(part) for part in work.parts(PART_TOKENS)])
 
 
 def _check_same_scores(variants: dict[str, Callable[[], np.ndarray]]) -> None:

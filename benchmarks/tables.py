@@ -41,6 +41,10 @@ def render(machine: str, model_id: str, comparisons: Sequence[Comparison], run: 
             f"anything is timed, all variants must give the same scores within {speed.TOLERANCE:g} of the largest."
         ),
         "## (a) How many times as fast the engine is",
+        (
+            "The tutorial's recipe and TransformerLens keep a graph of everything, so the long prompts go through them "
+            f"in parts of at most {speed.PART_TOKENS} tokens a run; all else takes the batch as a whole."
+        ),
         _beside(comparisons),
         "## (b) What one pair costs, in plain forward passes of one prompt",
         (

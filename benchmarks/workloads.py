@@ -36,6 +36,11 @@ class Workload:
 
     pairs: list[EncodedPair]
 
+    def parts(self, most_tokens: int) -> list[Workload]:
+        """The same pairs, in order, in parts whose clean prompts are at most ``most_tokens`` tokens together."""
+        size = max(1, most_tokens // self.pairs[0].n_tokens)
+        return [Workload(self.pairs[start : start + size]) for start in range(0, len(self.pairs), size)]
+
     @property
     def clean(self) -> torch.Tensor:
         """Token ids of the clean prompts (pair, position)."""
