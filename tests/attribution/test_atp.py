@@ -34,12 +34,10 @@ def test_gradient_sign_and_scale_by_finite_difference(name: str) -> None:
 
 
 def test_case_computed_by_hand() -> None:
-    """One head that copies the value of the current token straight to the logits.
+    """A Llama without MLPs, prompts of one token, and attention outputs scaled down to c.
 
-    GPT-2 with zeroed norms' effect, position embeddings and MLP would still normalise; so the case is a Llama of one
-    layer whose attention at position 0 can only see itself. There z = v = W_v n(x), with n the RMS norm, and with
-    W_o = 0 nothing reaches the logits: every score is 0. With W_o scaled by c, the logits' gradient on z is linear in c
-    near 0, so the scores of c and 2c stand as 1 to 2.
+    With one token attention sees only itself, so z = v = W_v n(x), n being the RMS norm. With c = 0 nothing reaches the
+    logits and every score is 0; near 0 the scores grow in proportion to c, and can be written down.
     """
     [pair] = [TokenPair(clean=[20], corrupted=[30], answers=[2], wrong_answers=[3])]
     scores = {}
