@@ -72,7 +72,7 @@ def scan(files: Iterable[Path], table: Table) -> pl.LazyFrame:
     """A lazy frame over files of one table, with the table's columns alone."""
     paths = list(files)
     if not paths:
-        return pl.from_arrow(table.schema.empty_table()).lazy()  # type: ignore[union-attr]
+        return pl.from_arrow(table.schema.empty_table()).lazy()  # type: ignore[union-attr]  # a table gives a frame, never a series
     # Folder names are not parsed: a directory above OUT may contain "=" as well.
     return pl.scan_parquet(paths, glob=False, hive_partitioning=False).select(table.schema.names)
 

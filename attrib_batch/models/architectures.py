@@ -310,7 +310,7 @@ def check_shapes(model: nn.Module, architecture: Architecture, dimensions: Dimen
         raise ModelError(
             f"{architecture.layers} does not hold the {dimensions.n_layers} layers its configuration states"
         )
-    last = layers[-1]  # type: ignore[index]
+    last = layers[-1]  # type: ignore[index]  # likewise
     seen: dict[SiteKey, Any] = {}
     handles = []
     for module, end in {site.key for site in architecture.sites.values()}:

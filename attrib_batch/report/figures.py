@@ -114,7 +114,7 @@ def draw(panel: Panel, quantity: Quantity, *, div_id: str, detail: Detail, limit
     rows, labels = _cropped(panel.rows, panel.column, quantity.mean)
     shown = len(labels) == panel.rows.get_column(panel.column).n_unique()
     caption = panel.caption if shown else f"{panel.caption} Positions outside the map are 0 throughout."
-    layers = list(range(int(rows.get_column("layer").max()) + 1)) if len(rows) else []  # type: ignore[arg-type]
+    layers = list(range(int(rows.get_column("layer").max()) + 1)) if len(rows) else []  # type: ignore[arg-type]  # integers here
     statistics = _statistics(rows, quantity) if detail is Detail.FULL else rows.select(quantity.mean)
     cube = _cube(rows, panel.column, labels, statistics, len(layers))
     names = [html.escape(label) if isinstance(label, str) else label for label in labels]
@@ -178,13 +178,13 @@ def _cropped(rows: pl.DataFrame, column: str, value: str) -> tuple[pl.DataFrame,
     """
     if column == "role":
         return rows, rows.get_column("role").unique(maintain_order=True).to_list()
-    last = int(rows.get_column(column).max()) if len(rows) else -1  # type: ignore[arg-type]
+    last = int(rows.get_column(column).max()) if len(rows) else -1  # type: ignore[arg-type]  # integers here
     if last < _CROP_BEYOND:
         return rows, list(range(last + 1))
     nonzero = rows.filter(pl.col(value) != 0).get_column(column)
     if nonzero.is_empty():
         return rows, list(range(last + 1))
-    first, last = int(nonzero.min()), int(nonzero.max())  # type: ignore[arg-type]
+    first, last = int(nonzero.min()), int(nonzero.max())  # type: ignore[arg-type]  # integers here
     return rows.filter(pl.col(column).is_between(first, last)), list(range(first, last + 1))
 
 
