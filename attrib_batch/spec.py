@@ -36,9 +36,11 @@ MetricName = Annotated[str, AfterValidator(check_metric_name)]
 
 MethodKind = Literal["atp", "atp_ig", "atp_star", "exact"]
 Direction = Literal["denoise", "noise"]
+WorkerKind = Literal["replica", "sharded", "ndif"]
 Dtype = Literal["float32", "bfloat16", "float16"]
 
 DEFAULT_IG_STEPS = 8
+DEFAULT_COLLECTIVE_SECONDS = 300.0
 
 
 class _Strict(BaseModel):
@@ -48,10 +50,54 @@ class _Strict(BaseModel):
 class Workers(_Strict):
     """The actors that own the model."""
 
-    kind: Literal["replica"] = Field("replica", description="replica: each actor owns a whole model")
-    count: int = Field(1, ge=1, description="how many actors")
+    kind: WorkerKind = Field(
+        "replica",
+        description="replica: each actor owns a whole model; sharded: each owns a tensor-parallel shard of it; "
+        "ndif: each owns a session with an NDIF server that holds it",
+    )
+    count: int = Field(1, ge=1, description="how many workers: actors, gangs of shards, or sessions at once")
     cpus: float = Field(1, gt=0, description="processors per actor; also its number of compute threads")
-    gpus: float = Field(0, ge=0, description="GPUs per actor; 2 or more spread the model over them")
+    gpus: float = Field(0, ge=0, description="GPUs per actor; 2 or more spread a replica over them")
+    shards: int | None = Field(None, ge=2, description="sharded alone: actors in a gang, each with one shard")
+    placement: Literal["pack", "spread"] | None = Field(
+        None, description="sharded alone: pack keeps a gang on one node (the default), spread puts it on several"
+    )
+    collective_seconds: float | None = Field(
+        None, gt=0, description="sharded alone: how long shards wait for each other before their gang is replaced"
+    )
+    host: str | None = Field(
+        None, pattern=r"^https?://", description="ndif alone: the server; the environment's NDIF_HOST where absent"
+    )
+    timeout_seconds: float = Field(
+        3600, gt=0, description="a worker that finishes nothing for so long is taken for hung and replaced"
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _defaults(cls, data: Any) -> Any:
+        if isinstance(data, dict) and data.get("kind") == "sharded":
+            return {"placement": "pack", "collective_seconds": DEFAULT_COLLECTIVE_SECONDS, **data}
+        return data
+
+    @model_validator(mode="after")
+    def _fields_fit_the_kind(self) -> Self:
+        for name, kind in (
+            ("shards", "sharded"), ("placement", "sharded"), ("collective_seconds", "sharded"), ("host", "ndif"),
+        ):  # fmt: skip
+            if self.kind != kind and getattr(self, name) is not None:
+                raise ValueError(f"{name} is for kind {kind}; kind is {self.kind}")
+        if self.kind == "sharded" and self.shards is None:
+            raise ValueError("kind sharded needs shards: into how many the model is split")
+        if self.kind == "sharded" and self.gpus not in {0, 1}:
+            raise ValueError(f"a shard takes 0 or 1 GPU, not {self.gpus:g}; shards says over how many the model lies")
+        if self.kind == "ndif" and self.gpus:
+            raise ValueError("an NDIF session needs no GPU here; leave gpus out")
+        return self
+
+    @property
+    def actors(self) -> int:
+        """How many Ray actors one worker is."""
+        return self.shards or 1
 
 
 class ModelJob(_Strict):

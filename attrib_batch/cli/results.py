@@ -20,6 +20,8 @@ def status(out: Out) -> int:
             f"{cell.cell}: {cell.scored:,} scored, {cell.failed:,} failed, {cell.waiting:,} waiting "
             f"of {cell.expected:,} pairs"
         )
+    for job in found.remote_jobs:
+        typer.echo(f"{job.model}: {job.n_pairs:,} pairs in job {job.describe()}")
     return int(found.exit_code)
 
 

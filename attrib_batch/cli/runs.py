@@ -18,6 +18,13 @@ if TYPE_CHECKING:
 
 JobPath = Annotated[Path, typer.Argument(metavar="JOB", help="The job file (YAML).")]
 Out = Annotated[Path, typer.Option("--out", help="The run's directory.", metavar="OUT")]
+Address = Annotated[str | None, typer.Option(help="A Ray cluster to join; Ray starts here where absent.")]
+NdifHost = Annotated[
+    str | None,
+    typer.Option(
+        help="The NDIF server of models with workers of kind ndif; NDIF_HOST where absent. The key is NDIF_API_KEY."
+    ),
+]
 
 DEMO_JOB = Path("jobs/demo.yaml")
 DEMO_VERIFIED_PAIRS = 8
@@ -45,10 +52,11 @@ def plan(job: JobPath) -> None:
 def run(
     job: JobPath,
     out: Out,
-    address: Annotated[str | None, typer.Option(help="A Ray cluster to join; Ray starts here where absent.")] = None,
+    address: Address = None,
+    ndif_host: NdifHost = None,
 ) -> int:
     """Score every pair of a job that is not scored yet; run it again to resume."""
-    result = _run(load_job(job), out, address)
+    result = _run(load_job(job), out, address, ndif_host)
     return int(result.exit_code)
 
 
@@ -58,8 +66,8 @@ def demo(out: Annotated[Path, typer.Option("--out", help="The run's directory.")
 
     if not DEMO_JOB.is_file():
         raise RequestError(f"{DEMO_JOB} is not here: run the demo in a checkout of the project")
-    result = _run(load_job(DEMO_JOB), out, None)
-    verified = _verify(out, DEMO_VERIFIED_PAIRS, 0, None)
+    result = _run(load_job(DEMO_JOB), out)
+    verified = _verify(out, DEMO_VERIFIED_PAIRS, 0)
     page = write_report(out)
     typer.echo(f"report: {page}")
     return int(max(result.exit_code, verified))
@@ -69,10 +77,11 @@ def verify(
     out: Annotated[Path, typer.Argument(metavar="OUT", help="The run's directory.")],
     pairs: Annotated[int, typer.Option(min=1, help="Pairs to measure from each dataset.")] = 32,
     seed: Annotated[int, typer.Option(help="The same seed samples the same pairs.")] = 0,
-    address: Annotated[str | None, typer.Option(help="A Ray cluster to join; Ray starts here where absent.")] = None,
+    address: Address = None,
+    ndif_host: NdifHost = None,
 ) -> int:
     """Measure a sample of pairs with activation patching, and compare: can the scores be trusted?"""
-    return int(_verify(out, pairs, seed, address))
+    return int(_verify(out, pairs, seed, address, ndif_host))
 
 
 def doctor() -> int:
@@ -87,13 +96,13 @@ def doctor() -> int:
     return 0 if all(finding.ok for finding in findings if finding.needed) else 2
 
 
-def _verify(out: Path, n_pairs: int, seed: int, address: str | None) -> ExitCode:
+def _verify(out: Path, n_pairs: int, seed: int, address: str | None = None, ndif_host: str | None = None) -> ExitCode:
     from attrib_batch.analysis.agreement import write_agreement
     from attrib_batch.run.driver import run_prepared
     from attrib_batch.run.progress import make_progress
     from attrib_batch.run.verify import prepare_verification
 
-    verification = prepare_verification(out, n_pairs=n_pairs, seed=seed)
+    verification = prepare_verification(out, n_pairs=n_pairs, seed=seed, ndif_host=ndif_host)
     result = run_prepared(verification.prepared, make_progress(Console(stderr=True)), address=address)
     verification.publish()
     agreement = write_agreement(out, seed=seed)
@@ -101,13 +110,13 @@ def _verify(out: Path, n_pairs: int, seed: int, address: str | None) -> ExitCode
     return result.exit_code
 
 
-def _run(job: Job, out: Path, address: str | None) -> RunResult:
+def _run(job: Job, out: Path, address: str | None = None, ndif_host: str | None = None) -> RunResult:
     from attrib_batch.run.driver import run_prepared
     from attrib_batch.run.prepare import prepare_run
     from attrib_batch.run.progress import duration, make_progress
 
     console = Console(stderr=True)
-    prepared = prepare_run(job, out)
+    prepared = prepare_run(job, out, ndif_host=ndif_host)
     result = run_prepared(prepared, make_progress(console), address=address)
     typer.echo(
         f"{result.scored:,} of {result.expected:,} pairs scored, {result.failed:,} in failures; "

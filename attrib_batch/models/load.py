@@ -50,7 +50,7 @@ def load_tokenizer(job: ModelJob, source: ModelSource | None = None) -> PreTrain
     """
     from transformers import AutoTokenizer
 
-    location, revision = _files(source or find_model(job))
+    location, revision = model_files(source or find_model(job))
     try:
         tokenizer = AutoTokenizer.from_pretrained(location, revision=revision, trust_remote_code=job.trust_remote_code)
     except (OSError, ValueError) as error:
@@ -68,7 +68,7 @@ def read_dimensions(job: ModelJob) -> Dimensions:
     """
     from transformers import AutoConfig
 
-    location, revision = _files(find_model(job))
+    location, revision = model_files(find_model(job))
     try:
         config = AutoConfig.from_pretrained(location, revision=revision, trust_remote_code=job.trust_remote_code)
     except (OSError, ValueError) as error:
@@ -87,7 +87,7 @@ def load_model(job: ModelJob) -> LoadedModel:
     from transformers import AutoConfig, AutoModelForCausalLM
 
     source = find_model(job)
-    location, revision = _files(source)
+    location, revision = model_files(source)
     device = choose_device(job)
     options: dict[str, Any] = {"revision": revision, "trust_remote_code": job.trust_remote_code}
     try:
@@ -157,7 +157,7 @@ def spreads_over_gpus(job: ModelJob) -> bool:
     return job.workers.gpus >= 2
 
 
-def _files(source: ModelSource) -> tuple[str, str | None]:
+def model_files(source: ModelSource) -> tuple[str, str | None]:
     """What ``from_pretrained`` is called with: a folder or repository id, and a revision."""
     if source.kind == "bundled":
         from attrib_batch.models.bundled import bundled_folder

@@ -14,11 +14,13 @@ from typing import TYPE_CHECKING
 
 from attrib_batch.errors import ExitCode, RunInterruptedError
 from attrib_batch.pairs.reader import PairTable
-from attrib_batch.run.pool import TASKS_IN_HAND, Done, Lost, Ready, WorkerPool
+from attrib_batch.run.gangs import TASKS_IN_HAND
+from attrib_batch.run.pool import Done, Lost, Started, WorkerPool
 from attrib_batch.run.progress import Tally
 from attrib_batch.run.scheduler import GiveUp, Scheduler
 from attrib_batch.workers.commit import commit_lost_chunk
-from attrib_batch.workers.replica import peak_memory
+from attrib_batch.workers.ndif_jobs import in_words, jobs_under_way
+from attrib_batch.workers.task import peak_memory
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -28,6 +30,8 @@ if TYPE_CHECKING:
     from attrib_batch.run.progress import ProgressView
 
 POLL_SECONDS = 0.5
+LOOK_SECONDS = 2.0
+"""How often jobs on NDIF servers are looked at."""
 STOP_GRACE_SECONDS = 20.0
 """How long a stopped run waits for the chunks in flight, so that their work is not lost."""
 EXECUTIONS = "executions"
@@ -83,6 +87,8 @@ class _Driver:
         self._prepared = prepared
         self._progress = progress
         self._tally = Tally(sum(cell.n_pairs for cell in prepared.plan), prepared.n_committed_pairs)
+        self._on_ndif = any(model.workers.kind == "ndif" for model in prepared.job.models)
+        self._look_again = 0.0
 
     def run(self, address: str | None) -> RunResult:
         tally = self._tally
@@ -123,15 +129,22 @@ class _Driver:
                 )
             for event in pool.wait(POLL_SECONDS):
                 match event:
-                    case Ready():
-                        self._tally.worker_ready(event.worker, event.peak_bytes)
+                    case Started():
+                        self._tally.worker_ready(event.worker, event.ready)
                         scheduler.worker_ready(event.worker)
                     case Done():
                         scheduler.done(event.worker, event.report.task)
                         self._tally.add(event.worker, event.report)
                     case Lost():
                         self._lost(event, scheduler)
+            self._look_elsewhere()
             self._progress.update(self._tally)
+
+    def _look_elsewhere(self) -> None:
+        """Count what is under way on NDIF servers, now and then: it is read from files."""
+        if self._on_ndif and time.monotonic() >= self._look_again:
+            self._look_again = time.monotonic() + LOOK_SECONDS
+            self._tally.elsewhere = in_words(jobs_under_way(self._prepared.store))
 
     def _lost(self, event: Lost, scheduler: Scheduler) -> None:
         self._progress.note(f"a worker was lost: {event.message}")
@@ -213,6 +226,9 @@ def _record_execution(prepared: PreparedRun, tally: Tally) -> None:
         "model_share": tally.model_share,
         "driver_peak_bytes": peak_memory(),
         "worker_peak_bytes": tally.worker_peak_bytes,
+        "worker_parameters": tally.worker_parameters,
+        "worker_load_seconds": round(tally.worker_load_seconds, 3),
+        "downloaded_bytes": tally.downloaded_bytes,
     }
     name = f"{EXECUTIONS}/{now:%Y%m%dT%H%M%S.%fZ}.json"
     prepared.store.write_bytes(name, (json.dumps(record, indent=2) + "\n").encode())

@@ -1,34 +1,41 @@
-"""The Ray actors of one model: start, replace, and what became of their tasks.
+"""The workers of one model: start, replace, and what became of their tasks.
 
-The only module that talks to Ray. Actors are never restarted by Ray itself (an actor that comes back by itself may run
-a task twice); the pool replaces them, with a budget.
+Workers are never restarted by Ray itself; the pool replaces them, with a budget.
 """
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from attrib_batch.errors import AttribBatchError, OutputError, RequestError, RunInterruptedError
-from attrib_batch.workers.replica import ReplicaWorker, TaskReport
+from attrib_batch.errors import (
+    AttribBatchError,
+    ModelError,
+    OutputError,
+    RequestError,
+    RunInterruptedError,
+)
+from attrib_batch.run.gangs import Gang, check_capacity, start_gang
 
 if TYPE_CHECKING:
     from attrib_batch.run.plan import Task
     from attrib_batch.spec import Job
     from attrib_batch.store import Store
+    from attrib_batch.workers.task import Ready, TaskReport
 
-TASKS_IN_HAND = 2
-"""Tasks a worker holds at once: it reads and writes one while it computes the other."""
 MAX_FAILED_STARTS = 3
 """Starts that may fail in a row before the run gives up."""
+HUNG_GRACE_SECONDS = 60.0
+"""How much longer than its time a worker is given to say itself that it ran out of it."""
 
 
 @dataclass(frozen=True)
-class Ready:
+class Started:
     """A worker has loaded its model."""
 
     worker: int
-    peak_bytes: int
+    ready: Ready
 
 
 @dataclass(frozen=True)
@@ -41,38 +48,42 @@ class Done:
 
 @dataclass(frozen=True)
 class Lost:
-    """A worker died, or raised, with tasks in hand; it is replaced."""
+    """A worker died, hung or raised with tasks in hand; it is replaced."""
 
     worker: int
     message: str
 
 
-Event = Ready | Done | Lost
+Event = Started | Done | Lost
+
+
+@dataclass(frozen=True)
+class _Call:
+    """What a gang was asked; done when every actor has answered."""
+
+    worker: int
+    task: Task | None
+    """None: to load."""
+    references: list[Any]
+    waiting: set[Any]
 
 
 class WorkerPool:
-    """The actors that own one model."""
+    """The gangs that own one model."""
 
     def __init__(self, job: Job, model_name: str, store: Store, count: int) -> None:
-        """Start ``count`` actors.
+        """Start ``count`` gangs.
 
         Raises:
-            RequestError: the cluster can never hold one of them.
+            RequestError: the cluster can never hold them.
         """
-        import ray
-
         workers = job.model(model_name).workers
-        _check_capacity(workers.cpus * count, workers.gpus * count, count, ray.cluster_resources())
+        check_capacity(workers, count)
         self._arguments = (job, model_name, store)
-        self._actor = ray.remote(ReplicaWorker).options(
-            num_cpus=workers.cpus,
-            num_gpus=workers.gpus,
-            max_restarts=0,
-            max_task_retries=0,
-            max_concurrency=TASKS_IN_HAND,
-        )
-        self._handles: dict[int, Any] = {}
-        self._pending: dict[Any, tuple[int, Task | None]] = {}
+        self._hung_after = workers.timeout_seconds + HUNG_GRACE_SECONDS
+        self._gangs: dict[int, Gang] = {}
+        self._calls: dict[Any, _Call] = {}
+        self._sign_of_life: dict[int, float] = {}
         self._next_worker = 0
         self._failed_starts = 0
         for _ in range(count):
@@ -80,7 +91,9 @@ class WorkerPool:
 
     def give(self, worker: int, task: Task) -> None:
         """Give a worker a task."""
-        self._pending[self._handles[worker].score.remote(task)] = (worker, task)
+        if not any(call.worker == worker for call in self._calls.values()):
+            self._sign_of_life[worker] = time.monotonic()
+        self._call(worker, task, self._gangs[worker].score(task))
 
     def wait(self, timeout: float) -> list[Event]:
         """What happened within ``timeout`` seconds; possibly nothing.
@@ -91,62 +104,80 @@ class WorkerPool:
         """
         import ray
 
-        finished, _ = ray.wait(list(self._pending), num_returns=1, timeout=timeout)
+        finished, _ = ray.wait(list(self._calls), num_returns=1, timeout=timeout)
         # A reference may belong to a worker that an earlier one showed to be lost.
-        return [
-            event
-            for reference in finished
-            if reference in self._pending and (event := self._settle(reference)) is not None
-        ]
+        settled = [self._settle(reference) for reference in finished if reference in self._calls]
+        return [event for event in [*settled, *self._hung()] if event is not None]
 
     def close(self) -> None:
-        """End every actor."""
-        import ray
-
-        for handle in self._handles.values():
-            ray.kill(handle, no_restart=True)
-        self._handles.clear()
-        self._pending.clear()
+        """End every worker."""
+        for gang in self._gangs.values():
+            gang.end()
+        self._gangs.clear()
+        self._calls.clear()
 
     def _start(self) -> None:
         worker, self._next_worker = self._next_worker, self._next_worker + 1
-        self._handles[worker] = self._actor.remote(*self._arguments)
-        self._pending[self._handles[worker].load.remote()] = (worker, None)
+        self._gangs[worker] = gang = start_gang(*self._arguments)
+        self._sign_of_life[worker] = time.monotonic()
+        self._call(worker, None, gang.load())
+
+    def _call(self, worker: int, task: Task | None, references: list[Any]) -> None:
+        call = _Call(worker, task, references, set(references))
+        self._calls.update(dict.fromkeys(references, call))
 
     def _settle(self, reference: Any) -> Event | None:
+        """What the answer of one actor means; nothing while others of its gang are to answer."""
         import ray
         from ray.exceptions import RayError, RayTaskError
 
-        worker, task = self._pending.pop(reference)
+        call = self._calls.pop(reference)
         try:
-            answer = ray.get(reference)
+            ray.get(reference)
         except RayTaskError as error:
             # The worker's own exception: it is alive, but nothing says in what state.
             cause: BaseException = error.cause
             message = str(cause) if isinstance(cause, AttribBatchError) else f"{type(cause).__name__}: {cause}"
+            return self._lost(call, cause, message)
         except RayError as error:
-            cause, message = error, f"{type(error).__name__}: {' '.join(str(error).split())}"
-        else:
-            self._failed_starts = 0
-            return Ready(worker, answer) if task is None else Done(worker, answer)
-        self._discard(worker)
+            return self._lost(call, error, f"{type(error).__name__}: {' '.join(str(error).split())}")
+        self._sign_of_life[call.worker] = time.monotonic()
+        call.waiting.remove(reference)
+        if call.waiting:
+            return None
+        answer = ray.get(call.references[0])
+        if call.task is not None:
+            return Done(call.worker, answer)
+        self._failed_starts = 0
+        return Started(call.worker, answer)
+
+    def _hung(self) -> list[Event | None]:
+        """Workers that have had something to do for too long."""
+        now = time.monotonic()
+        busy = {call.worker: call for call in self._calls.values()}
+        late = [call for worker, call in busy.items() if now - self._sign_of_life[worker] > self._hung_after]
+        message = f"it finished nothing for {self._hung_after:g} s (workers.timeout_seconds)"
+        return [self._lost(call, TimeoutError(message), message) for call in late]
+
+    def _lost(self, call: _Call, cause: BaseException, message: str) -> Event | None:
+        """End a worker and start another.
+
+        It may still run: an actor that is only out of reach could otherwise finish its task a second time.
+        """
+        self._gangs.pop(call.worker).end()
+        for reference in [reference for reference, other in self._calls.items() if other.worker == call.worker]:
+            del self._calls[reference]
         if isinstance(cause, OutputError):
             # Storage that refuses one worker refuses all; trying on would only turn pairs into failures.
             raise RunInterruptedError(message) from cause
-        if task is None:
+        if isinstance(cause, ModelError | RunInterruptedError):
+            raise cause
+        if call.task is None:
             self._start_failed(cause, message)
             self._start()
             return None
         self._start()
-        return Lost(worker, message)
-
-    def _discard(self, worker: int) -> None:
-        """End a worker that may still run: an unavailable actor could otherwise finish its task a second time."""
-        import ray
-
-        ray.kill(self._handles.pop(worker), no_restart=True)
-        for reference in [reference for reference, (owner, _) in self._pending.items() if owner == worker]:
-            del self._pending[reference]
+        return Lost(call.worker, message)
 
     def _start_failed(self, cause: BaseException, message: str) -> None:
         if isinstance(cause, RequestError):
@@ -156,16 +187,4 @@ class WorkerPool:
             raise RunInterruptedError(
                 f"{self._failed_starts} workers in a row could not start; the last one said: {message}. "
                 "What is committed stays; mend the cause and run the same command again."
-            )
-
-
-def _check_capacity(cpus: float, gpus: float, count: int, available: dict[str, float]) -> None:
-    for what, asked, there in (
-        ("CPUs", cpus, available.get("CPU", 0)),
-        ("GPUs", gpus, available.get("GPU", 0)),
-    ):
-        if asked > there:
-            raise RequestError(
-                f"{count} workers ask for {asked:g} {what} together, and Ray has {there:g}. "
-                "Lower workers.count or what each one asks for."
             )

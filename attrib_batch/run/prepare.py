@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +13,7 @@ from attrib_batch.pairs.reader import PairTable
 from attrib_batch.run.manifest import build_manifest, open_run
 from attrib_batch.run.plan import CellPlan, Task, plan_cells, tasks_by_model
 from attrib_batch.schema import Chunk, Table
+from attrib_batch.spec import parse_job
 from attrib_batch.store import Store
 
 if TYPE_CHECKING:
@@ -32,13 +34,18 @@ class PreparedRun:
     resumed: bool
 
 
-def prepare_run(job: Job, out: Path) -> PreparedRun:
+def prepare_run(job: Job, out: Path, *, ndif_host: str | None = None) -> PreparedRun:
     """Check everything that can be checked before a worker starts, and write the manifest.
+
+    Args:
+        job: the job.
+        out: the run's directory.
+        ndif_host: the NDIF server of every model that lies on one, whatever the job says.
 
     Raises:
         RequestError: the datasets, models or output do not allow the job, or it does not match what is there.
     """
-    job = with_absolute_paths(job)
+    job = with_ndif_host(with_absolute_paths(job), ndif_host)
     tables = {dataset.id: PairTable.open(dataset.path, dataset.limit) for dataset in job.datasets}
     for table in tables.values():
         table.check_ids()
@@ -78,3 +85,12 @@ def with_absolute_paths(job: Job) -> Job:
         if Path(model["id"]).expanduser().is_dir():
             model["id"] = str(Path(model["id"]).expanduser().resolve())
     return type(job).model_validate(data)
+
+
+def with_ndif_host(job: Job, host: str | None) -> Job:
+    """The job with the NDIF server of each model that lies on one: ``host``, the job's own, or the environment's."""
+    data = job.model_dump(mode="json")
+    for model in data["models"]:
+        if model["workers"]["kind"] == "ndif":
+            model["workers"]["host"] = host or model["workers"]["host"] or os.environ.get("NDIF_HOST")
+    return parse_job(data, source="--ndif-host" if host else "NDIF_HOST")

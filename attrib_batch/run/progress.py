@@ -11,7 +11,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from attrib_batch.workers.replica import TaskReport
+    from attrib_batch.workers.task import Ready, TaskReport
 
 LINE_SECONDS = 10.0
 """Least time between two plain lines."""
@@ -31,15 +31,24 @@ class Tally:
     score_bytes: int = 0
     model_seconds: float = 0
     worker_peak_bytes: int = 0
+    worker_parameters: int = 0
+    """Most parameters that one actor holds."""
+    worker_load_seconds: float = 0
+    """Longest time from a worker's start to its being ready, loading alone."""
+    downloaded_bytes: int = 0
+    elsewhere: str = ""
+    """What is under way on a server, in words."""
     started: float = field(default_factory=time.perf_counter)
     _at_work: dict[int, tuple[float, float]] = field(default_factory=dict)
     """When each worker was ready, and when it last committed a task."""
 
-    def worker_ready(self, worker: int, peak_bytes: int) -> None:
+    def worker_ready(self, worker: int, ready: Ready) -> None:
         """A worker has loaded its model."""
         now = time.perf_counter()
         self._at_work[worker] = now, now
-        self.worker_peak_bytes = max(self.worker_peak_bytes, peak_bytes)
+        self.worker_peak_bytes = max(self.worker_peak_bytes, ready.peak_bytes)
+        self.worker_parameters = max(self.worker_parameters, ready.parameters)
+        self.worker_load_seconds = max(self.worker_load_seconds, ready.seconds)
 
     def add(self, worker: int, report: TaskReport) -> None:
         """A worker committed a task."""
@@ -50,6 +59,7 @@ class Tally:
         self.score_rows += report.score_rows
         self.score_bytes += report.score_bytes
         self.model_seconds += report.model_seconds
+        self.downloaded_bytes += report.downloaded_bytes
         self.worker_peak_bytes = max(self.worker_peak_bytes, report.peak_bytes)
 
     @property
@@ -90,6 +100,8 @@ class Tally:
             parts.append(f"{self.pairs_per_second:.1f} pairs/s")
         if left is not None and self.done < self.total:
             parts.append(f"{duration(left)} left")
+        if self.elsewhere:
+            parts.append(self.elsewhere)
         return ", ".join(parts)
 
 

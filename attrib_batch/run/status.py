@@ -11,9 +11,12 @@ from attrib_batch.errors import ExitCode, OutputError
 from attrib_batch.run.manifest import MANIFEST, read_manifest
 from attrib_batch.schema import Cell, Chunk, Table
 from attrib_batch.store import Store
+from attrib_batch.workers.ndif_jobs import jobs_under_way
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from attrib_batch.workers.ndif_jobs import RemoteJob
 
 
 @dataclass(frozen=True)
@@ -36,6 +39,8 @@ class RunStatus:
     """How far a run is."""
 
     cells: list[CellStatus]
+    remote_jobs: list[RemoteJob]
+    """Jobs on NDIF servers whose results are not fetched yet."""
 
     @property
     def exit_code(self) -> ExitCode:
@@ -65,7 +70,7 @@ def read_status(out: Path) -> RunStatus:
             failed += n_failed
             scored += chunk.n_pairs - n_failed
         cells.append(CellStatus(cell, entry["n_pairs"], scored, failed))
-    return RunStatus(cells)
+    return RunStatus(cells, jobs_under_way(store))
 
 
 def _rows(store: Store, relative: str) -> int:

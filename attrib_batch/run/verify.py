@@ -66,13 +66,14 @@ class Verification:
         return written
 
 
-def prepare_verification(out: Path, *, n_pairs: int, seed: int) -> Verification:
+def prepare_verification(out: Path, *, n_pairs: int, seed: int, ndif_host: str | None = None) -> Verification:
     """Sample pairs that every method scored, and prepare their measurement.
 
     Args:
         out: a finished or unfinished run's directory.
         n_pairs: pairs to sample from each dataset; a pair and its mirror are sampled together.
         seed: the same seed samples the same pairs.
+        ndif_host: as for a run.
 
     Raises:
         RequestError: there is nothing to check, or ``out`` was verified with another sample.
@@ -95,7 +96,7 @@ def prepare_verification(out: Path, *, n_pairs: int, seed: int) -> Verification:
     data["datasets"] = [{"id": name, "path": path} for name, path in samples.items()]
     exact = parse_job(data, source=FOLDER)
     try:
-        prepared = prepare_run(exact, store.path(f"{FOLDER}/exact"))
+        prepared = prepare_run(exact, store.path(f"{FOLDER}/exact"), ndif_host=ndif_host)
     except ResumeMismatchError as error:
         raise ResumeMismatchError(
             f"{store.path(FOLDER)} holds a verification of another sample or model; remove it to verify anew.\n{error}"

@@ -1,0 +1,136 @@
+"""The Ray actors of one worker: started together, given the same tasks, ended together.
+
+A replica or an NDIF session is a gang of one. The shards of a model are one gang: each answer needs all of them, and
+when one is lost the others would wait for it, so they go with it.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from pydantic import SecretStr
+
+from attrib_batch.errors import RequestError
+
+if TYPE_CHECKING:
+    from attrib_batch.run.plan import Task
+    from attrib_batch.spec import Job, Workers
+    from attrib_batch.store import Store
+
+TASKS_IN_HAND = 2
+"""Tasks a worker holds at once: it reads and writes one while it computes the other."""
+NDIF_KEY = "NDIF_API_KEY"
+
+
+@dataclass(frozen=True)
+class Gang:
+    """The actors of one worker; the first one's answer is the worker's."""
+
+    actors: list[Any]
+    group: Any = None
+    """The placement group that holds them, if they share one."""
+
+    def load(self) -> list[Any]:
+        """Ask every actor to load; a reference to each answer."""
+        if self.group is None:
+            return [actor.load.remote() for actor in self.actors]
+        meeting_point = self.actors[0].meeting_point.remote()
+        return [actor.load.remote(meeting_point) for actor in self.actors]
+
+    def score(self, task: Task) -> list[Any]:
+        """Give every actor a task; a reference to each answer."""
+        return [actor.score.remote(task) for actor in self.actors]
+
+    def end(self) -> None:
+        """End every actor, whatever it does."""
+        import ray
+
+        for actor in self.actors:
+            ray.kill(actor, no_restart=True)
+        if self.group is not None:
+            ray.util.remove_placement_group(self.group)
+
+
+def start_gang(job: Job, model_name: str, store: Store) -> Gang:
+    """Start the actors of one worker."""
+    workers = job.model(model_name).workers
+    if workers.kind == "sharded":
+        return _start_shards(job, model_name, store)
+    import ray
+
+    if workers.kind == "ndif":
+        from attrib_batch.workers.ndif import NdifWorker
+
+        # Handed over as an argument that no message shows; what runs in the actor's environment is listed by Ray.
+        key = SecretStr(os.environ.get(NDIF_KEY, ""))
+        actor = ray.remote(NdifWorker).options(**_options(workers)).remote(job, model_name, store, key)
+    else:
+        from attrib_batch.workers.replica import ReplicaWorker
+
+        actor = ray.remote(ReplicaWorker).options(**_options(workers)).remote(job, model_name, store)
+    return Gang([actor])
+
+
+def _start_shards(job: Job, model_name: str, store: Store) -> Gang:
+    import ray
+    from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+    from attrib_batch.workers.shard import ShardWorker
+
+    workers = job.model(model_name).workers
+    group = ray.util.placement_group(
+        [_bundle(workers)] * workers.actors, strategy="STRICT_PACK" if workers.placement == "pack" else "SPREAD"
+    )
+    actors = [
+        ray.remote(ShardWorker)
+        .options(
+            **_options(workers) | {"max_concurrency": 1},  # tasks must run in one order on every rank
+            scheduling_strategy=PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=rank),
+        )
+        .remote(job, model_name, store, rank)
+        for rank in range(workers.actors)
+    ]
+    return Gang(actors, group)
+
+
+def _options(workers: Workers) -> dict[str, Any]:
+    # Ray restarts nothing by itself: an actor that comes back alone may run a task twice.
+    return {
+        "num_cpus": workers.cpus,
+        "num_gpus": workers.gpus,
+        "max_restarts": 0,
+        "max_task_retries": 0,
+        "max_concurrency": TASKS_IN_HAND,
+    }
+
+
+def _bundle(workers: Workers) -> dict[str, float]:
+    return {"CPU": workers.cpus} | ({"GPU": workers.gpus} if workers.gpus else {})
+
+
+def check_capacity(workers: Workers, count: int) -> None:
+    """Whether Ray's nodes could hold ``count`` workers at all.
+
+    Raises:
+        RequestError: saying what is asked and what is there.
+    """
+    import ray
+
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    for what, name, each in (("CPUs", "CPU", workers.cpus), ("GPUs", "GPU", workers.gpus)):
+        asked = each * workers.actors * count
+        there = sum(node.get(name, 0) for node in nodes)
+        if asked > there:
+            shards = f" of {workers.actors} shards each" if workers.actors > 1 else ""
+            raise RequestError(
+                f"{count} workers{shards} ask for {asked:g} {what} together, and Ray has {there:g}. "
+                "Lower workers.count or what each one asks for."
+            )
+        largest = max((node.get(name, 0) for node in nodes), default=0)
+        if workers.placement == "pack" and each * workers.actors > largest:
+            raise RequestError(
+                f"{workers.actors} shards ask for {each * workers.actors:g} {what} on one node, and the largest has "
+                f"{largest:g}. Use placement: spread, or fewer {what} for each shard."
+            )

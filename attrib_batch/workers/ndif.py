@@ -1,0 +1,165 @@
+"""The worker that owns a session with an NDIF server: the model is there, and so is the work.
+
+It sends a task as one request, waits, and commits what comes back like any other worker. It holds no weights.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from attrib_batch.errors import ModelError, RunInterruptedError
+from attrib_batch.schema import FailureReason
+from attrib_batch.workers.ndif_jobs import RemoteJob, job_name, read_job, write_job
+from attrib_batch.workers.ndif_server import PUBLIC_HOST, JobGoneError, JobTooLongError, NdifServer
+from attrib_batch.workers.task import Ready, TaskReader, TaskReport, TaskResults, peak_memory
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from nnsight.intervention.backends.remote import RemoteBackend
+    from pydantic import SecretStr
+
+    from attrib_batch.attribution.engine import Outcome
+    from attrib_batch.attribution.remote import Answer
+    from attrib_batch.pairs.encode import EncodedPair
+    from attrib_batch.schema import Chunk
+    from attrib_batch.spec import Job, MethodJob
+    from attrib_batch.store import Store
+    from attrib_batch.workers.ndif_server import JobStatus
+
+MAX_SUBMISSIONS = 3
+"""How often a request is sent whose job the server lost or ended for reasons of its own."""
+
+
+@dataclass
+class NdifWorker:
+    """Owns one session: at most one request of it is on the server at a time."""
+
+    job: Job
+    model_name: str
+    store: Store
+    key: SecretStr
+
+    def load(self) -> Ready:
+        """Build the model's structure here, and check the server.
+
+        Raises:
+            ModelError: the model is unknown, here or there, or the server does not fit.
+            RunInterruptedError: the server does not answer.
+        """
+        from attrib_batch.models.remote import open_remote_model
+
+        started = time.perf_counter()
+        self._model_job = self.job.model(self.model_name)
+        self._seconds = self._model_job.workers.timeout_seconds
+        self._model = open_remote_model(self._model_job)
+        self._server = NdifServer(
+            self._model_job.workers.host or PUBLIC_HOST,
+            self.key,
+            note=lambda message: print(message, file=sys.stderr, flush=True),  # noqa: T201 - the actor's log
+        )
+        self._server.check(self._model, seconds=self._seconds)
+        self._reader = TaskReader(self.job, self._model_job, self._model.tokenizer, self._model.dimensions.max_tokens)
+        # Two tasks may be in hand: one is read or written while the server works on the other.
+        self._reading, self._session = threading.Lock(), threading.Lock()
+        return Ready(peak_memory(), parameters=0, seconds=time.perf_counter() - started)
+
+    def score(self, task: tuple[Chunk, ...]) -> TaskReport:
+        """Have chunks of the same pairs scored, one for each method, and commit them.
+
+        Raises:
+            ModelError: the server refuses the request.
+            RunInterruptedError: the server does not answer, or cannot do what it is asked.
+            DatasetError: the pairs cannot be read.
+            OutputError: the tables cannot be written.
+        """
+        started = time.perf_counter()
+        with self._reading:
+            pairs, problems = self._reader.read(task)
+        results = TaskResults(self.job, task, problems)
+        names: list[str] = []
+        with self._session:
+            scoring, downloaded = time.perf_counter(), self._server.downloaded_bytes
+            for method, outcome in self._scored(task, pairs, results.methods, names):
+                results.add(method, outcome)
+            model_seconds = time.perf_counter() - scoring
+            downloaded = self._server.downloaded_bytes - downloaded
+        report = results.commit(
+            self.store,
+            seconds=time.perf_counter() - started,
+            model_seconds=model_seconds,
+            downloaded_bytes=downloaded,
+        )
+        for name in names:  # only now: a worker that dies before finds the results again
+            self.store.remove(name)
+        return report
+
+    def _scored(
+        self, task: tuple[Chunk, ...], pairs: Sequence[EncodedPair], methods: Sequence[MethodJob], names: list[str]
+    ) -> Iterator[tuple[MethodJob, Outcome]]:
+        """Send pairs as one request; as two if the server finds it too long."""
+        from attrib_batch.attribution.engine import FailedPair
+        from attrib_batch.attribution.remote import outcomes
+
+        if not pairs:
+            return
+        name = job_name(task[0], methods[0], [pair.pair_id for pair in pairs])
+        try:
+            answer = self._answer(name, pairs, methods)
+        except JobTooLongError as error:
+            self.store.remove(name)
+            if len(pairs) == 1:
+                for method in methods:
+                    yield method, FailedPair(pairs[0], FailureReason.SCORING_ERROR, str(error), attempts=1)
+                return
+            middle = len(pairs) // 2
+            for half in (pairs[:middle], pairs[middle:]):
+                yield from self._scored(task, half, methods, names)
+            return
+        names.append(name)
+        if answer["dtype"] != self._model_job.dtype:
+            raise ModelError(
+                f"{self._server.host} holds {self._model_job.id!r} in {answer['dtype']}, and the job says "
+                f"{self._model_job.dtype}; set the model's dtype to {answer['dtype']}"
+            )
+        yield from outcomes(answer, pairs, methods)
+
+    def _answer(self, name: str, pairs: Sequence[EncodedPair], methods: Sequence[MethodJob]) -> Answer:
+        """The result of a request: of the job that is under way for it, or of a new one."""
+        from attrib_batch.attribution.remote import RESULT
+
+        for submission in range(1, MAX_SUBMISSIONS + 1):
+            job = read_job(self.store, name)
+            if job is None or not {method.id for method in methods} <= set(job.methods):
+                job = self._submit(name, pairs, methods)
+
+            def told(status: JobStatus, job: RemoteJob = job) -> None:
+                write_job(self.store, job.told(status))
+
+            try:
+                answer: Answer = self._server.fetch(self._model, job.job_id, told, seconds=self._seconds)[RESULT]
+            except JobGoneError as error:
+                self.store.remove(name)
+                if submission == MAX_SUBMISSIONS:
+                    raise RunInterruptedError(
+                        f"{error}. It was sent {submission} times. What is committed stays; the same command resumes"
+                    ) from error
+            else:
+                return answer
+        raise AssertionError("the loop returns or raises")
+
+    def _submit(self, name: str, pairs: Sequence[EncodedPair], methods: Sequence[MethodJob]) -> RemoteJob:
+        from attrib_batch.attribution.remote import ask
+
+        def send(backend: RemoteBackend) -> None:
+            ask(self._model, pairs, methods, batch_tokens=self._model_job.batch_tokens, backend=backend)
+
+        job_id = self._server.submit(self._model, send, seconds=self._seconds)
+        ids = tuple(method.id for method in methods)
+        job = RemoteJob(name, job_id, self._server.host, self.model_name, ids, len(pairs), submitted_at=time.time())
+        write_job(self.store, job)
+        return job

@@ -1,0 +1,86 @@
+"""The worker that owns one tensor-parallel shard of a model, a rank of its gang.
+
+Every rank reads the same tasks and runs the same micro-batches; the first one commits. A rank that left the common path
+would leave the others waiting in a collective, so what one meets alone (an exception, memory that ran out) ends the
+gang, within the time collectives are given.
+"""
+
+from __future__ import annotations
+
+import socket
+import time
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import TYPE_CHECKING
+
+from attrib_batch.workers.task import Ready, TaskReader, TaskReport, TaskResults, peak_memory
+
+if TYPE_CHECKING:
+    from attrib_batch.schema import Chunk
+    from attrib_batch.spec import Job
+    from attrib_batch.store import Store
+
+
+@dataclass
+class ShardWorker:
+    """Owns one shard of a model in one process."""
+
+    job: Job
+    model_name: str
+    store: Store
+    rank: int
+
+    def meeting_point(self) -> tuple[str, int]:
+        """Address and port at which the ranks meet; asked of the first rank, which listens there."""
+        import ray
+
+        address = ray.util.get_node_ip_address()
+        with socket.socket() as free:
+            free.bind((address, 0))
+            return address, free.getsockname()[1]
+
+    def load(self, meeting_point: tuple[str, int]) -> Ready:
+        """Meet the other ranks and load this one's shard.
+
+        Raises:
+            ModelError: the model cannot be loaded, or not into so many shards.
+        """
+        import torch
+
+        from attrib_batch.attribution.engine import TokenBudget
+        from attrib_batch.models.sharded import Agreement, join_ranks, load_shard, parameters_here
+
+        started = time.perf_counter()
+        model_job = self.job.model(self.model_name)
+        workers = model_job.workers
+        torch.set_num_threads(max(1, int(workers.cpus)))
+        timeout = timedelta(seconds=workers.collective_seconds or 0)
+        join_ranks(self.rank, workers.actors, *meeting_point, timeout=timeout)
+        self._model = load_shard(model_job, workers.actors)
+        self._agreement = Agreement(timeout)
+        self._budget = TokenBudget(model_job.batch_tokens)
+        self._reader = TaskReader(self.job, model_job, self._model.tokenizer, self._model.dimensions.max_tokens)
+        return Ready(peak_memory(), parameters_here(self._model), time.perf_counter() - started)
+
+    def score(self, task: tuple[Chunk, ...]) -> TaskReport | None:
+        """Score chunks of the same pairs, one for each method; the first rank commits them and reports.
+
+        Raises:
+            ShardsDisagreeError: the ranks did not all go the same way.
+            DatasetError: the pairs cannot be read.
+            OutputError: the tables cannot be written.
+        """
+        from attrib_batch.attribution.engine import score_pairs
+
+        started = time.perf_counter()
+        pairs, problems = self._reader.read(task)
+        results = TaskResults(self.job, task, problems)
+        scoring = time.perf_counter()
+        for method, outcome in score_pairs(
+            self._model, pairs, results.methods, self._budget, agree=self._agreement.agree
+        ):
+            results.add(method, outcome)
+        now = time.perf_counter()
+        if self.rank != 0:
+            return None
+        return results.commit(self.store, seconds=now - started, model_seconds=now - scoring)

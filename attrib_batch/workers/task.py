@@ -1,0 +1,177 @@
+"""A task from table to table: read and tokenise its pairs, collect what became of them, commit its chunks.
+
+What every kind of worker has in common. How pairs are scored in between is the worker's own.
+"""
+
+from __future__ import annotations
+
+import resource
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from attrib_batch.pairs.encode import EncodedPair, PairProblem, encode_pairs
+from attrib_batch.pairs.reader import PairTable
+from attrib_batch.schema import Chunk, Stage
+from attrib_batch.workers.commit import commit_chunk
+from attrib_batch.workers.tables import baseline_rows, failure_rows, score_rows
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from attrib_batch.attribution.engine import Outcome, ScoredBatch
+    from attrib_batch.pairs.encode import Tokenizer
+    from attrib_batch.spec import Job, MethodJob, ModelJob
+    from attrib_batch.store import Store
+
+
+@dataclass(frozen=True)
+class TaskReport:
+    """What a worker tells the driver about the committed chunks of a task."""
+
+    task: tuple[Chunk, ...]
+    n_scored: int
+    n_failed: int
+    score_rows: int
+    score_bytes: int
+    tokens: int
+    """Prompt positions of the scored pairs, clean and corrupted."""
+    seconds: float
+    model_seconds: float
+    """Seconds inside scoring; the rest is reading, tokenising, building columns and writing."""
+    peak_bytes: int
+    """The worker's peak resident memory so far."""
+    downloaded_bytes: int = 0
+    """What an NDIF server sent as results."""
+
+
+@dataclass(frozen=True)
+class Ready:
+    """What a worker tells the driver about itself once it can take tasks."""
+
+    peak_bytes: int
+    parameters: int
+    """Parameters it holds; of a sharded model its shard's, of a remote one none."""
+    seconds: float
+    """How long it took to load."""
+
+
+@dataclass
+class TaskReader:
+    """Reads the pairs of tasks as tokens."""
+
+    job: Job
+    model: ModelJob
+    tokenizer: Tokenizer
+    max_tokens: int
+    _tables: dict[str, PairTable] = field(default_factory=dict, init=False, repr=False)
+
+    def read(self, task: Sequence[Chunk]) -> tuple[list[EncodedPair], list[PairProblem]]:
+        """The pairs of a task, and those of its rows that are not pairs of equally long prompts with known answers.
+
+        Raises:
+            DatasetError: the rows cannot be read.
+        """
+        encoded = encode_pairs(
+            self._table(task[0].cell.dataset).rows(task[0].start, task[0].stop),
+            self.tokenizer,
+            prepend_bos=self.model.prepend_bos,
+            max_tokens=self.max_tokens,
+        )
+        problems = [item for item in encoded if isinstance(item, PairProblem)]
+        return [item for item in encoded if isinstance(item, EncodedPair)], problems
+
+    def _table(self, dataset: str) -> PairTable:
+        if dataset not in self._tables:
+            spec = self.job.dataset(dataset)
+            self._tables[dataset] = PairTable.open(spec.path, spec.limit)
+        return self._tables[dataset]
+
+
+class TaskResults:
+    """What became of the pairs of a task, for each of its methods."""
+
+    def __init__(self, job: Job, task: tuple[Chunk, ...], problems: Sequence[PairProblem]) -> None:
+        self._task = task
+        self.methods: list[MethodJob] = [job.method(chunk.cell.method) for chunk in task]
+        self._of = {method.id: _ChunkResult.of(problems) for method in self.methods}
+
+    def add(self, method: MethodJob, outcome: Outcome) -> None:
+        """A batch was scored, or a pair could not be."""
+        self._of[method.id].add(outcome)
+
+    def commit(self, store: Store, *, seconds: float, model_seconds: float, downloaded_bytes: int = 0) -> TaskReport:
+        """Write the tables of every chunk of the task.
+
+        Args:
+            store: the run's directory.
+            seconds: time spent on the task before writing.
+            model_seconds: time of it spent scoring.
+            downloaded_bytes: what came from an NDIF server.
+
+        Raises:
+            OutputError: the tables cannot be written.
+        """
+        started = time.perf_counter()
+        written = [self._of[chunk.cell.method].commit(store, chunk) for chunk in self._task]
+        scored = [batch.pairs for result in self._of.values() for batch in result.batches]
+        return TaskReport(
+            task=self._task,
+            n_scored=sum(map(len, scored)),
+            n_failed=sum(len(result.failures) for result in self._of.values()),
+            score_rows=sum(rows for rows, _ in written),
+            score_bytes=sum(size for _, size in written),
+            tokens=sum(2 * pair.n_tokens for pairs in scored for pair in pairs),
+            seconds=seconds + time.perf_counter() - started,
+            model_seconds=model_seconds,
+            peak_bytes=peak_memory(),
+            downloaded_bytes=downloaded_bytes,
+        )
+
+
+@dataclass
+class _ChunkResult:
+    """The scores and failures of one chunk while they come in."""
+
+    batches: list[ScoredBatch] = field(default_factory=list)
+    failures: list[dict[str, Any]] = field(default_factory=list)
+
+    @classmethod
+    def of(cls, problems: Sequence[PairProblem]) -> _ChunkResult:
+        """A chunk with pairs that cannot be tokenised as they must be."""
+        rows = [_failure(p.pair_id, Stage.VALIDATE, p.reason, p.message, attempts=1) for p in problems]
+        return cls(failures=rows)
+
+    def add(self, outcome: Outcome) -> None:
+        from attrib_batch.attribution.engine import ScoredBatch
+
+        if isinstance(outcome, ScoredBatch):
+            self.batches.append(outcome)
+        else:
+            self.failures.append(
+                _failure(outcome.pair.pair_id, Stage.SCORE, outcome.reason, outcome.message, attempts=outcome.attempts)
+            )
+
+    def commit(self, store: Store, chunk: Chunk) -> tuple[int, int]:
+        """Write the chunk's tables; returns the rows and bytes of its scores."""
+        scores = score_rows(self.batches)
+        baselines, failures = baseline_rows(self.batches), failure_rows(self.failures)
+        return scores.num_rows, commit_chunk(store, chunk, scores=scores, baselines=baselines, failures=failures)
+
+
+def _failure(pair_id: int, stage: Stage, reason: str, message: str, *, attempts: int) -> dict[str, Any]:
+    return {"pair_id": pair_id, "stage": stage, "error": reason, "message": message, "attempts": attempts}
+
+
+def peak_memory() -> int:
+    """This process's peak resident memory, in bytes."""
+    try:
+        status = Path("/proc/self/status").read_text(encoding="ascii")
+    except OSError:
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return peak if sys.platform == "darwin" else peak * 1024
+    # Not what getrusage says: that includes the memory of the process this one was forked from.
+    (line,) = (line for line in status.splitlines() if line.startswith("VmHWM:"))
+    return int(line.split()[1]) * 1024
