@@ -56,3 +56,11 @@ class ResumeMismatchError(RequestError):
 
 class RunInterruptedError(AttribBatchError):
     """The run stopped before every chunk was committed."""
+
+
+class ShardGroupError(AttribBatchError):
+    """The processes that share one model's weights cannot work together any longer; all of them have to be replaced."""
+
+
+class ShardsDisagreeError(ShardGroupError):
+    """An attempt ended differently in the processes that share one model's weights, or not in all of them."""

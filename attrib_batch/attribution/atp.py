@@ -53,7 +53,7 @@ def attribution_patching(
     sites = sites_in_order(model, list(components))
     rows = plan_rows(pairs, [Request(method.direction, method.metric) for method in methods])
     prefix = PrefixCache(model, [*rows.graph, *rows.plain], pairs[0].first_difference)
-    vocabulary = _vocabulary(pairs, methods)
+    vocabulary = None if model.sharded else _vocabulary(pairs, methods)
     run = partial(run_suffixes, model, prefix=prefix, sites=list(sites.values()), vocabulary=vocabulary)
     plain = run(rows.plain, graph=False) if rows.plain else None
     graph = run(rows.graph, graph=True)

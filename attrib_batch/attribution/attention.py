@@ -15,6 +15,7 @@ from torch import Tensor
 
 from attrib_batch.attribution.metrics import at_least_float32
 from attrib_batch.attribution.runs import suffix_inputs
+from attrib_batch.models.activations import gather_heads
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -64,11 +65,14 @@ def read_attention(model: LoadedModel, rows: Sequence[Tokens], prefix: PrefixCac
             # The first use of the name in transformers' forward methods looks the function up, the second calls it.
             calls.append(attention.source.attention_interface_1.inputs)
         tracer.stop()
-    return [_attention(*call) for call in calls]
+    return [_attention(model, *call) for call in calls]
 
 
-def _attention(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Attention:
+def _attention(model: LoadedModel, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Attention:
     _module, query, key, value, mask = args
+    if query.shape[1] < model.dimensions.n_heads:
+        # A shard's attention works on its own heads, with the keys and values that serve them.
+        query, key, value = (gather_heads(model, local, axis=1) for local in (query, key, value))
     served = query.shape[1] // key.shape[1]
     return Attention(
         query=at_least_float32(query),

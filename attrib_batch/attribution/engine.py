@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
@@ -77,13 +78,37 @@ class TokenBudget:
 Outcome = ScoredBatch | FailedPair
 
 
+Agree = Callable[[str], None]
+"""Told how an attempt at a micro-batch ended; raises where other processes' attempts at it ended otherwise."""
+
+SUCCESS, OUT_OF_MEMORY = "ok", "out of memory"
+"""How an attempt may end; otherwise it ends with the name of an exception class, a colon and its message."""
+
+
+def _alone(verdict: str) -> None:
+    """Agree with nobody: the model is whole in this process."""
+
+
 def score_pairs(
-    model: LoadedModel, pairs: Sequence[EncodedPair], methods: Sequence[MethodJob], budget: TokenBudget
+    model: LoadedModel,
+    pairs: Sequence[EncodedPair],
+    methods: Sequence[MethodJob],
+    budget: TokenBudget,
+    *,
+    agree: Agree = _alone,
 ) -> Iterator[tuple[MethodJob, Outcome]]:
     """Score pairs of any shapes; for each method every pair ends in exactly one scored batch or one failure.
 
     A micro-batch that raises is split until the pairs that raise on their own are found, so one bad pair costs no other
     its scores. One that runs out of memory is split as well, and later ones are made smaller; the scores are the same.
+
+    Args:
+        model: the model. Where processes share its weights, all of them must score the same pairs in the same order.
+        pairs: pairs of any shapes.
+        methods: what is asked of every pair.
+        budget: how large a micro-batch may be.
+        agree: called once after every attempt at a micro-batch, before its outcomes are given; what it raises ends the
+            scoring. Processes that share a model's weights split a micro-batch alike or not at all.
 
     Raises:
         JobError: a metric is not known in this process.
@@ -93,11 +118,17 @@ def score_pairs(
     for together in run_together(methods):
         for batch in micro_batches(pairs, budget.tokens):
             for part in micro_batches(batch, budget.tokens):
-                yield from _score_or_split(model, part, together, budget, attempts=1)
+                yield from _score_or_split(model, part, together, budget, agree, attempts=1)
 
 
 def _score_or_split(
-    model: LoadedModel, batch: list[EncodedPair], methods: Sequence[MethodJob], budget: TokenBudget, *, attempts: int
+    model: LoadedModel,
+    batch: list[EncodedPair],
+    methods: Sequence[MethodJob],
+    budget: TokenBudget,
+    agree: Agree,
+    *,
+    attempts: int,
 ) -> Iterator[tuple[MethodJob, Outcome]]:
     try:
         results = _score(model, batch, methods, budget)
@@ -105,16 +136,18 @@ def _score_or_split(
         message = f"{type(error).__name__}: {error}"
         out_of_memory = is_out_of_memory(error)
     else:
+        agree(SUCCESS)
         for method, result in zip(methods, results, strict=True):
             for outcome in _finite_and_not(batch, result, attempts):
                 yield method, outcome
         return
     # Outside the handler: the exception, and with it the tensors of the failed attempt, are gone by now.
+    agree(OUT_OF_MEMORY if out_of_memory else message)
     if out_of_memory:
         _release_cached_memory()
         if budget.ran_out_at(batch) and len(batch) == 1:
             # A method may run further rows for one pair, and runs them in smaller parts now.
-            yield from _score_or_split(model, batch, methods, budget, attempts=attempts + 1)
+            yield from _score_or_split(model, batch, methods, budget, agree, attempts=attempts + 1)
             return
     if len(batch) == 1:
         for method in methods:
@@ -122,7 +155,7 @@ def _score_or_split(
         return
     middle = len(batch) // 2
     for half in (batch[:middle], batch[middle:]):
-        yield from _score_or_split(model, half, methods, budget, attempts=attempts + 1)
+        yield from _score_or_split(model, half, methods, budget, agree, attempts=attempts + 1)
 
 
 def _score(

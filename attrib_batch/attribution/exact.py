@@ -23,8 +23,10 @@ from torch import Tensor
 
 from attrib_batch.attribution.batches import base_and_other
 from attrib_batch.attribution.contrast import Objective, rows_at, sites_in_order
-from attrib_batch.attribution.runs import activation_at, last_logits
+from attrib_batch.attribution.runs import last_logits
 from attrib_batch.attribution.scores import BatchScores
+from attrib_batch.models.activations import activation_at, put_back
+from attrib_batch.models.architectures import Site
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -32,13 +34,13 @@ if TYPE_CHECKING:
     from jaxtyping import Float, Int
     from transformers import DynamicCache
 
-    from attrib_batch.models.architectures import End, Site
+    from attrib_batch.models.architectures import SiteKey
     from attrib_batch.models.load import LoadedModel
     from attrib_batch.pairs.encode import EncodedPair
     from attrib_batch.schema import Component
     from attrib_batch.spec import MethodJob
 
-_INTO_LAYER: tuple[str, End] = ("", "input")
+_INTO_LAYER = Site("", "input")
 
 
 def activation_patching(
@@ -123,14 +125,13 @@ class _Runs:
             for rows in zip(*(base_and_other(pair, method.direction) for pair in pairs), strict=True)
         )
         base_seen, base_logits, cache = _run_whole(model, base_rows, [_INTO_LAYER])
-        keys = list(dict.fromkeys(site.key for site in sites.values()))
-        other_seen, other_logits, _ = _run_whole(model, other_rows, keys)
+        other_seen, other_logits, _ = _run_whole(model, other_rows, list(sites.values()))
         return cls(
             model=model,
             sites=sites,
             base_rows=base_rows,
             keys=[(layer.keys, layer.values) for layer in cache.layers],
-            residual=[layer[_INTO_LAYER] for layer in base_seen],
+            residual=[layer[_INTO_LAYER.key] for layer in base_seen],
             other=[
                 {component: site.view(layer[site.key], model.dimensions) for component, site in sites.items()}
                 for layer in other_seen
@@ -154,18 +155,19 @@ class _Runs:
             cache.layers = [copy.copy(of_layer) for of_layer in cache.layers]
         residual = rows_at(self.residual[layer][:, position:], pair)
         ids = rows_at(self.base_rows[:, position:], pair)
-        keys = list(dict.fromkeys(self.sites[patch.component].key for patch in patches))
+        sites = {site.key: site for site in (self.sites[patch.component] for patch in patches)}
         with self.model.traced.trace(
             input_ids=ids, past_key_values=cache, use_cache=cache is not None, logits_to_keep=1
         ):
             for below in layers[:layer]:
                 below.skip(residual)
-            for key in keys:
-                activation = activation_at(layers[layer], key)
+            for key, site in sites.items():
+                activation = activation_at(self.model, layers[layer], site)
                 for patch in patches:
                     if self.sites[patch.component].key == key:
                         # In place: where the activation is also the skip connection's, both paths must take the patch.
                         self._replace(activation, layer, position, patch)
+                put_back(self.model, layers[layer], site, activation)
             logits: Tensor = last_logits(self.model)
         return logits
 
@@ -188,16 +190,17 @@ class _Runs:
 
 
 def _run_whole(
-    model: LoadedModel, ids: Int[Tensor, "row position"], keys: Sequence[tuple[str, End]]
-) -> tuple[list[dict[tuple[str, End], Tensor]], Float[Tensor, "row vocab"], Any]:
-    """What whole prompts give: the sites at ``keys`` of every layer, the last position's logits, and the cache."""
+    model: LoadedModel, ids: Int[Tensor, "row position"], sites: Sequence[Site]
+) -> tuple[list[dict[SiteKey, Tensor]], Float[Tensor, "row vocab"], Any]:
+    """What whole prompts give: the tensors at ``sites`` of every layer, the last position's logits, and the cache."""
     from transformers import DynamicCache
 
     # Without the configuration, layers with a sliding window keep all their keys too; their mask hides the old ones.
     cache = DynamicCache()
-    seen: list[dict[tuple[str, End], Tensor]] = []
+    by_key = {site.key: site for site in sites}
+    seen: list[dict[SiteKey, Tensor]] = []
     with model.traced.trace(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1):
         layers = model.traced.get(model.architecture.layers)
-        seen.extend({key: activation_at(layer, key) for key in keys} for layer in layers)
+        seen.extend({key: activation_at(model, layer, site) for key, site in by_key.items()} for layer in layers)
         logits = last_logits(model)
     return seen, logits, cache

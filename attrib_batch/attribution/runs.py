@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor
 
+from attrib_batch.models.activations import activation_at, put_back
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from jaxtyping import Float, Int
-    from nnsight.intervention.envoy import Envoy
     from transformers import Cache
 
     from attrib_batch.attribution.batches import Tokens
@@ -91,35 +92,31 @@ def run_suffixes(
     """
     inputs = suffix_inputs(model, rows, prefix)
     layers = model.traced.get(model.architecture.layers)
-    keys = list(dict.fromkeys(site.key for site in sites))
+    by_key = {site.key: site for site in sites}
     read: list[dict[SiteKey, Tensor]] = []
-    with torch.set_grad_enabled(graph), model.traced.trace(**inputs):
+    # On shards a run without a graph would take another way through transformers, on which the output of a row-parallel
+    # layer is read before its bias is added; with parameters frozen, gradients may be on and there is no graph either.
+    with torch.set_grad_enabled(graph or model.sharded), model.traced.trace(**inputs):
         if start is not None:
             layers[0].input[:] = start
         for layer in layers:
             found = {}
-            for key in keys:
-                activation = activation_at(layer, key)
+            for key, site in by_key.items():
+                activation = activation_at(model, layer, site)
                 if graph and not activation.requires_grad:
                     activation.requires_grad_(True)
+                put_back(model, layer, site, activation)
                 found[key] = activation
             read.append(found)
         logits = last_logits(model, vocabulary)
     return Capture(read, logits)
 
 
-def activation_at(layer: Envoy, key: SiteKey) -> Tensor:
-    """The tensor at a site of a decoder layer, read within a trace."""
-    module, end = key
-    envoy = layer.get(module) if module else layer
-    return cast("Tensor", envoy.input if end == "input" else envoy.output)
-
-
 def last_logits(model: LoadedModel, vocabulary: Sequence[int] | None = None) -> Float[Tensor, "row vocab"]:
     """The logits of the last position, saved within a trace of a call with ``logits_to_keep=1``, after all layers.
 
     With ``vocabulary`` they are those of these tokens, in that order; whatever the model does to logits after the
-    unembedding, it does to them.
+    unembedding, it does to them. A shard holds part of the unembedding, and can give all logits only.
     """
     unembedding = model.traced.get(model.architecture.unembedding)
     if vocabulary is not None:

@@ -110,6 +110,12 @@ class Site:
         """Sites with the same key read the same tensor."""
         return self.module, self.end
 
+    @property
+    def head_axis(self) -> int | None:
+        """The axis of heads where the tensor has one of its own; None where heads are part of the feature axis."""
+        axes: dict[HeadsView, int] = {_split: 2, _split_heads_first: 1}
+        return axes.get(self.view)
+
 
 @dataclass(frozen=True)
 class Architecture:
@@ -267,6 +273,9 @@ _ARCHITECTURES: Mapping[str, Callable[[Any], Architecture]] = {
 
 KNOWN_ARCHITECTURES = tuple(sorted(_ARCHITECTURES))
 
+CHECKED_TOKENS = 4
+"""How many tokens are run to check a model's shapes."""
+
 
 def architecture_of(config: Any) -> Architecture:
     """The architecture of a model by its transformers configuration.
@@ -295,23 +304,16 @@ def dimensions_of(config: Any) -> Dimensions:
 
 
 def check_shapes(model: nn.Module, architecture: Architecture, dimensions: Dimensions) -> None:
-    """Run four tokens through the model and compare every site's tensor with the sizes the configuration states.
+    """Run a few tokens through the model and compare every site's tensor with the sizes the configuration states.
 
     Raises:
         ModelError: a module is missing or a shape is not what the architecture says.
     """
     import torch
 
-    n_tokens = 4
-    layers = _submodule(model, architecture.layers)
-    for path in (architecture.embedding, architecture.final_norm, architecture.unembedding):
-        _submodule(model, path)
-    if len(layers) != dimensions.n_layers:  # type: ignore[arg-type]  # a ModuleList, which has a length
-        raise ModelError(
-            f"{architecture.layers} does not hold the {dimensions.n_layers} layers its configuration states"
-        )
-    last = layers[-1]  # type: ignore[index]  # likewise
-    seen: dict[SiteKey, Any] = {}
+    check_modules(model, architecture, dimensions)
+    last = _submodule(model, architecture.layers)[-1]  # type: ignore[index]  # a ModuleList
+    seen: dict[SiteKey, Tensor] = {}
     handles = []
     for module, end in {site.key for site in architecture.sites.values()}:
         target = _submodule(last, module) if module else last
@@ -330,13 +332,37 @@ def check_shapes(model: nn.Module, architecture: Architecture, dimensions: Dimen
     device = next(model.parameters()).device
     try:
         with torch.no_grad():
-            model(torch.arange(n_tokens, device=device).unsqueeze(0), use_cache=False)
+            model(torch.arange(CHECKED_TOKENS, device=device).unsqueeze(0), use_cache=False)
     finally:
         for handle in handles:
             handle.remove()
+    compare_shapes(seen, architecture, dimensions)
+
+
+def check_modules(model: nn.Module, architecture: Architecture, dimensions: Dimensions) -> None:
+    """Look for the modules that stand once in a model.
+
+    Raises:
+        ModelError: a module is missing, or there are more or fewer layers than the configuration states.
+    """
+    layers = _submodule(model, architecture.layers)
+    for path in (architecture.embedding, architecture.final_norm, architecture.unembedding):
+        _submodule(model, path)
+    if len(layers) != dimensions.n_layers:  # type: ignore[arg-type]  # a ModuleList, which has a length
+        raise ModelError(
+            f"{architecture.layers} does not hold the {dimensions.n_layers} layers its configuration states"
+        )
+
+
+def compare_shapes(seen: Mapping[SiteKey, Tensor], architecture: Architecture, dimensions: Dimensions) -> None:
+    """Compare the tensors at the sites of a layer, from a run of ``CHECKED_TOKENS`` tokens, with what they must be.
+
+    Raises:
+        ModelError: a shape is not what the architecture says.
+    """
     for component, site in architecture.sites.items():
         n_heads = dimensions.heads_of(component)
-        expected = (1, n_tokens, n_heads or 1, dimensions.head_dim if n_heads else dimensions.d_model)
+        expected = (1, CHECKED_TOKENS, n_heads or 1, dimensions.head_dim if n_heads else dimensions.d_model)
         found = tuple(site.view(seen[site.key], dimensions).shape)
         if found != expected:
             raise ModelError(

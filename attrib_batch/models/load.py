@@ -18,7 +18,7 @@ from attrib_batch.models.sources import find_model
 if TYPE_CHECKING:
     import torch
     from nnsight.modeling.transformers import TransformersModel
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
     from attrib_batch.models.sources import ModelSource
     from attrib_batch.spec import ModelJob
@@ -35,11 +35,18 @@ class LoadedModel:
     dimensions: Dimensions
     device: torch.device
     """Where the token ids go; with a device map the device of the embedding."""
+    shards: int = 1
+    """Over how many processes the weights are split; every one of them makes the same runs."""
 
     @property
     def model_type(self) -> str:
         """The transformers name of the architecture."""
         return str(self.module.config.model_type)
+
+    @property
+    def sharded(self) -> bool:
+        """Whether this process holds only its share of the weights."""
+        return self.shards > 1
 
 
 def load_tokenizer(job: ModelJob, source: ModelSource | None = None) -> PreTrainedTokenizerBase:
@@ -66,15 +73,24 @@ def read_dimensions(job: ModelJob) -> Dimensions:
     Raises:
         ModelError: not found, or of an unknown architecture.
     """
+    return dimensions_of(read_config(job))
+
+
+def read_config(job: ModelJob, source: ModelSource | None = None) -> PretrainedConfig:
+    """A model's configuration, of an architecture that is known.
+
+    Raises:
+        ModelError: not found, not readable, or of an unknown architecture.
+    """
     from transformers import AutoConfig
 
-    location, revision = model_files(find_model(job))
+    location, revision = model_files(source or find_model(job))
     try:
         config = AutoConfig.from_pretrained(location, revision=revision, trust_remote_code=job.trust_remote_code)
     except (OSError, ValueError) as error:
         raise ModelError(f"model {job.id!r}: its configuration cannot be read: {_first_line(error)}") from error
     architecture_of(config)
-    return dimensions_of(config)
+    return config
 
 
 def load_model(job: ModelJob) -> LoadedModel:
@@ -83,53 +99,66 @@ def load_model(job: ModelJob) -> LoadedModel:
     Raises:
         ModelError: not found, not loadable, of an unknown architecture, or not of the shapes it states.
     """
-    import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
-
     source = find_model(job)
-    location, revision = model_files(source)
     device = choose_device(job)
-    options: dict[str, Any] = {"revision": revision, "trust_remote_code": job.trust_remote_code}
-    try:
-        # Refused before the weights are read, which may be many gigabytes.
-        config = AutoConfig.from_pretrained(location, **options)
-        architecture_of(config)
-        module = AutoModelForCausalLM.from_pretrained(
-            location,
-            dtype=getattr(torch, job.dtype),
-            use_safetensors=None if job.allow_pickle else True,
-            device_map="auto" if spreads_over_gpus(job) else None,
-            attn_implementation=None if job.attention == "auto" else job.attention,
-            **options,
-        )
-    except (OSError, ValueError) as error:
-        raise ModelError(f"model {job.id!r} cannot be loaded: {_first_line(error)}") from error
+    module = load_weights(job, source, device_map="auto" if spreads_over_gpus(job) else None)
     if not spreads_over_gpus(job):
         module = module.to(device)
     return wrap_model(module, load_tokenizer(job, source))
 
 
-def wrap_model(module: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> LoadedModel:
-    """Make a loaded transformers model ready for attribution.
+def load_weights(job: ModelJob, source: ModelSource, **placement: Any) -> PreTrainedModel:
+    """Load a transformers model in a job's precision; ``placement`` tells ``from_pretrained`` where it goes.
 
-    Frozen parameters save the half of a backward pass that would compute weight gradients; evaluation mode turns
-    dropout off, without which identical prompts would have non-zero scores.
+    Raises:
+        ModelError: not loadable, or of an unknown architecture.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    read_config(job, source)  # an unknown architecture is refused before its weights, maybe many gigabytes, are read
+    location, revision = model_files(source)
+    try:
+        return AutoModelForCausalLM.from_pretrained(
+            location,
+            revision=revision,
+            trust_remote_code=job.trust_remote_code,
+            dtype=getattr(torch, job.dtype),
+            use_safetensors=None if job.allow_pickle else True,
+            attn_implementation=None if job.attention == "auto" else job.attention,
+            **placement,
+        )
+    except (OSError, ValueError) as error:
+        raise ModelError(f"model {job.id!r} cannot be loaded: {_first_line(error)}") from error
+
+
+def wrap_model(module: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> LoadedModel:
+    """Make a loaded transformers model ready for attribution, and check its shapes.
 
     Raises:
         ModelError: unknown architecture, or shapes it does not state.
     """
+    check_shapes(module, architecture_of(module.config), dimensions_of(module.config))
+    return prepare_tracing(module, tokenizer)
+
+
+def prepare_tracing(module: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, shards: int = 1) -> LoadedModel:
+    """Freeze a loaded transformers model and wrap it for tracing; its shapes are not checked here.
+
+    Frozen parameters save the half of a backward pass that would compute weight gradients; evaluation mode turns
+    dropout off, without which identical prompts would have non-zero scores.
+    """
     from nnsight.modeling.transformers import TransformersModel
 
     module.eval().requires_grad_(False)
-    architecture, dimensions = architecture_of(module.config), dimensions_of(module.config)
-    check_shapes(module, architecture, dimensions)
     return LoadedModel(
         traced=TransformersModel(module, task="text-generation", tokenizer=tokenizer),
         module=module,
         tokenizer=tokenizer,
-        architecture=architecture,
-        dimensions=dimensions,
+        architecture=architecture_of(module.config),
+        dimensions=dimensions_of(module.config),
         device=module.get_input_embeddings().weight.device,
+        shards=shards,
     )
 
 

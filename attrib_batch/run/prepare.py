@@ -49,6 +49,12 @@ def prepare_run(job: Job, out: Path, *, ndif_host: str | None = None) -> Prepare
     tables = {dataset.id: PairTable.open(dataset.path, dataset.limit) for dataset in job.datasets}
     for table in tables.values():
         table.check_ids()
+    for model in job.models:
+        if model.workers.shards is not None:
+            # It takes nnsight and transformers, so only such jobs wait for them; the weights are not touched.
+            from attrib_batch.models.sharded import check_degree
+
+            check_degree(model, model.workers.shards)
     plan = plan_cells(job, {name: table.n_rows for name, table in tables.items()})
     manifest = build_manifest(
         job,

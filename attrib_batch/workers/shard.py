@@ -44,20 +44,20 @@ class ShardWorker:
 
         Raises:
             ModelError: the model cannot be loaded, or not into so many shards.
+            ShardGroupError: the ranks did not meet in time.
         """
         import torch
 
         from attrib_batch.attribution.engine import TokenBudget
-        from attrib_batch.models.sharded import Agreement, join_ranks, load_shard, parameters_here
+        from attrib_batch.models.sharded import join_ranks, load_shard, parameters_here
 
         started = time.perf_counter()
         model_job = self.job.model(self.model_name)
         workers = model_job.workers
         torch.set_num_threads(max(1, int(workers.cpus)))
         timeout = timedelta(seconds=workers.collective_seconds or 0)
-        join_ranks(self.rank, workers.actors, *meeting_point, timeout=timeout)
+        self._agreement = join_ranks(self.rank, workers.actors, *meeting_point, timeout=timeout)
         self._model = load_shard(model_job, workers.actors)
-        self._agreement = Agreement(timeout)
         self._budget = TokenBudget(model_job.batch_tokens)
         self._reader = TaskReader(self.job, model_job, self._model.tokenizer, self._model.dimensions.max_tokens)
         return Ready(peak_memory(), parameters_here(self._model), time.perf_counter() - started)

@@ -1,0 +1,123 @@
+"""Processes that share one model, as on a cluster, on this machine: each runs the functions it is sent."""
+
+from __future__ import annotations
+
+import multiprocessing
+import socket
+import time
+import traceback
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from multiprocessing.connection import Connection
+    from multiprocessing.process import BaseProcess
+
+START_SECONDS = 90
+COLLECTIVE_SECONDS = 40
+
+
+@dataclass
+class Ranks:
+    """A group of processes joined by gloo, one thread each; started when first used, and again after a failure."""
+
+    size: int
+    _processes: list[BaseProcess] = field(default_factory=list, init=False)
+    _pipes: list[Connection] = field(default_factory=list, init=False)
+
+    def run(self, function: Callable[..., Any], *arguments: Any, seconds: float = 120) -> list[Any]:
+        """Call ``function(*arguments)``, a function of a module, in every rank; its results in the order of the ranks.
+
+        Fails with the traceback of every rank that raised, and where a rank gives nothing for so many seconds.
+        """
+        if not self._processes:
+            self._start()
+        for pipe in self._pipes:
+            pipe.send((function, arguments))
+        try:
+            return self._collect(seconds)
+        except AssertionError:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """End the processes, wherever they are."""
+        for process in self._processes:
+            process.kill()
+            process.join()
+        self._processes, self._pipes = [], []
+
+    def _start(self) -> None:
+        context = multiprocessing.get_context("spawn")
+        port = free_port()
+        for rank in range(self.size):
+            here, there = context.Pipe()
+            process = context.Process(target=_serve, args=(there, rank, self.size, port), daemon=True)
+            process.start()
+            there.close()
+            self._processes.append(process)
+            self._pipes.append(here)
+        try:
+            self._collect(START_SECONDS)
+        except AssertionError:
+            self.close()
+            raise
+
+    def _collect(self, seconds: float) -> list[Any]:
+        until = time.monotonic() + seconds
+        results, failures = [], []
+        for rank, pipe in enumerate(self._pipes):
+            try:
+                if not pipe.poll(max(0, until - time.monotonic())):
+                    failures.append(f"rank {rank} gave nothing within {seconds} s")
+                    continue
+                ok, result = pipe.recv()
+            except EOFError:
+                failures.append(f"rank {rank} died")
+                continue
+            if ok:
+                results.append(result)
+            else:
+                failures.append(f"rank {rank}:\n{result}")
+        assert not failures, "\n".join(failures)
+        return results
+
+
+def free_port() -> int:
+    """A port of the loopback address that nobody listens on."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port: int = server.getsockname()[1]
+        return port
+
+
+def _serve(pipe: Connection, rank: int, size: int, port: int) -> None:
+    import torch
+
+    from attrib_batch.models.sharded import join_ranks
+
+    torch.set_num_threads(1)
+    _reply(pipe, join, rank, size, port, join_ranks)
+    while True:
+        try:
+            function, arguments = pipe.recv()
+        except EOFError:
+            return
+        _reply(pipe, function, *arguments)
+
+
+def join(rank: int, size: int, port: int, join_ranks: Callable[..., Any]) -> None:
+    """Join the group; what ranks agree by is kept in ``agreement``."""
+    agreement[:] = [join_ranks(rank, size, "127.0.0.1", port, timeout=timedelta(seconds=COLLECTIVE_SECONDS))]
+
+
+agreement: list[Any] = []
+"""In a rank: the means to agree with the others."""
+
+
+def _reply(pipe: Connection, function: Callable[..., Any], *arguments: Any) -> None:
+    try:
+        pipe.send((True, function(*arguments)))
+    except BaseException:  # noqa: BLE001 - whatever it is, the test is to show it
+        pipe.send((False, traceback.format_exc()))
