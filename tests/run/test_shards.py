@@ -1,0 +1,127 @@
+"""Gangs of shards as workers of real runs: the same tables as a replica's, whatever becomes of a rank."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import polars as pl
+import psutil
+import pytest
+
+from tests.support.jobs import TinyJob, attrib_batch, command, environment, read_scores, read_table
+
+SHARDED = {"kind": "sharded", "shards": 2, "cpus": 0.5}
+METHODS = [
+    {"id": "atp", "components": ["z", "q", "k", "mlp_out", "resid_post"]},
+    {"id": "noise", "kind": "atp", "direction": "noise", "metric": "prob_diff"},
+    {"id": "exact", "components": ["z"]},
+]
+COLLECTIVE_SECONDS = 8.0
+
+
+@pytest.fixture(scope="module")
+def job(tmp_path_factory: pytest.TempPathFactory) -> TinyJob:
+    return TinyJob.make(tmp_path_factory.mktemp("job"), n_pairs=40)
+
+
+def models(job: TinyJob, **workers: object) -> list[dict[str, object]]:
+    return [{"id": str(job.model), "name": "tiny", "prepend_bos": False, "workers": SHARDED | workers}]
+
+
+@pytest.fixture(scope="module")
+def replica(job: TinyJob) -> Path:
+    out = job.folder / "replica"
+    ended = attrib_batch("run", job.write("replica.yaml", methods=METHODS, chunk_pairs=2), "--out", out)
+    assert ended.code == 0, ended.said
+    return out
+
+
+def assert_same_scores(out: Path, expected: Path) -> None:
+    mine, theirs = read_scores(out), read_scores(expected)
+    assert mine.drop("score").equals(theirs.drop("score"))
+    for method in theirs["method"].unique():
+        of = pl.col("method") == method
+        a, b = (frame.filter(of)["score"].to_numpy() for frame in (mine, theirs))
+        assert abs(a - b).max() <= 1e-5 * abs(b).max()
+    ours, others = read_table(out, "baselines"), read_table(expected, "baselines")
+    keys = ["model", "dataset", "method", "pair_id"]
+    ours, others = ours.sort(keys), others.sort(keys)
+    assert abs(ours["clean_metric"].to_numpy() - others["clean_metric"].to_numpy()).max() < 1e-5
+
+
+def test_a_gang_writes_what_a_replica_writes(job: TinyJob, replica: Path, tmp_path: Path) -> None:
+    path = job.write("gang.yaml", models=models(job), methods=METHODS, chunk_pairs=20)
+    ended = attrib_batch("run", path, "--out", tmp_path / "out")
+    assert ended.code == 0, ended.said
+    assert_same_scores(tmp_path / "out", replica)
+    (record,) = (json.loads(file.read_text()) for file in (tmp_path / "out/executions").glob("*.json"))
+    whole = json.loads(next((replica / "executions").glob("*.json")).read_text())["worker_parameters"]
+    assert 0.5 * whole <= record["worker_parameters"] < 0.6 * whole
+
+
+def ranks_of(driver: subprocess.Popen[str]) -> list[psutil.Process]:
+    """The processes of the gang's actors, while they have a task or wait for one."""
+    return [
+        process
+        for process in psutil.Process(driver.pid).children(recursive=True)
+        if "".join(process.cmdline()[:1]).startswith("ray::ShardWorker")
+    ]
+
+
+@pytest.mark.parametrize("blow", [signal.SIGKILL, signal.SIGSTOP])
+def test_a_rank_that_is_lost_or_stuck_costs_no_pair(
+    blow: signal.Signals, job: TinyJob, replica: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    path = job.write(
+        f"{blow.name}.yaml",
+        models=models(job, collective_seconds=COLLECTIVE_SECONDS),
+        methods=METHODS,
+        chunk_pairs=2,
+    )
+    with subprocess.Popen(
+        command("run", path, "--out", out), env=environment(), stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT, text=True, start_new_session=True,
+    ) as driver:  # fmt: skip
+        deadline = time.monotonic() + 120
+        while len(list(out.glob("scores/**/part-*.parquet"))) < 3:
+            assert driver.poll() is None, driver.communicate()[0]
+            assert time.monotonic() < deadline, "no chunk was committed"
+            time.sleep(0.01)
+        first = ranks_of(driver)
+        assert len(first) == 2
+        os.kill(first[-1].pid, blow)
+        said, _ = driver.communicate(timeout=150)
+    assert driver.returncode == 0, said
+    assert "a worker was lost" in said
+    assert_same_scores(out, replica)
+    assert not any(process.is_running() and process.status() != psutil.STATUS_ZOMBIE for process in first)
+
+
+def test_an_impossible_number_of_shards_is_refused_before_anything_starts(job: TinyJob, tmp_path: Path) -> None:
+    path = job.write("three.yaml", models=models(job, shards=3))
+    ended = attrib_batch("run", path, "--out", tmp_path / "out")
+    assert ended.code == 2
+    assert "cannot be split into 3 shards" in ended.said
+    assert "possible: 2" in ended.said
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_model_that_cannot_be_split_is_refused(tmp_path: Path) -> None:
+    job = TinyJob.make(tmp_path / "job", n_pairs=4, architecture="gpt2")
+    ended = attrib_batch("run", job.write(models=models(job)), "--out", tmp_path / "out")
+    assert ended.code == 2
+    assert "gpt2 has no tensor-parallel plan" in ended.said
+    assert "replica" in ended.said
+
+
+def test_a_gang_that_fits_on_no_node_is_refused(job: TinyJob, tmp_path: Path) -> None:
+    path = job.write("large.yaml", models=models(job, cpus=os.cpu_count() or 1))
+    ended = attrib_batch("run", path, "--out", tmp_path / "out")
+    assert ended.code == 2
+    assert "1 workers of 2 shards each ask for" in " ".join(ended.said.split())
