@@ -113,10 +113,14 @@ class NdifServer:
         """End every process."""
         self._stopping.close()
 
+    def model_folder(self, name: str) -> Path:
+        """Where a deployed model was loaded from."""
+        return self._models[name]
+
     def model_key(self, name: str) -> str:
         """The key that requests to a deployed model carry."""
-        task = {"repo_id": str(self._models[name]), "revision": None, "task": "text-generation"}
-        return f"{WRAPPER}:{json.dumps(task)}"
+        identity = {"repo_id": str(self._models[name]), "revision": None, "task": "text-generation"}
+        return f"{WRAPPER}:{json.dumps(identity)}"
 
     def deploy(self, name: str, folder: Path, execution_timeout_seconds: float | None = None) -> None:
         """Deploy one more model; each takes a process of its own."""
@@ -224,7 +228,8 @@ class NdifServer:
             # Without redis the dispatcher complains without a pause; its log must not fill the disk.
             *("sh", "-c", f'ulimit -f {LARGEST_API_FILE} && exec "$@"', "sh"),
             # By itself the configuration binds every address.
-            *(*gunicorn, "--bind", f"{LOOPBACK}:{self._ports['api']}", "ndif.services.api.app:app"),
+            *(*gunicorn, "--bind", f"{LOOPBACK}:{self._ports['api']}", "--no-control-socket"),
+            "ndif.services.api.app:app",
             NDIF_SERVICE="api",
         )
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 LOG_TAIL_BYTES = 4000
-POLL_SECONDS = 0.1
+POLL_SECONDS, END_SECONDS = 0.1, 30
 
 
 class ServiceError(RuntimeError):
@@ -89,12 +89,25 @@ class Service:
 def end(services: Iterable[Service]) -> None:
     """Kill services with everything they have started."""
     services = list(services)
-    _end({service.process.pid for service in services})
+    killed = _kill({service.process.pid for service in services})
     for service in services:
         service.process.wait()
+    deadline = time.monotonic() + END_SECONDS
+    while left := [process.pid for process in killed if not is_gone(process)]:
+        if time.monotonic() > deadline:
+            raise ServiceError(f"still there {END_SECONDS} s after being killed: processes {left}")
+        time.sleep(POLL_SECONDS / 10)
 
 
-def _end(leaders: set[int]) -> None:
+def is_gone(process: psutil.Process) -> bool:
+    """Whether a process has ended; in a container nobody may collect what is left of an orphan."""
+    try:
+        return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
+
+
+def _kill(leaders: set[int]) -> list[psutil.Process]:
     # All are frozen before the first is killed: a process that lives on could start another one, or (NDIF's
     # dispatcher without its redis) fill the disk with complaints about the ones already gone.
     frozen: dict[int, psutil.Process] = {}
@@ -106,7 +119,7 @@ def _end(leaders: set[int]) -> None:
     for member in frozen.values():
         with contextlib.suppress(psutil.NoSuchProcess):
             member.kill()
-    psutil.wait_procs(frozen.values(), timeout=10)
+    return list(frozen.values())
 
 
 def _members(leaders: set[int]) -> dict[int, psutil.Process]:
@@ -157,7 +170,7 @@ def _guard(orders: Iterable[str]) -> None:
     for order in orders:
         pid = int(order[1:])
         watched = watched | {pid} if order[0] == "+" else watched - {pid}
-    _end(watched)
+    _kill(watched)
 
 
 if __name__ == "__main__":
