@@ -63,7 +63,8 @@ class NdifServer:
     def __init__(self, folder: Path, models: Mapping[str, Path]) -> None:
         self._folder = folder
         self._models = dict(models)
-        self._ports = dict(zip(("redis", "store", "api", *RAY_PORTS), _free_ports(3 + len(RAY_PORTS)), strict=True))
+        names = ("redis", "store", "api", "dashboard-metrics", *RAY_PORTS)
+        self._ports = dict(zip(names, _free_ports(len(names)), strict=True))
         self._services: dict[str, Service] = {}
         self._stopping = ExitStack()
         self.url = f"http://{LOOPBACK}:{self._ports['api']}"
@@ -86,7 +87,7 @@ class NdifServer:
             stack.callback(self._keep_ray_logs)
             self._guard = Guard()
             stack.callback(self._guard.dismiss)
-            stack.callback(self._end)
+            stack.callback(self._end_all)
             self._environment = self._make_environment()
 
             redis = self._start("redis", "redis-server", *self._redis_options())
@@ -105,7 +106,7 @@ class NdifServer:
                 NDIF_SERVICE="ray",
                 RAY_ADDRESS=f"{LOOPBACK}:{self._ports['port']}",
             )
-            self._deploy(*(self._deployment(name) for name in self._models))
+            self._deploy(*(_deployment(folder) for folder in self._models.values()))
             api.wait_until(self._connected, START_SECONDS)
             self._stopping = stack.pop_all()
 
@@ -119,21 +120,18 @@ class NdifServer:
 
     def model_key(self, name: str) -> str:
         """The key that requests to a deployed model carry."""
-        identity = {"repo_id": str(self._models[name]), "revision": None, "task": "text-generation"}
-        return f"{WRAPPER}:{json.dumps(identity)}"
+        return _model_key(self._models[name])
 
     def deploy(self, name: str, folder: Path, execution_timeout_seconds: float | None = None) -> None:
         """Deploy one more model; each takes a process of its own."""
         if name in self._models:
             raise ValueError(f"there is a model called {name!r}")
+        self._deploy(_deployment(folder) | {"execution_timeout_seconds": execution_timeout_seconds})
         self._models[name] = folder
-        self._deploy(self._deployment(name) | {"execution_timeout_seconds": execution_timeout_seconds})
 
     def stop_api(self) -> None:
         """Kill the API and its dispatcher; models and stored results stay."""
-        api = self._services.pop("api")
-        end([api])
-        self._guard.release(api)
+        self._end_one("api")
 
     def start_api(self) -> None:
         """Start the API again, on the same port."""
@@ -156,11 +154,17 @@ class NdifServer:
 
     def _run(self, name: str, *command: str | Path, seconds: float, **environment: str) -> None:
         service = self._start(name, *command, **environment)
-        service.wait_for_success(seconds)
-        end([self._services.pop(name)])
+        try:
+            service.wait_for_success(seconds)
+        finally:
+            self._end_one(name)
+
+    def _end_one(self, name: str) -> None:
+        service = self._services.pop(name)
+        end([service])
         self._guard.release(service)
 
-    def _end(self) -> None:
+    def _end_all(self) -> None:
         end(self._services.values())
         self._services.clear()
 
@@ -187,6 +191,10 @@ class NdifServer:
             "GRPC_ENABLE_FORK_SUPPORT": "0",
             # Otherwise Ray puts the machine's own address in the place of 127.0.0.1.
             "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+            # On a machine that others fill, Ray would kill the model actors.
+            "RAY_memory_monitor_refresh_ms": "0",
+            # A fixed port otherwise, and one among those of outgoing connections.
+            "DASHBOARD_METRIC_PORT": str(self._ports["dashboard-metrics"]),
             "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN_PATH": str(token),
             "NDIF_REDIS_URL": f"redis://{LOOPBACK}:{self._ports['redis']}",
@@ -241,20 +249,25 @@ class NdifServer:
         finally:
             connection.close()
 
-    def _deployment(self, name: str) -> dict[str, object]:
-        folder = self._models[name]
-        return {
-            "checkpoint": str(folder),
-            "model_key": self.model_key(name),
-            "size_bytes": sum(file.stat().st_size for file in folder.glob("*.safetensors")),
-            "dtype": "float32",
-            "pinned": True,
-        }
-
     def _deploy(self, *deployments: dict[str, object]) -> None:
         file = self._folder / "models.yaml"
         file.write_text(yaml.safe_dump({"models": list(deployments)}), encoding="utf-8")
         self._run("deploy", self._bin / "ndif", "deploy", "-f", file, seconds=DEPLOY_SECONDS)
+
+
+def _model_key(folder: Path) -> str:
+    identity = {"repo_id": str(folder), "revision": None, "task": "text-generation"}
+    return f"{WRAPPER}:{json.dumps(identity)}"
+
+
+def _deployment(folder: Path) -> dict[str, object]:
+    return {
+        "checkpoint": str(folder),
+        "model_key": _model_key(folder),
+        "size_bytes": sum(file.stat().st_size for file in folder.iterdir()),
+        "dtype": "float32",
+        "pinned": True,
+    }
 
 
 def _free_ports(count: int, besides: Iterable[int] = ()) -> list[int]:
