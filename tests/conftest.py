@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.support.browser import browser  # noqa: F401 - a fixture
+from tests.support.ndif_server import ndif_server  # noqa: F401 - a fixture
 
 if TYPE_CHECKING:
     from attrib_batch.models.load import LoadedModel
