@@ -7,6 +7,7 @@ stays is told as it is.
 
 from __future__ import annotations
 
+import json
 import platform
 import re
 import time
@@ -97,12 +98,12 @@ class NdifServer:
                 f"{self.host} runs other versions: {'; '.join(differ)}. Requests carry code, so they must be equal: "
                 "run the job in an environment with the server's versions"
             )
-        deployed = list(self._get("/status", seconds).get("deployments", {}).values())
-        keys = {entry.get("model_key") for entry in deployed}
+        deployed = self._get("/status", seconds).get("deployments", {})
+        keys = {entry.get("model_key") or name for name, entry in deployed.items()}
         if model.key not in keys:
-            names = sorted({str(entry.get("repo_id")) for entry in deployed}) or ["none"]
             raise ModelError(
-                f"{self.host} has not deployed {model.key.partition(':')[2]}; models it has: {', '.join(names)}"
+                f"{self.host} has not deployed {_repository(model.key)}; models it has: "
+                f"{', '.join(sorted(map(_repository, keys))) or 'none'}"
             )
 
     def submit(self, model: RemoteModel, send: Callable[[RemoteBackend], None], *, seconds: float) -> str:
@@ -297,3 +298,13 @@ def _installed(package: str) -> str:
     from importlib.metadata import version
 
     return version(package)
+
+
+def _repository(key: str) -> str:
+    """The repository or folder that a model key names, for a message."""
+    try:
+        found = json.loads(key.partition(":")[2])
+        revision = found.get("revision")
+        return f"{found['repo_id']}" + (f" at {revision}" if revision else "")
+    except (ValueError, KeyError, TypeError):
+        return key
