@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from attrib_batch.errors import ModelError, ShardGroupError, ShardsDisagreeError
 from attrib_batch.models.activations import activation_at
-from attrib_batch.models.architectures import CHECKED_TOKENS, check_modules, compare_shapes
+from attrib_batch.models.architectures import CHECKED_TOKENS, architecture_of, check_modules, compare_shapes
 from attrib_batch.models.load import (
     choose_device,
     load_tokenizer,
@@ -152,7 +152,11 @@ def load_shard(job: ModelJob, shards: int) -> LoadedModel:
     if n_ranks != shards:
         raise ShardGroupError(f"model {job.id!r} is to be split into {shards} shards, but {n_ranks} ranks were joined")
     source = find_model(job)
-    module = load_weights(job, source, distributed_config=DistributedConfig(tp_size=shards, tp_plan="auto"))
+    # The plan transformers has for the model, with the embedding always split over the vocabulary: an unembedding that
+    # is split cannot be tied to an embedding that is not.
+    embedding = architecture_of(read_config(job, source)).embedding
+    plan = DistributedConfig(tp_size=shards, tp_plan={embedding: "embedding_rowwise"})
+    module = load_weights(job, source, distributed_config=plan)
     model = prepare_tracing(module, load_tokenizer(job, source), shards=shards)
     _check_shapes(model)
     return model

@@ -15,8 +15,10 @@ if TYPE_CHECKING:
     from multiprocessing.connection import Connection
     from multiprocessing.process import BaseProcess
 
+    from attrib_batch.models.sharded import Agreement
+
 START_SECONDS = 90
-COLLECTIVE_SECONDS = 40
+STOP_SECONDS = 5
 
 
 @dataclass
@@ -24,6 +26,8 @@ class Ranks:
     """A group of processes joined by gloo, one thread each; started when first used, and again after a failure."""
 
     size: int
+    collective_seconds: float = 40
+    """How long a rank waits for the others in a collective, and when they agree."""
     _processes: list[BaseProcess] = field(default_factory=list, init=False)
     _pipes: list[Connection] = field(default_factory=list, init=False)
 
@@ -44,7 +48,10 @@ class Ranks:
 
     def close(self) -> None:
         """End the processes, wherever they are."""
+        for pipe in self._pipes:
+            pipe.close()
         for process in self._processes:
+            process.join(STOP_SECONDS)
             process.kill()
             process.join()
         self._processes, self._pipes = [], []
@@ -54,7 +61,9 @@ class Ranks:
         port = free_port()
         for rank in range(self.size):
             here, there = context.Pipe()
-            process = context.Process(target=_serve, args=(there, rank, self.size, port), daemon=True)
+            process = context.Process(
+                target=_serve, args=(there, rank, self.size, port, self.collective_seconds), daemon=True
+            )
             process.start()
             there.close()
             self._processes.append(process)
@@ -92,13 +101,15 @@ def free_port() -> int:
         return port
 
 
-def _serve(pipe: Connection, rank: int, size: int, port: int) -> None:
+agreement: list[Agreement] = []
+"""In a rank: the means to agree with the others."""
+
+
+def _serve(pipe: Connection, rank: int, size: int, port: int, collective_seconds: float) -> None:
     import torch
 
-    from attrib_batch.models.sharded import join_ranks
-
     torch.set_num_threads(1)
-    _reply(pipe, join, rank, size, port, join_ranks)
+    _reply(pipe, _join, rank, size, port, timedelta(seconds=collective_seconds))
     while True:
         try:
             function, arguments = pipe.recv()
@@ -107,13 +118,10 @@ def _serve(pipe: Connection, rank: int, size: int, port: int) -> None:
         _reply(pipe, function, *arguments)
 
 
-def join(rank: int, size: int, port: int, join_ranks: Callable[..., Any]) -> None:
-    """Join the group; what ranks agree by is kept in ``agreement``."""
-    agreement[:] = [join_ranks(rank, size, "127.0.0.1", port, timeout=timedelta(seconds=COLLECTIVE_SECONDS))]
+def _join(rank: int, size: int, port: int, timeout: timedelta) -> None:
+    from attrib_batch.models.sharded import join_ranks
 
-
-agreement: list[Any] = []
-"""In a rank: the means to agree with the others."""
+    agreement.append(join_ranks(rank, size, "127.0.0.1", port, timeout=timeout))
 
 
 def _reply(pipe: Connection, function: Callable[..., Any], *arguments: Any) -> None:
