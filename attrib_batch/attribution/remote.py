@@ -36,7 +36,7 @@ Answer = dict[str, Any]
 
 def ask(
     model: RemoteModel, pairs: Sequence[EncodedPair], methods: Sequence[MethodJob], *, batch_tokens: int, backend: Any
-) -> None:
+) -> Answer | None:
     """Send one request that scores ``pairs`` by every method.
 
     Args:
@@ -45,6 +45,9 @@ def ask(
         methods: methods that share forward runs.
         batch_tokens: most suffix positions in a micro-batch on the server.
         backend: nnsight's, which sends the request.
+
+    Returns:
+        What came back, where the backend waits for it; None otherwise.
     """
     import nnsight
 
@@ -56,11 +59,13 @@ def ask(
     # Data classes of the job file check themselves with a library that does not travel.
     wanted = [SimpleNamespace(**method.model_dump() | {"components": method.components}) for method in methods]
     given = list(pairs)
+    answer: Answer | None = None
     with traced.session(backend=backend):
         answer = score_on_server(
             traced, architecture, dimensions, pairs=given, methods=wanted, batch_tokens=batch_tokens
         )
         nnsight.save(answer)
+    return answer
 
 
 def score_on_server(

@@ -12,6 +12,7 @@ import platform
 import re
 import time
 from dataclasses import dataclass
+from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from attrib_batch.errors import ModelError, RunInterruptedError
@@ -37,6 +38,8 @@ UNKNOWN_JOB_SECONDS = 15.0
 
 _SAME_VERSION = ("nnsight",)
 """Packages whose versions must be equal on both sides: a request is made of their objects."""
+_NEEDED_THERE = ("torch", "transformers", "einops")
+"""What the engine imports."""
 
 
 class JobFailedError(RunInterruptedError):
@@ -88,22 +91,26 @@ class NdifServer:
             ModelError: it does not fit, and why.
             RunInterruptedError: it does not answer.
         """
-        there = self._get("/env", seconds)
-        versions = {"python": _minor(str(there.get("python_version", "")))}
-        versions |= {name: there.get("packages", {}).get(name, "none") for name in _SAME_VERSION}
-        here = {"python": _minor(platform.python_version())} | {name: _installed(name) for name in _SAME_VERSION}
-        differ = [f"{name} {versions[name]} there, {here[name]} here" for name in here if versions[name] != here[name]]
+        environment = self._get("/env", seconds)
+        packages = environment.get("packages", {})
+        there = {"python": _minor(str(environment.get("python_version", "")))}
+        there |= {name: str(packages.get(name, "none")) for name in _SAME_VERSION}
+        here = {"python": _minor(platform.python_version())} | {name: version(name) for name in _SAME_VERSION}
+        differ = [f"{name} {there[name]} there, {here[name]} here" for name in here if there[name] != here[name]]
         if differ:
             raise ModelError(
                 f"{self.host} runs other versions: {'; '.join(differ)}. Requests carry code, so they must be equal: "
                 "run the job in an environment with the server's versions"
             )
-        deployed = self._get("/status", seconds).get("deployments", {})
-        keys = {entry.get("model_key") or name for name, entry in deployed.items()}
-        if model.key not in keys:
+        missing = [name for name in _NEEDED_THERE if name not in packages]
+        if missing:
+            raise ModelError(f"{self.host} lacks {', '.join(missing)}, which the scoring code it is sent imports")
+        # A deployment's name is the model's key behind an id of its own.
+        deployed = list(self._get("/status", seconds).get("deployments", {}))
+        if not any(name.endswith(model.key) for name in deployed):
+            names = sorted({_repository(name) for name in deployed})
             raise ModelError(
-                f"{self.host} has not deployed {_repository(model.key)}; models it has: "
-                f"{', '.join(sorted(map(_repository, keys))) or 'none'}"
+                f"{self.host} has not deployed {_repository(model.key)}; models it has: {', '.join(names) or 'none'}"
             )
 
     def submit(self, model: RemoteModel, send: Callable[[RemoteBackend], None], *, seconds: float) -> str:
@@ -294,17 +301,11 @@ def _minor(version: str) -> str:
     return found[0] if found else "unknown"
 
 
-def _installed(package: str) -> str:
-    from importlib.metadata import version
-
-    return version(package)
-
-
-def _repository(key: str) -> str:
-    """The repository or folder that a model key names, for a message."""
+def _repository(name: str) -> str:
+    """The repository or folder, and the revision, that a model's key ends with; for messages."""
+    start = name.find("{")
     try:
-        found = json.loads(key.partition(":")[2])
-        revision = found.get("revision")
-        return f"{found['repo_id']}" + (f" at {revision}" if revision else "")
+        found = json.loads(name[start:])
+        return str(found["repo_id"]) + (f" at {found['revision']}" if found.get("revision") else "")
     except (ValueError, KeyError, TypeError):
-        return key
+        return name
