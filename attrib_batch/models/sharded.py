@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
     import torch
     from torch.distributed.distributed_c10d import Store
+    from transformers import PretrainedConfig
 
     from attrib_batch.models.architectures import SiteKey
     from attrib_batch.models.load import LoadedModel
@@ -43,16 +44,21 @@ def check_degree(job: ModelJob, shards: int) -> None:
         ModelError: naming the numbers that are possible, or what to do with a model that cannot be split at all; or the
             model is not found or of an unknown architecture.
     """
-    from nnsight.modeling.tp import max_tp_size
+    _check_degree(job, read_config(job), shards)
 
-    config = read_config(job)
+
+def _check_degree(job: ModelJob, config: PretrainedConfig, shards: int) -> None:
+    from nnsight.modeling.tp import SIDES, max_tp_size
+
     most = max_tp_size(config)
     if most is None:
-        reason = (
-            f"{config.model_type} has no tensor-parallel plan in transformers"
-            if not getattr(config, "base_model_tp_plan", None)
-            else f"{_divided_sizes(config)} have no common divisor"
-        )
+        plan = getattr(config, "base_model_tp_plan", None) or {}
+        if not plan:
+            reason = f"{config.model_type} has no tensor-parallel plan in transformers"
+        elif unknown := sorted(set(plan.values()) - SIDES.keys()):
+            reason = f"its tensor-parallel plan uses {', '.join(unknown)}, whose activations nnsight cannot gather"
+        else:
+            reason = f"{_divided_sizes(config)} have no common divisor"
         raise ModelError(
             f"model {job.id!r} cannot be split into shards: {reason}. Use workers of kind replica; "
             "with gpus 2 or more, each spreads the layers over that many GPUs"
@@ -146,16 +152,16 @@ def load_shard(job: ModelJob, shards: int) -> LoadedModel:
     import torch.distributed
     from transformers.distributed import DistributedConfig
 
-    check_degree(job, shards)
+    source = find_model(job)
+    config = read_config(job, source)
+    _check_degree(job, config, shards)
     _check_device(job)
     n_ranks = torch.distributed.get_world_size() if torch.distributed.is_initialized() else 0
     if n_ranks != shards:
         raise ShardGroupError(f"model {job.id!r} is to be split into {shards} shards, but {n_ranks} ranks were joined")
-    source = find_model(job)
     # The plan transformers has for the model, with the embedding always split over the vocabulary: an unembedding that
     # is split cannot be tied to an embedding that is not.
-    embedding = architecture_of(read_config(job, source)).embedding
-    plan = DistributedConfig(tp_size=shards, tp_plan={embedding: "embedding_rowwise"})
+    plan = DistributedConfig(tp_size=shards, tp_plan={architecture_of(config).embedding: "embedding_rowwise"})
     module = load_weights(job, source, distributed_config=plan)
     model = prepare_tracing(module, load_tokenizer(job, source), shards=shards)
     _check_shapes(model)
@@ -274,7 +280,7 @@ def _check_device(job: ModelJob) -> None:
         )
 
 
-def _divided_sizes(config: object) -> str:
+def _divided_sizes(config: PretrainedConfig) -> str:
     """The sizes that a number of shards must divide, in words."""
     sizes = {
         "attention heads": getattr(config, "num_attention_heads", None),

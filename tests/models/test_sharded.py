@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from functools import cache
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from torch.distributed import TCPStore
+from transformers import LlamaConfig
 
 from attrib_batch.attribution.engine import FailedPair, TokenBudget, score_pairs
 from attrib_batch.attribution.metrics import logit_diff, register_metric
@@ -277,22 +279,45 @@ def test_the_store_does_not_grow(ranks: Ranks) -> None:
     assert max(ranks.run(agree_often, free_port(), 50)) <= 4
 
 
-def leave_a_collective_over() -> str:
-    """Rank 0 enters a collective that rank 1 never reaches; then both say that they raised."""
-    if os.environ["RANK"] == "0":
-        torch.distributed.all_reduce(torch.ones(1), async_op=True)
+def answer(verdict: str) -> str:
     try:
-        agreement[0].agree("ValueError: alike")
+        agreement[0].agree(verdict)
     except ShardsDisagreeError as error:
         return str(error)
     return "agreed"
 
 
-def test_ranks_that_raised_alike_at_different_places_part() -> None:
+def leave_a_collective_over() -> str:
+    """Rank 0 enters a collective that rank 1 never reaches; then both say that they raised."""
+    if os.environ["RANK"] == "0":
+        torch.distributed.all_reduce(torch.ones(1), async_op=True)
+    return answer("ValueError: alike")
+
+
+def raise_alone() -> str:
+    """Rank 1 raises where rank 0 goes on into a collective."""
+    if os.environ["RANK"] == "1":
+        return answer("ValueError: alone")
+    try:
+        torch.distributed.all_reduce(torch.ones(1))
+    except RuntimeError as error:
+        return answer(f"RuntimeError: {error}")
+    return "the collective worked"
+
+
+@pytest.mark.parametrize(
+    ("part", "message"),
+    [
+        (leave_a_collective_over, "with 'ValueError: alike' in every rank, and the ranks do not meet any more"),
+        (raise_alone, r"rank 1: ValueError: alone|rank 1 of 2 ended attempt 0 with 'ValueError: alone', and not all"),
+    ],
+    ids=["alike at different places", "one alone"],
+)
+def test_ranks_that_part_find_out_within_the_timeout(part: Callable[[], str], message: str) -> None:
     group = Ranks(2, collective_seconds=3)
     try:
-        for said in group.run(leave_a_collective_over):
-            assert "ended with 'ValueError: alike' in every rank, and the ranks do not meet any more" in said
+        for said in group.run(part, seconds=15):
+            assert re.search(message, said), said
     finally:
         group.close()
 
@@ -321,6 +346,12 @@ def test_a_model_without_a_plan_is_refused_with_what_to_do(tiny: Callable[[str],
     config.write_text(config.read_text().replace('"num_key_value_heads": 2', '"num_key_value_heads": 1'))
     with pytest.raises(ModelError, match=r"key/value heads \(1\), MLP width \(96\) have no common divisor"):
         check_degree(job(folder), 2)
+
+
+def test_a_plan_that_cannot_be_traced_is_refused(tiny: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(LlamaConfig, "base_model_tp_plan", {"layers.*.mlp": "megamoe_experts"})
+    with pytest.raises(ModelError, match="its tensor-parallel plan uses megamoe_experts, whose activations"):
+        check_degree(job(tiny("llama")), 2)
 
 
 def test_a_degree_that_is_not_the_number_of_ranks_is_refused(tiny: Callable[[str], Path]) -> None:
