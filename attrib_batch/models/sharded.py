@@ -11,6 +11,7 @@ import ipaddress
 import os
 import socket
 import sys
+import threading
 from typing import TYPE_CHECKING
 
 from attrib_batch.errors import ModelError, ShardGroupError, ShardsDisagreeError
@@ -35,6 +36,10 @@ if TYPE_CHECKING:
     from attrib_batch.models.architectures import SiteKey
     from attrib_batch.models.load import LoadedModel
     from attrib_batch.spec import ModelJob
+
+
+STORE_GRACE_SECONDS = 5.0
+"""How much longer than its timeout a question to the store of verdicts may take."""
 
 
 def check_degree(job: ModelJob, shards: int) -> None:
@@ -204,21 +209,9 @@ class Agreement:
             ShardsDisagreeError: the verdicts differ, or one is missing after the timeout. Other ranks may still be on
                 another path, so all of them have to be replaced.
         """
-        from torch.distributed import DistError, barrier
+        from torch.distributed import barrier
 
-        try:
-            self._store.set(self._key(self._rank), verdict)
-            every = [self._key(rank) for rank in range(self._world_size)]
-            self._store.wait(every, self._timeout)
-            verdicts = [found.decode() for found in self._store.multi_get(every)]
-            if self._number > 0:
-                # All are past the previous attempt, or they would not have published this one.
-                self._store.delete_key(self._key(self._rank, self._number - 1))
-        except DistError as error:
-            raise ShardsDisagreeError(
-                f"rank {self._rank} of {self._world_size} ended attempt {self._number} with {verdict!r}, and not all "
-                f"others said within {self._timeout} how they ended it: {error}"
-            ) from error
+        verdicts = self._exchange(verdict)
         if len({_kind(found) for found in verdicts}) > 1:
             listed = "; ".join(f"rank {rank}: {found}" for rank, found in enumerate(verdicts))
             raise ShardsDisagreeError(f"attempt {self._number} ended differently in the ranks of a model: {listed}")
@@ -233,6 +226,36 @@ class Agreement:
                     f"{error}"
                 ) from error
         self._number += 1
+
+    def _exchange(self, verdict: str) -> list[str]:
+        """Publish a verdict and wait for those of all ranks."""
+        found: list[str] = []
+        problem: list[BaseException] = []
+
+        def talk() -> None:
+            try:
+                self._store.set(self._key(self._rank), verdict)
+                every = [self._key(rank) for rank in range(self._world_size)]
+                self._store.wait(every, self._timeout)
+                found.extend(verdict.decode() for verdict in self._store.multi_get(every))
+                if self._number > 0:
+                    # All are past the previous attempt, or they would not have published this one.
+                    self._store.delete_key(self._key(self._rank, self._number - 1))
+            except RuntimeError as error:
+                problem.append(error)
+
+        # In a thread that can be left behind: where the first rank is stopped, so is the store, and asking it waits for
+        # ever, whatever timeout it was given.
+        talking = threading.Thread(target=talk, daemon=True)
+        talking.start()
+        talking.join(self._timeout.total_seconds() + STORE_GRACE_SECONDS)
+        if problem or talking.is_alive():
+            reason = problem[0] if problem else "the first rank, which keeps the verdicts, does not answer"
+            raise ShardsDisagreeError(
+                f"rank {self._rank} of {self._world_size} ended attempt {self._number} with {verdict!r}, and not all "
+                f"others said within {self._timeout} how they ended it: {reason}"
+            ) from (problem[0] if problem else None)
+        return found
 
     def _key(self, rank: int, number: int | None = None) -> str:
         return f"{self._number if number is None else number}/{rank}"

@@ -65,24 +65,25 @@ def test_a_gang_writes_what_a_replica_writes(job: TinyJob, replica: Path, tmp_pa
 
 
 def ranks_of(driver: subprocess.Popen[str]) -> list[psutil.Process]:
-    """The processes of the gang's actors, while they have a task or wait for one."""
-    return [
+    """The processes of the gang's actors, in the order in which they started."""
+    found = [
         process
         for process in psutil.Process(driver.pid).children(recursive=True)
         if "".join(process.cmdline()[:1]).startswith("ray::ShardWorker")
     ]
+    return sorted(found, key=lambda process: process.pid)
 
 
-@pytest.mark.parametrize("blow", [signal.SIGKILL, signal.SIGSTOP])
+@pytest.mark.parametrize(("blow", "which"), [(signal.SIGKILL, 0), (signal.SIGSTOP, 0), (signal.SIGSTOP, 1)], ids=str)
 def test_a_rank_that_is_lost_or_stuck_costs_no_pair(
-    blow: signal.Signals, job: TinyJob, replica: Path, tmp_path: Path
+    blow: signal.Signals, which: int, job: TinyJob, replica: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
     path = job.write(
-        f"{blow.name}.yaml",
+        f"{blow.name}-{which}.yaml",
         models=models(job, collective_seconds=COLLECTIVE_SECONDS),
         methods=METHODS,
-        chunk_pairs=2,
+        chunk_pairs=4,
     )
     with subprocess.Popen(
         command("run", path, "--out", out), env=environment(), stdout=subprocess.PIPE,
@@ -95,7 +96,7 @@ def test_a_rank_that_is_lost_or_stuck_costs_no_pair(
             time.sleep(0.01)
         first = ranks_of(driver)
         assert len(first) == 2
-        os.kill(first[-1].pid, blow)
+        os.kill(first[which].pid, blow)
         said, _ = driver.communicate(timeout=150)
     assert driver.returncode == 0, said
     assert "a worker was lost" in said
