@@ -152,4 +152,4 @@ def test_processes_that_start_at_once_convert_the_bundled_model_once(tmp_path: P
 
 
 def test_the_module_says_where_files_come_from() -> None:
-    assert load._files(sources.ModelSource("hub", "a/b", "c0ffee", "hub:a/b@c0ffee")) == ("a/b", "c0ffee")
+    assert load.model_files(sources.ModelSource("hub", "a/b", "c0ffee", "hub:a/b@c0ffee")) == ("a/b", "c0ffee")
