@@ -7,6 +7,7 @@ that the API hands out are changed to the proxy's own, so that downloads pass th
 from __future__ import annotations
 
 import http.client
+import json
 import threading
 from dataclasses import dataclass
 from http import HTTPStatus
@@ -35,6 +36,7 @@ class Fault:
     prefix: str
     status: int | None = None
     retry_after: float | None = None
+    echo: str | None = None
     drop: Drop | None = None
 
 
@@ -72,10 +74,20 @@ class FaultyProxy:
         self._server.server_close()
 
     def answer(
-        self, status: int, method: str, prefix: str = "/", *, times: int = 1, retry_after: float | None = None
+        self,
+        status: int,
+        method: str,
+        prefix: str = "/",
+        *,
+        times: int = 1,
+        retry_after: float | None = None,
+        echo: str | None = None,
     ) -> None:
-        """Answer the next requests of a method and a path prefix with a status; nothing is forwarded."""
-        self._add(Fault(method, prefix, status=status, retry_after=retry_after), times)
+        """Answer the next requests of a method and a path prefix with a status; nothing is forwarded.
+
+        With ``echo``, the name of a header, the answer repeats what the request said there.
+        """
+        self._add(Fault(method, prefix, status=status, retry_after=retry_after, echo=echo), times)
 
     def drop(self, when: Drop, method: str, prefix: str = "/", *, times: int = 1) -> None:
         """Drop the next connections of a method and a path prefix, before or after the request is forwarded."""
@@ -163,7 +175,9 @@ class _Handler(BaseHTTPRequestHandler):
         fault = proxy.take_fault(self.command, self.path)
         if fault is not None and fault.status is not None:
             headers = {} if fault.retry_after is None else {"Retry-After": f"{fault.retry_after:g}"}
-            self._answer(fault.status, headers, b'{"detail": "a fault that was asked for"}', forwarded=False)
+            echoed = "" if fault.echo is None else f": '{self.headers.get(fault.echo, '')}'"
+            content = json.dumps({"detail": f"a fault that was asked for{echoed}"}).encode()
+            self._answer(fault.status, headers, content, forwarded=False)
         elif fault is not None and fault.drop == "before":
             self._drop(forwarded=False)
         else:
