@@ -113,7 +113,8 @@ class NdifServer:
         if not any(name.endswith(model.key) for name in deployed):
             names = sorted({_repository(name) for name in deployed})
             raise ModelError(
-                f"{self.host} has not deployed {_repository(model.key)}; models it has: {', '.join(names) or 'none'}"
+                f"{self.host} has not deployed {_repository(model.key)}; models it has: {', '.join(names) or 'none'}. "
+                "What a server says of that may be a minute old"
             )
 
     def submit(self, model: RemoteModel, send: Callable[[RemoteBackend], None], *, seconds: float) -> str:

@@ -9,7 +9,8 @@ from __future__ import annotations
 import http.client
 import json
 import threading
-from dataclasses import dataclass
+import time
+from dataclasses import dataclass, field
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import TYPE_CHECKING, Literal
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 LOOPBACK = "127.0.0.1"
 BUCKET = "/ndif-results"
 UPSTREAM_SECONDS = 120
+KEY_HEADER = "ndif-api-key"
 
 Drop = Literal["before", "after"]
 
@@ -49,6 +51,9 @@ class Exchange:
     forwarded: bool
     status: int | None
     response_bytes: int
+    key: str | None = None
+    """The API key that came with the request."""
+    ended_at: float = field(default_factory=time.monotonic)
 
 
 class FaultyProxy:
@@ -175,8 +180,10 @@ class _Handler(BaseHTTPRequestHandler):
         fault = proxy.take_fault(self.command, self.path)
         if fault is not None and fault.status is not None:
             headers = {} if fault.retry_after is None else {"Retry-After": f"{fault.retry_after:g}"}
-            echoed = "" if fault.echo is None else f": '{self.headers.get(fault.echo, '')}'"
-            content = json.dumps({"detail": f"a fault that was asked for{echoed}"}).encode()
+            said = "a fault that was asked for"
+            if fault.echo is not None:  # in the words of the real server
+                said = f"Invalid API key format: '{self.headers.get(fault.echo, '')}'."
+            content = json.dumps({"detail": said}).encode()
             self._answer(fault.status, headers, content, forwarded=False)
         elif fault is not None and fault.drop == "before":
             self._drop(forwarded=False)
@@ -190,7 +197,7 @@ class _Handler(BaseHTTPRequestHandler):
     do_GET = do_HEAD = do_POST = do_PUT = do_DELETE = _handle  # noqa: N815 - the names the base class calls
 
     def _answer(self, status: int, headers: dict[str, str], content: bytes, *, forwarded: bool) -> None:
-        self.server.proxy.record(Exchange(self.command, self.path, forwarded, status, len(content)))
+        self.server.proxy.record(Exchange(self.command, self.path, forwarded, status, len(content), self._key()))
         self.send_response(status)
         for name, value in headers.items():
             self.send_header(name, value)
@@ -200,8 +207,11 @@ class _Handler(BaseHTTPRequestHandler):
             self.wfile.write(content)
 
     def _drop(self, *, forwarded: bool) -> None:
-        self.server.proxy.record(Exchange(self.command, self.path, forwarded, None, 0))
+        self.server.proxy.record(Exchange(self.command, self.path, forwarded, None, 0, self._key()))
         self.close_connection = True
+
+    def _key(self) -> str | None:
+        return self.headers.get(KEY_HEADER)
 
     def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the base class's name
         """Keep quiet: ``exchanges`` tells more."""

@@ -9,12 +9,15 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from tests.support.faulty_proxy import BUCKET, FaultyProxy
+
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from nnsight.intervention.backends.remote import RemoteBackend
     from nnsight.modeling.transformers import TransformersModel
 
+    from tests.support.demo_pairs import TokenPair
     from tests.support.ndif_server import NdifServer
 
 TOKENS = torch.tensor([[2, 9, 17, 33, 40]])
@@ -68,3 +71,27 @@ def kept_busy(server: NdifServer, model: TransformersModel, gate: Path, *, name:
     finally:
         gate.touch()
         result(job)
+
+
+def bytes_of_activations(
+    server: NdifServer, model: TransformersModel, pairs: Sequence[TokenPair]
+) -> tuple[int, dict[str, Any]]:
+    """What comes back, in bytes and as values, where the tutorial's way is taken: z of both runs and its gradients."""
+    prompts = [(torch.tensor([pair.corrupted]), torch.tensor([pair.clean])) for pair in pairs]
+    token = pairs[0].answers[0]
+    with FaultyProxy(server.url, server.object_store_url) as proxy:
+        job = backend(server, model, proxy.url)
+        with model.session(backend=job):
+            kept = []
+            for base, other in prompts:
+                with model.trace(base):
+                    model.model.embed_tokens.output.requires_grad_(True)
+                    values = [layer.self_attn.o_proj.input for layer in model.model.layers]
+                    gradients = torch.autograd.grad(model.output.logits[0, -1, token], values)
+                    kept.append([value.detach().clone() for value in values])
+                    kept.append([gradient.clone() for gradient in gradients])
+                with model.trace(other):
+                    kept.append([layer.self_attn.o_proj.input.detach().clone() for layer in model.model.layers])
+            kept.save()
+        values = result(job)
+        return proxy.response_bytes("GET", BUCKET), values

@@ -194,7 +194,7 @@ def test_the_models_a_server_has_are_named() -> None:
     other = MODEL_KEY.replace("org/one", "org/two").replace("null", '"step1000"')
     with answering({"/env": environment(), "/status": status(other)}) as url:
         server = NdifServer(url, SecretStr(""))
-        with pytest.raises(ModelError, match=r"has not deployed org/one; models it has: org/two at step1000$"):
+        with pytest.raises(ModelError, match=r"has not deployed org/one; models it has: org/two at step1000\."):
             server.check(MODEL, seconds=5)
     with answering({"/env": environment(), "/status": status(MODEL_KEY)}) as url:
         NdifServer(url, SecretStr("")).check(MODEL, seconds=5)
