@@ -19,7 +19,7 @@ from attrib_batch.run.pool import Done, Lost, Started, WorkerPool
 from attrib_batch.run.progress import Tally
 from attrib_batch.run.scheduler import GiveUp, Scheduler
 from attrib_batch.workers.commit import commit_lost_chunk
-from attrib_batch.workers.ndif_jobs import in_words, jobs_under_way
+from attrib_batch.workers.ndif_jobs import forget_jobs, in_words, jobs_under_way
 from attrib_batch.workers.task import peak_memory
 
 if TYPE_CHECKING:
@@ -157,6 +157,7 @@ class _Driver:
             dataset = self._prepared.job.dataset(chunk.cell.dataset)
             pairs = PairTable.open(dataset.path, dataset.limit).rows(chunk.start, chunk.stop)
             commit_lost_chunk(self._prepared.store, chunk, pairs, message=given_up.message, attempts=given_up.attempts)
+            forget_jobs(self._prepared.store, chunk, self._prepared.job.method(chunk.cell.method))
             self._tally.failed += chunk.n_pairs
 
 

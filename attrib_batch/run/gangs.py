@@ -64,7 +64,7 @@ def start_gang(job: Job, model_name: str, store: Store) -> Gang:
         from attrib_batch.workers.ndif import NdifWorker
 
         # Handed over as an argument that no message shows; what runs in the actor's environment is listed by Ray.
-        key = SecretStr(os.environ.get(NDIF_KEY, ""))
+        key = SecretStr(os.environ.get(NDIF_KEY, "").strip())
         actor = ray.remote(NdifWorker).options(**_options(workers)).remote(job, model_name, store, key)
     else:
         from attrib_batch.workers.replica import ReplicaWorker

@@ -17,6 +17,7 @@ from attrib_batch.errors import (
     RunInterruptedError,
 )
 from attrib_batch.run.gangs import Gang, check_capacity, start_gang
+from attrib_batch.workers.ndif import MAX_SUBMISSIONS
 
 if TYPE_CHECKING:
     from attrib_batch.run.plan import Task
@@ -80,7 +81,9 @@ class WorkerPool:
         workers = job.model(model_name).workers
         check_capacity(workers, count)
         self._arguments = (job, model_name, store)
-        self._hung_after = workers.timeout_seconds + HUNG_GRACE_SECONDS
+        # A session with a server waits so long for a job, and may have to send it more than once.
+        waits = 1 + MAX_SUBMISSIONS if workers.kind == "ndif" else 1
+        self._hung_after = waits * workers.timeout_seconds + HUNG_GRACE_SECONDS
         self._gangs: dict[int, Gang] = {}
         self._calls: dict[Any, _Call] = {}
         self._sign_of_life: dict[int, float] = {}

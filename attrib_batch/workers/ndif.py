@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 
 from attrib_batch.errors import ModelError, RunInterruptedError
 from attrib_batch.schema import FailureReason
-from attrib_batch.workers.ndif_jobs import RemoteJob, job_name, read_job, write_job
-from attrib_batch.workers.ndif_server import PUBLIC_HOST, JobGoneError, JobTooLongError, NdifServer
+from attrib_batch.workers.ndif_jobs import RemoteJob, forget_jobs, job_name, read_job, write_job
+from attrib_batch.workers.ndif_server import PUBLIC_HOST, JobFailedError, JobGoneError, JobTooLongError, NdifServer
 from attrib_batch.workers.task import Ready, TaskReader, TaskReport, TaskResults, peak_memory
 
 if TYPE_CHECKING:
@@ -66,6 +66,7 @@ class NdifWorker:
         self._reader = TaskReader(self.job, self._model_job, self._model.tokenizer, self._model.dimensions.max_tokens)
         # Two tasks may be in hand: one is read or written while the server works on the other.
         self._reading, self._session = threading.Lock(), threading.Lock()
+        self._most_pairs: dict[str, int] = {}
         return Ready(peak_memory(), parameters=0, seconds=time.perf_counter() - started)
 
     def score(self, task: tuple[Chunk, ...]) -> TaskReport:
@@ -81,10 +82,9 @@ class NdifWorker:
         with self._reading:
             pairs, problems = self._reader.read(task)
         results = TaskResults(self.job, task, problems)
-        names: list[str] = []
         with self._session:
             scoring, downloaded = time.perf_counter(), self._server.downloaded_bytes
-            for method, outcome in self._scored(task, pairs, results.methods, names):
+            for method, outcome in self._scored(task, pairs, results.methods):
                 results.add(method, outcome)
             model_seconds = time.perf_counter() - scoring
             downloaded = self._server.downloaded_bytes - downloaded
@@ -94,34 +94,39 @@ class NdifWorker:
             model_seconds=model_seconds,
             downloaded_bytes=downloaded,
         )
-        for name in names:  # only now: a worker that dies before finds the results again
-            self.store.remove(name)
+        forget_jobs(self.store, task[0], results.methods[0])  # only now: who comes after a death finds the results
         return report
 
     def _scored(
-        self, task: tuple[Chunk, ...], pairs: Sequence[EncodedPair], methods: Sequence[MethodJob], names: list[str]
+        self, task: tuple[Chunk, ...], pairs: Sequence[EncodedPair], methods: Sequence[MethodJob]
     ) -> Iterator[tuple[MethodJob, Outcome]]:
-        """Send pairs as one request; as two if the server finds it too long."""
+        """Send pairs as one request; as several if the server finds it too long, or found one of its size so."""
         from attrib_batch.attribution.engine import FailedPair
         from attrib_batch.attribution.remote import outcomes
 
+        together = methods[0].id
+        if len(pairs) > self._most_pairs.get(together, len(pairs)):
+            middle = len(pairs) // 2
+            for half in (pairs[:middle], pairs[middle:]):
+                yield from self._scored(task, half, methods)
+            return
         if not pairs:
             return
         name = job_name(task[0], methods[0], [pair.pair_id for pair in pairs])
         try:
             answer = self._answer(name, pairs, methods)
         except JobTooLongError as error:
-            self.store.remove(name)
             if len(pairs) == 1:
+                self._most_pairs.pop(together, None)  # the pair was to blame, not how many there were
                 for method in methods:
                     yield method, FailedPair(pairs[0], FailureReason.SCORING_ERROR, str(error), attempts=1)
                 return
-            middle = len(pairs) // 2
-            for half in (pairs[:middle], pairs[middle:]):
-                yield from self._scored(task, half, methods, names)
+            # As a token budget, it shrinks and stays so: the server would spend all its time on every task again.
+            self._most_pairs[together] = len(pairs) // 2
+            yield from self._scored(task, pairs, methods)
             return
-        names.append(name)
         if answer["dtype"] != self._model_job.dtype:
+            self.store.remove(name)
             raise ModelError(
                 f"{self._server.host} holds {self._model_job.id!r} in {answer['dtype']}, and the job says "
                 f"{self._model_job.dtype}; set the model's dtype to {answer['dtype']}"
@@ -142,6 +147,9 @@ class NdifWorker:
 
             try:
                 answer: Answer = self._server.fetch(self._model, job.job_id, told, seconds=self._seconds)[RESULT]
+            except JobFailedError:
+                self.store.remove(name)  # otherwise the same command would be told the same for ever
+                raise
             except JobGoneError as error:
                 self.store.remove(name)
                 if submission == MAX_SUBMISSIONS:

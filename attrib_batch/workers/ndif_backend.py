@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import httpx
 from nnsight.intervention.backends.remote import RemoteBackend
 
-from attrib_batch.workers.ndif_server import JobStatus
+from attrib_batch.workers.ndif_server import JobGoneError, JobStatus, transient_reason
 
 if TYPE_CHECKING:
     from nnsight.schema.response import ResponseModel
@@ -15,8 +16,9 @@ if TYPE_CHECKING:
 class ListeningBackend(RemoteBackend):  # type: ignore[misc]  # nnsight's classes have no types here
     """Sends one job without waiting for it, or asks after one."""
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, api_key: str, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        self.api_key = api_key  # and no other: nnsight would look for one in its own configuration
         self.display.enabled = False
         self.last: JobStatus | None = None
         self.result_bytes = 0
@@ -26,6 +28,20 @@ class ListeningBackend(RemoteBackend):  # type: ignore[misc]  # nnsight's classe
         self.last = JobStatus(str(response.status.value), response.description or "")
         final: bool = super().note(response)
         return final
+
+    def download_result(self, url: str | None) -> Any:
+        """Tell a result that is there no more from a refusal, and keep its address, which needs no key, to ourselves.
+
+        Raises:
+            JobGoneError: the result is held no more.
+        """
+        try:
+            return super().download_result(url)
+        except httpx.HTTPStatusError as error:
+            if transient_reason(error) is not None:
+                raise
+            status = error.response.status_code
+        raise JobGoneError(f"{self.host} holds the result of job {self.job_id} no more (status {status})")
 
     def finalize(self, content: bytes) -> Any:
         """Keep the size of a result as it came."""

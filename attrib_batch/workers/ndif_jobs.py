@@ -53,9 +53,22 @@ class RemoteJob:
 
 def job_name(chunk: Chunk, method: MethodJob, pair_ids: Sequence[int]) -> str:
     """The file of the request that scores these pairs of a chunk by ``method`` and what runs together with it."""
+    return f"{FOLDER}/{_task_name(chunk, method)}-{_digest(list(pair_ids))}.json"
+
+
+def forget_jobs(store: Store, chunk: Chunk, method: MethodJob) -> None:
+    """Forget every job for pairs of a chunk that is committed, whichever way its pairs were divided."""
+    for path in store.path(FOLDER).glob(f"{_task_name(chunk, method)}-*.json"):
+        store.remove(f"{FOLDER}/{path.name}")
+
+
+def _task_name(chunk: Chunk, method: MethodJob) -> str:
     together = method.kind if method.kind == "atp" else method.id
-    text = json.dumps([chunk.cell.model, chunk.cell.dataset, chunk.start, chunk.stop, together, list(pair_ids)])
-    return f"{FOLDER}/{hashlib.sha256(text.encode()).hexdigest()[:24]}.json"
+    return _digest([chunk.cell.model, chunk.cell.dataset, chunk.start, chunk.stop, together])
+
+
+def _digest(data: list[object]) -> str:
+    return hashlib.sha256(json.dumps(data).encode()).hexdigest()[:16]
 
 
 def write_job(store: Store, job: RemoteJob) -> None:

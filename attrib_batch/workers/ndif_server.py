@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from attrib_batch.errors import ModelError, RunInterruptedError
+from attrib_batch.errors import AttribBatchError, ModelError, RunInterruptedError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -33,8 +33,9 @@ TRANSIENT_CODES = frozenset({429, 502, 503, 504})
 FIRST_WAIT_SECONDS, LONGEST_WAIT_SECONDS = 0.5, 30.0
 CONNECT_SECONDS, READ_SECONDS = 10.0, 60.0
 FIRST_POLL_SECONDS, LONGEST_POLL_SECONDS = 0.05, 2.0
-UNKNOWN_JOB_SECONDS = 15.0
-"""How long a server may say nothing of a job before it is taken not to know it."""
+UNKNOWN_JOB_SECONDS = 60.0
+"""How long a server that answers may say nothing of a job before it is taken not to know it: one that has just
+started accepts jobs some time before it looks at them."""
 
 _SAME_VERSION = ("nnsight",)
 """Packages whose versions must be equal on both sides: a request is made of their objects."""
@@ -91,6 +92,8 @@ class NdifServer:
             ModelError: it does not fit, and why.
             RunInterruptedError: it does not answer.
         """
+        if not re.fullmatch(r"[!-~]*", self._key.get_secret_value()):
+            raise ModelError("NDIF_API_KEY holds spaces or characters that no key has; set it to the key alone")
         environment = self._get("/env", seconds)
         packages = environment.get("packages", {})
         there = {"python": _minor(str(environment.get("python_version", "")))}
@@ -110,7 +113,8 @@ class NdifServer:
         if not any(name.endswith(model.key) for name in deployed):
             names = sorted({_repository(name) for name in deployed})
             raise ModelError(
-                f"{self.host} has not deployed {_repository(model.key)}; models it has: {', '.join(names) or 'none'}"
+                f"{self.host} has not deployed {_repository(model.key)}; models it has: {', '.join(names) or 'none'}. "
+                "What a server says of that may be a minute old"
             )
 
     def submit(self, model: RemoteModel, send: Callable[[RemoteBackend], None], *, seconds: float) -> str:
@@ -153,22 +157,24 @@ class NdifServer:
         started = time.monotonic()
         last: JobStatus | None = None
         pause = FIRST_POLL_SECONDS
+        silence = 0.0
         while (elapsed := time.monotonic() - started) < seconds:
             values: Mapping[str, Any] | None = self._persist(backend.poll, seconds - elapsed)
             if values is not None:
                 self.downloaded_bytes += backend.result_bytes
                 return values
             now = backend.last
-            if now is None and elapsed > UNKNOWN_JOB_SECONDS:
+            if now is None and silence > UNKNOWN_JOB_SECONDS:
                 raise JobGoneError(f"{self.host} knows no job {job_id}")
             if now is not None and now != last:
                 told(now)
                 last, pause = now, FIRST_POLL_SECONDS
             time.sleep(pause)
+            silence += pause
             pause = min(2 * pause, LONGEST_POLL_SECONDS)
         raise JobGoneError(
-            f"job {job_id} on {self.host} did not end within {seconds:g} s (workers.timeout_seconds); "
-            f"last status: {last.status if last else 'none'}"
+            f"job {job_id} on {self.host} did not end within {seconds:g} s; its last status was "
+            f"{last.status if last else 'none'} (where the server is only slow, raise workers.timeout_seconds)"
         )
 
     def _backend(self, model: RemoteModel, job_id: str | None) -> Any:
@@ -201,12 +207,13 @@ class NdifServer:
 
     def _persist(self, call: Callable[[], T], seconds: float) -> T:
         """Make a call until it does not fail for a reason that passes; translate one that stays."""
-        from tenacity import Retrying, retry_if_exception, stop_after_delay
+        from tenacity import Retrying, retry_if_exception
 
+        patience = _Patience(seconds)
         again = Retrying(
             retry=retry_if_exception(lambda error: transient_reason(error) is not None),
-            wait=_wait,
-            stop=stop_after_delay(seconds),
+            wait=patience.wait,
+            stop=patience.over,
             before_sleep=self._tell,
             reraise=True,
         )
@@ -221,9 +228,11 @@ class NdifServer:
         reason = transient_reason(error) if error else "no answer"
         self._note(f"{self.host}: {self._without_key(str(reason))}; trying again in {wait:.1f} s")
 
-    def _translated(self, error: Exception, seconds: float) -> Exception:
+    def _translated(self, error: Exception, seconds: float) -> AttribBatchError:
         from nnsight.intervention.backends.remote import RemoteError
 
+        if isinstance(error, AttribBatchError):
+            return error
         reason = transient_reason(error)
         if reason is not None:
             return RunInterruptedError(
@@ -232,26 +241,39 @@ class NdifServer:
             )
         message = self._without_key(str(error))
         code = _code(error)
-        if code in {401, 403} or (code == 400 and "key" in message.lower()):
-            return ModelError(f"{self.host} refuses the key ({message}); set NDIF_API_KEY to one it knows")
-        if code in {404, 410}:
-            return JobGoneError(f"{self.host} holds the result no more ({message})")
         if code is not None:
-            return ModelError(f"{self.host} refuses the request with status {code}: {message}")
+            return self._refusal(code, message)
         if isinstance(error, RemoteError):
             return self._job_error(message)
-        return error
+        said = f"{type(error).__name__}: {message.splitlines()[0] if message else 'no message'}"
+        return ModelError(f"a request to {self.host} cannot be made, or its answer not be read: {said}")
+
+    def _refusal(self, code: int, message: str) -> AttribBatchError:
+        """What an answer with an error status means."""
+        if code in {401, 403} or (code == 400 and "key" in message.lower()):
+            return ModelError(f"{self.host} refuses the key ({message}); set NDIF_API_KEY to one it knows")
+        if code >= 500:
+            return RunInterruptedError(
+                f"{self.host} fails with status {code}: {message}. What is committed stays; the same command goes on "
+                "when the server is well"
+            )
+        return ModelError(f"{self.host} refuses the request with status {code}: {message}")
 
     def _job_error(self, message: str) -> RunInterruptedError:
         """What a job's own end in an error means."""
-        last = message.strip().splitlines()[-1] if message.strip() else "no reason given"
-        if "execution timeout" in message:
-            return JobTooLongError(f"{self.host}: {last}")
+        lines = message.strip().splitlines() or ["no reason given"]
         if "Traceback (most recent call last)" in message:
+            self._note(message)
             return JobFailedError(
-                f"{self.host} reports an error of the code it was sent, which sending it again will not mend: {last}"
+                f"{self.host} reports an error of the code it was sent, which sending it again will not mend: "
+                f"{lines[-1]}"
             )
-        return JobGoneError(f"{self.host} ended a job: {last}")
+        # What the server says of itself is sentences, the first of which says what happened.
+        if "execution timeout" in message:
+            return JobTooLongError(f"{self.host}: {lines[0]}")
+        if "architecture on this server" in message:
+            return JobFailedError(f"{self.host}: {' '.join(' '.join(lines).split())}")
+        return JobGoneError(f"{self.host} ended a job: {lines[0]}")
 
     def _without_key(self, message: str) -> str:
         key = self._key.get_secret_value()
@@ -266,7 +288,9 @@ def transient_reason(error: BaseException) -> str | None:
     if code is not None:
         return f"status {code}" if code in TRANSIENT_CODES else None
     for one in (error, error.__cause__):
-        if isinstance(one, httpx.TransportError):
+        if isinstance(one, httpx.TransportError) and not isinstance(
+            one, httpx.LocalProtocolError | httpx.UnsupportedProtocol
+        ):
             return f"{type(one).__name__}: {one}"
     return None
 
@@ -281,19 +305,40 @@ def _code(error: BaseException) -> int | None:
     return None
 
 
-def _wait(state: RetryCallState) -> float:
-    """Exponential with jitter, and no shorter than the server asks for."""
-    import httpx
-    from tenacity import wait_exponential_jitter
+class _Patience:
+    """How long to wait before a call is made again, and when not to make it any more."""
 
-    wait = wait_exponential_jitter(initial=FIRST_WAIT_SECONDS, max=LONGEST_WAIT_SECONDS, jitter=FIRST_WAIT_SECONDS)
+    def __init__(self, seconds: float) -> None:
+        from tenacity import wait_exponential, wait_random
+
+        self._seconds = seconds
+        self._growing = wait_exponential(multiplier=FIRST_WAIT_SECONDS, max=LONGEST_WAIT_SECONDS) + wait_random(
+            0, FIRST_WAIT_SECONDS
+        )
+
+    def wait(self, state: RetryCallState) -> float:
+        """Exponential with jitter, but a last time when the time is up; no shorter than the server asks for."""
+        return max(min(self._growing(state), self._left(state)), _asked_wait(state))
+
+    def over(self, state: RetryCallState) -> bool:
+        """Whether the time is up, or will be before the server wants to be asked again."""
+        left = self._left(state)
+        return left <= 0 or _asked_wait(state) > left
+
+    def _left(self, state: RetryCallState) -> float:
+        return max(0.0, self._seconds - (state.seconds_since_start or 0.0))
+
+
+def _asked_wait(state: RetryCallState) -> float:
+    """The seconds of the answer's Retry-After header, if it has one."""
+    import httpx
+
     error = state.outcome.exception() if state.outcome else None
     for one in (error, error.__cause__ if error else None):
         if isinstance(one, httpx.HTTPStatusError):
             asked = one.response.headers.get("retry-after", "")
-            if re.fullmatch(r"\d+(\.\d+)?", asked):
-                return max(wait(state), float(asked))
-    return wait(state)
+            return float(asked) if re.fullmatch(r"\d+(\.\d+)?", asked) else 0.0
+    return 0.0
 
 
 def _minor(version: str) -> str:

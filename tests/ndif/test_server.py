@@ -3,27 +3,23 @@
 from __future__ import annotations
 
 import shutil
-import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
 
 from tests.support.faulty_proxy import BUCKET, FaultyProxy
+from tests.support.ndif_client import TOKENS, backend, result, submit
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from nnsight.intervention.backends.remote import RemoteBackend
     from nnsight.modeling.transformers import TransformersModel
 
     from tests.support.ndif_server import NdifServer
 
 # The first run on a machine builds the server's environments.
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
-
-TOKENS = torch.tensor([[2, 9, 17, 33, 40]])
-JOB_SECONDS = 60
 
 
 @pytest.fixture(scope="module")
@@ -131,32 +127,3 @@ def test_a_model_deployed_later_has_its_time_limit(
     with pytest.raises(RemoteError, match=r"exceeded the execution timeout of 1\.0s"):
         result(job)
     assert "logits" in result(submit(ndif_server, llama, ndif_server.url, name="limited"))
-
-
-def backend(
-    server: NdifServer, model: TransformersModel, url: str, *, name: str = "llama", job_id: str | None = None
-) -> RemoteBackend:
-    from nnsight.intervention.backends.remote import RemoteBackend
-
-    environment = model._remoteable_get_env()
-    return RemoteBackend(server.model_key(name), host=url, env=environment, blocking=False, job_id=job_id)
-
-
-def submit(server: NdifServer, model: TransformersModel, url: str, *, name: str = "llama") -> RemoteBackend:
-    """Submit a job for the logits at the last position."""
-    job = backend(server, model, url, name=name)
-    with model.session(backend=job):  # noqa: SIM117 - the body of the session is the job
-        with model.trace(TOKENS):
-            logits = model.output.logits[:, -1].detach().clone().save()  # noqa: F841 - the job returns it by its name
-    return job
-
-
-def result(job: RemoteBackend) -> dict[str, Any]:
-    """Wait for what a job returns."""
-    deadline = time.monotonic() + JOB_SECONDS
-    while time.monotonic() < deadline:
-        values = job()
-        if values is not None:
-            return values
-        time.sleep(0.05)
-    raise AssertionError(f"job {job.job_id} was not done after {JOB_SECONDS} s: {job.status}")

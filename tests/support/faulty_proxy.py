@@ -7,8 +7,10 @@ that the API hands out are changed to the proxy's own, so that downloads pass th
 from __future__ import annotations
 
 import http.client
+import json
 import threading
-from dataclasses import dataclass
+import time
+from dataclasses import dataclass, field
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import TYPE_CHECKING, Literal
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
 LOOPBACK = "127.0.0.1"
 BUCKET = "/ndif-results"
 UPSTREAM_SECONDS = 120
+KEY_HEADER = "ndif-api-key"
 
 Drop = Literal["before", "after"]
 
@@ -35,6 +38,7 @@ class Fault:
     prefix: str
     status: int | None = None
     retry_after: float | None = None
+    echo: str | None = None
     drop: Drop | None = None
 
 
@@ -47,6 +51,9 @@ class Exchange:
     forwarded: bool
     status: int | None
     response_bytes: int
+    key: str | None = None
+    """The API key that came with the request."""
+    ended_at: float = field(default_factory=time.monotonic)
 
 
 class FaultyProxy:
@@ -72,10 +79,20 @@ class FaultyProxy:
         self._server.server_close()
 
     def answer(
-        self, status: int, method: str, prefix: str = "/", *, times: int = 1, retry_after: float | None = None
+        self,
+        status: int,
+        method: str,
+        prefix: str = "/",
+        *,
+        times: int = 1,
+        retry_after: float | None = None,
+        echo: str | None = None,
     ) -> None:
-        """Answer the next requests of a method and a path prefix with a status; nothing is forwarded."""
-        self._add(Fault(method, prefix, status=status, retry_after=retry_after), times)
+        """Answer the next requests of a method and a path prefix with a status; nothing is forwarded.
+
+        With ``echo``, the name of a header, the answer repeats what the request said there.
+        """
+        self._add(Fault(method, prefix, status=status, retry_after=retry_after, echo=echo), times)
 
     def drop(self, when: Drop, method: str, prefix: str = "/", *, times: int = 1) -> None:
         """Drop the next connections of a method and a path prefix, before or after the request is forwarded."""
@@ -163,7 +180,11 @@ class _Handler(BaseHTTPRequestHandler):
         fault = proxy.take_fault(self.command, self.path)
         if fault is not None and fault.status is not None:
             headers = {} if fault.retry_after is None else {"Retry-After": f"{fault.retry_after:g}"}
-            self._answer(fault.status, headers, b'{"detail": "a fault that was asked for"}', forwarded=False)
+            said = "a fault that was asked for"
+            if fault.echo is not None:  # in the words of the real server
+                said = f"Invalid API key format: '{self.headers.get(fault.echo, '')}'."
+            content = json.dumps({"detail": said}).encode()
+            self._answer(fault.status, headers, content, forwarded=False)
         elif fault is not None and fault.drop == "before":
             self._drop(forwarded=False)
         else:
@@ -176,7 +197,7 @@ class _Handler(BaseHTTPRequestHandler):
     do_GET = do_HEAD = do_POST = do_PUT = do_DELETE = _handle  # noqa: N815 - the names the base class calls
 
     def _answer(self, status: int, headers: dict[str, str], content: bytes, *, forwarded: bool) -> None:
-        self.server.proxy.record(Exchange(self.command, self.path, forwarded, status, len(content)))
+        self.server.proxy.record(Exchange(self.command, self.path, forwarded, status, len(content), self._key()))
         self.send_response(status)
         for name, value in headers.items():
             self.send_header(name, value)
@@ -186,8 +207,11 @@ class _Handler(BaseHTTPRequestHandler):
             self.wfile.write(content)
 
     def _drop(self, *, forwarded: bool) -> None:
-        self.server.proxy.record(Exchange(self.command, self.path, forwarded, None, 0))
+        self.server.proxy.record(Exchange(self.command, self.path, forwarded, None, 0, self._key()))
         self.close_connection = True
+
+    def _key(self) -> str | None:
+        return self.headers.get(KEY_HEADER)
 
     def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the base class's name
         """Keep quiet: ``exchanges`` tells more."""

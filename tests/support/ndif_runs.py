@@ -1,0 +1,122 @@
+"""Runs whose model an NDIF server of the tests holds: jobs, workers in this process, and what is compared."""
+
+from __future__ import annotations
+
+import json
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import polars as pl
+from polars.testing import assert_frame_equal
+from pydantic import SecretStr
+
+from attrib_batch.pairs.writer import write_pairs
+from attrib_batch.run.prepare import prepare_run
+from attrib_batch.spec import load_job
+from attrib_batch.workers.ndif import NdifWorker
+from attrib_batch.workers.replica import ReplicaWorker
+from tests.support.demo_pairs import random_pairs
+from tests.support.faulty_proxy import BUCKET, FaultyProxy
+from tests.support.jobs import TinyJob, in_words, read_scores, read_table
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from attrib_batch.run.plan import Task
+    from attrib_batch.workers.task import TaskReport
+    from tests.support.ndif_server import NdifServer
+
+KEYS = ["dataset", "method", "pair_id"]
+
+
+def served_job(server: NdifServer, name: str, folder: Path, *, n_pairs: int) -> TinyJob:
+    """A job folder for a model that the server has."""
+    half = n_pairs // 2
+    rows = in_words(random_pairs(half, 9, 4) + random_pairs(n_pairs - half, 11, 5, seed=1))
+    write_pairs(folder / "pairs.parquet", rows)
+    return TinyJob(folder, server.model_folder(name), folder / "pairs.parquet")
+
+
+def model(job: TinyJob, url: str | None = None, *, name: str = "tiny", **changes: Any) -> dict[str, Any]:
+    """A model's entry in the job file; with ``url`` it is the server's, and changes are of its workers."""
+    workers = {"kind": "ndif", "host": url, "cpus": 0.5} if url else {}
+    return {"id": str(job.model), "name": name, "prepend_bos": False, "workers": workers | changes}
+
+
+@contextmanager
+def proxy_of(server: NdifServer) -> Iterator[FaultyProxy]:
+    """A proxy in front of the server."""
+    with FaultyProxy(server.url, server.object_store_url) as proxy:
+        yield proxy
+
+
+def worker_here(path: Path, out: Path, *, key: str = "") -> tuple[NdifWorker | ReplicaWorker, list[Task]]:
+    """A worker of the job's only model in this process, not loaded, and its tasks."""
+    prepared = prepare_run(load_job(path), out)
+    ((name, tasks),) = prepared.waiting.items()
+    if prepared.job.model(name).workers.kind == "ndif":
+        return NdifWorker(prepared.job, name, prepared.store, SecretStr(key)), tasks
+    return ReplicaWorker(prepared.job, name, prepared.store), tasks
+
+
+def score_here(path: Path, out: Path) -> list[TaskReport]:
+    """Have every task of a job of one model scored by one worker in this process."""
+    worker, tasks = worker_here(path, out)
+    worker.load()
+    return [worker.score(task) for task in tasks]
+
+
+def execution(out: Path) -> dict[str, Any]:
+    """The record of the run's last execution."""
+    found: dict[str, Any] = json.loads(max((out / "executions").glob("*.json")).read_text())
+    return found
+
+
+def jobs_of(out: Path) -> list[dict[str, Any]]:
+    """The jobs that a run has on servers, from its files."""
+    found = []
+    for path in out.glob("ndif/*.json"):
+        try:
+            found.append(json.loads(path.read_text()))
+        except FileNotFoundError:  # fetched in between
+            continue
+    return found
+
+
+def most_at_once(proxy: FaultyProxy) -> int:
+    """The most jobs that were submitted and not fetched at a time."""
+    at_once = most = 0
+    for exchange in proxy.exchanges():
+        if exchange.status != 200:
+            continue
+        if exchange.method == "POST":
+            at_once += 1
+        elif exchange.path.startswith(BUCKET):
+            at_once -= 1
+        most = max(most, at_once)
+    return most
+
+
+def assert_same(out: Path, model: str, expected: Path, expected_model: str, *, within: float = 1e-6) -> None:
+    """The same rows of scores and baselines, each number within a share of the largest of its method."""
+    keys = [*KEYS, "component", "layer", "head", "position"]
+    mine, theirs = (
+        read_scores(folder).filter(pl.col("model") == name).drop("model").sort(keys)
+        for folder, name in ((out, model), (expected, expected_model))
+    )
+    assert theirs.height
+    assert_frame_equal(mine.drop("score"), theirs.drop("score"))
+    ours, others = (
+        read_table(folder, "baselines").filter(pl.col("model") == name).drop("model").sort(KEYS)
+        for folder, name in ((out, model), (expected, expected_model))
+    )
+    assert others.height == theirs.unique(KEYS).height
+    for method in theirs["method"].unique():
+        of = pl.col("method") == method
+        a, b = (frame.filter(of)["score"].to_numpy() for frame in (mine, theirs))
+        assert abs(a - b).max() <= within * abs(b).max()
+        for metric in ("clean_metric", "corrupted_metric"):
+            c, d = (frame.filter(of)[metric].to_numpy() for frame in (ours, others))
+            assert abs(c - d).max() <= within * abs(d).max()
+    assert_frame_equal(ours.select(KEYS), others.select(KEYS))
