@@ -48,13 +48,15 @@ class PinnedTable:
             self._open()
 
     def _open(self) -> None:
-        self._table = PairTable.open(*self._arguments)
-        self._stamp = _stamp(self._table.path)
-        if self._table.fingerprint() != self._fingerprint:
+        table = PairTable.open(*self._arguments)
+        stamp = _stamp(table.path)
+        if table.fingerprint() != self._fingerprint:
             raise DatasetError(
-                f"{self._table.path} has changed since the run began: its rows are not the ones that were planned. "
+                f"{table.path} has changed since the run began: its rows are not the ones that were planned. "
                 "Put the file back as it was and run the same command again, or choose another --out."
             )
+        # Only now: after a refusal the next call must find the file touched again.
+        self._table, self._stamp = table, stamp
 
     def _untouched(self) -> bool:
         return self._stamp is not None and _stamp(self._table.path) == self._stamp
