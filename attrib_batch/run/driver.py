@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
-from attrib_batch.errors import DatasetError, ExitCode, RunInterruptedError
+from attrib_batch.errors import DatasetError, ExitCode, OutputError, RunInterruptedError
 from attrib_batch.run.dispatch import Dispatch
+from attrib_batch.run.prepare import uncommitted
 from attrib_batch.run.progress import Tally
 from attrib_batch.workers.ndif_jobs import in_words, jobs_under_way
 from attrib_batch.workers.task import peak_memory
@@ -102,7 +103,13 @@ class _Driver:
                 self._complain()
         finally:
             self._progress.close(tally)
-            _record_execution(self._prepared, tally)
+            self._prepared.lease.release()
+            self._record()
+        if missing := uncommitted(self._prepared.store, self._prepared.plan):
+            raise RunInterruptedError(
+                f"{len(missing):,} chunks were committed and are not in {self._prepared.store.root} any more. "
+                "The same command computes them again."
+            )
         failed = count_failures(self._prepared)
         return RunResult(tally.total, tally.total - failed, failed, tally)
 
@@ -110,6 +117,7 @@ class _Driver:
         dispatch = Dispatch(self._prepared, model_name, tasks, self._tally, self._progress)
 
         def attend() -> bool | None:
+            self._prepared.lease.check()
             self._look_elsewhere()
             if stop.since is None:
                 return False
@@ -122,6 +130,12 @@ class _Driver:
                 f"stopped with {self._tally.done:,} of {self._tally.total:,} pairs committed. "
                 "The same command goes on from there."
             )
+
+    def _record(self) -> None:
+        try:
+            _record_execution(self._prepared, self._tally)
+        except OutputError as error:  # no reason to hide how the run itself ended
+            self._progress.note(str(error))
 
     def _complain(self) -> None:
         """End with what could not be read, now that everything else is done."""

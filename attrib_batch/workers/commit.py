@@ -21,17 +21,30 @@ def commit_chunk(store: Store, chunk: Chunk, *, scores: pa.Table, baselines: pa.
     """Write a chunk's tables; returns the bytes of the scores file.
 
     An attempt that died may have left tables without their commit; they are replaced or removed, so that committed
-    tables always come from one attempt.
+    tables always come from one attempt. Where a chunk is committed already and other pairs fail now than did before,
+    it is taken back first: at no moment is a pair in neither or both of a committed chunk's tables.
 
     Raises:
         OutputError: the store cannot be written.
     """
+    if store.exists(chunk.path(Table.SCORES)) and _failed(store, chunk) != set(failures["pair_id"].to_pylist()):
+        store.remove(chunk.path(Table.SCORES))
     store.write_table(chunk.path(Table.BASELINES), baselines)
     if failures.num_rows:
         store.write_table(chunk.path(Table.FAILURES), failures)
     else:
         store.remove(chunk.path(Table.FAILURES))
     return store.write_table(chunk.path(Table.SCORES), scores)
+
+
+def _failed(store: Store, chunk: Chunk) -> set[int]:
+    """The pairs in a chunk's failures."""
+    import pyarrow.parquet as pq
+
+    if not store.exists(chunk.path(Table.FAILURES)):
+        return set()
+    ids: list[int] = pq.read_table(store.path(chunk.path(Table.FAILURES)), columns=["pair_id"])["pair_id"].to_pylist()
+    return set(ids)
 
 
 def commit_given_up(store: Store, chunk: Chunk, pairs: Sequence[Pair], left_out: Sequence[LeftOut]) -> None:
