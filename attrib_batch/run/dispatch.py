@@ -113,7 +113,8 @@ class Dispatch:
                 self.tally.add(event.worker, event.report)
                 scheduler.done(event.worker, event.report.assignment, now)
             case CannotRead():
-                self.progress.note(event.message)
+                if all(event.message != message for _, message in scheduler.unreadable[-1:]):
+                    self.progress.note(event.message)
                 scheduler.cannot_read(event.worker, event.assignment, event.message, now)
             case Lost():
                 self.progress.note(f"a worker was lost: {event.message}")

@@ -35,6 +35,17 @@ def test_what_another_file_holds_is_refused_every_time(table: PinnedTable, tmp_p
     assert table.rows(5, 10) == ROWS[5:10]
 
 
+def test_a_file_that_was_refused_is_not_hashed_again(
+    table: PinnedTable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_pairs(tmp_path / "pairs.parquet", OTHERS)
+    with pytest.raises(DatasetError, match="has changed"):
+        table.rows(0, 5)
+    monkeypatch.setattr(PairTable, "fingerprint", lambda _: pytest.fail("hashed again"))
+    with pytest.raises(DatasetError, match="has changed"):
+        table.rows(0, 5)
+
+
 def test_a_file_written_over_in_place_is_refused(table: PinnedTable, tmp_path: Path) -> None:
     path = tmp_path / "pairs.parquet"
     table.rows(0, 5)
@@ -56,7 +67,7 @@ def test_a_file_that_is_gone_is_named(table: PinnedTable, tmp_path: Path) -> Non
         table.rows(0, 5)
 
 
-def test_another_file_is_not_even_opened(tmp_path: Path) -> None:
+def test_a_file_that_never_held_what_was_planned_is_refused(tmp_path: Path) -> None:
     write_pairs(tmp_path / "pairs.parquet", ROWS)
     with pytest.raises(DatasetError, match="has changed since the run began"):
-        PinnedTable(str(tmp_path / "pairs.parquet"), None, "0" * 64)
+        PinnedTable(str(tmp_path / "pairs.parquet"), None, "0" * 64).rows(0, 5)
