@@ -69,7 +69,10 @@ class Workers(_Strict):
         None, pattern=r"^https?://", description="ndif alone: the server; the environment's NDIF_HOST where absent"
     )
     timeout_seconds: float = Field(
-        3600, gt=0, description="a worker that finishes nothing for so long is taken for hung and replaced"
+        3600,
+        gt=0,
+        description="the longest a worker may take to finish something before it is taken for hung and "
+        "replaced; the speed seen so far mostly says so earlier",
     )
 
     @model_validator(mode="before")

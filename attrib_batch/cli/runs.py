@@ -54,9 +54,12 @@ def run(
     out: Out,
     address: Address = None,
     ndif_host: NdifHost = None,
+    retry_failures: Annotated[
+        bool, typer.Option("--retry-failures", help="Compute chunks with pairs in failures again.")
+    ] = False,
 ) -> int:
     """Score every pair of a job that is not scored yet; run it again to resume."""
-    result = _run(load_job(job), out, address, ndif_host)
+    result = _run(load_job(job), out, address, ndif_host, retry_failures=retry_failures)
     return int(result.exit_code)
 
 
@@ -110,13 +113,20 @@ def _verify(out: Path, n_pairs: int, seed: int, address: str | None = None, ndif
     return result.exit_code
 
 
-def _run(job: Job, out: Path, address: str | None = None, ndif_host: str | None = None) -> RunResult:
+def _run(
+    job: Job,
+    out: Path,
+    address: str | None = None,
+    ndif_host: str | None = None,
+    *,
+    retry_failures: bool = False,
+) -> RunResult:
     from attrib_batch.run.driver import run_prepared
     from attrib_batch.run.prepare import prepare_run
     from attrib_batch.run.progress import duration, make_progress
 
     console = Console(stderr=True)
-    prepared = prepare_run(job, out, ndif_host=ndif_host)
+    prepared = prepare_run(job, out, ndif_host=ndif_host, retry_failures=retry_failures)
     result = run_prepared(prepared, make_progress(console), address=address)
     typer.echo(
         f"{result.scored:,} of {result.expected:,} pairs scored, {result.failed:,} in failures; "

@@ -78,15 +78,15 @@ def read_manifest(store: Store) -> dict[str, Any] | None:
     return manifest
 
 
-def open_run(store: Store, manifest: dict[str, Any]) -> tuple[dict[str, Any], bool]:
-    """Write the manifest of a new run, or check that it matches the one that is there.
+def check_run(store: Store, manifest: dict[str, Any]) -> dict[str, Any] | None:
+    """Check that a run may begin or go on in a directory; nothing is written.
 
     Returns:
-        The manifest in force, and whether the run goes on from an earlier one.
+        The manifest that is there, or None for a new run.
 
     Raises:
         ResumeMismatchError: the directory belongs to a different job, dataset or model.
-        OutputError: it holds tables without a manifest, or cannot be written.
+        OutputError: it holds tables without a manifest.
     """
     existing = read_manifest(store)
     if existing is None:
@@ -96,8 +96,7 @@ def open_run(store: Store, manifest: dict[str, Any]) -> tuple[dict[str, Any], bo
                     f"{store.path(table)} exists, but there is no {MANIFEST}: this is not the directory of a run. "
                     "Choose another --out."
                 )
-        store.write_bytes(MANIFEST, (json.dumps(manifest, indent=2) + "\n").encode())
-        return manifest, False
+        return None
     differences = list(_differences(existing.get("fingerprint"), manifest["fingerprint"], ""))
     if differences:
         raise ResumeMismatchError(
@@ -105,7 +104,24 @@ def open_run(store: Store, manifest: dict[str, Any]) -> tuple[dict[str, Any], bo
             + "\n".join(f"  {line}" for line in differences)
             + "\nRun the job as it was to resume it, or choose another --out."
         )
-    return existing, True
+    return existing
+
+
+def open_run(store: Store, manifest: dict[str, Any]) -> tuple[dict[str, Any], bool]:
+    """Write the manifest of a new run, or check that it matches the one that is there.
+
+    Returns:
+        The manifest in force, and whether the run goes on from an earlier one.
+
+    Raises:
+        ResumeMismatchError: as for :func:`check_run`.
+        OutputError: likewise, or the directory cannot be written.
+    """
+    existing = check_run(store, manifest)
+    if existing is not None:
+        return existing, True
+    store.write_bytes(MANIFEST, (json.dumps(manifest, indent=2) + "\n").encode())
+    return manifest, False
 
 
 def _differences(before: object, now: object, where: str) -> Iterator[str]:

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 from attrib_batch.errors import OutputError
 from attrib_batch.models.sources import find_model
 from attrib_batch.pairs.reader import PairTable
-from attrib_batch.run.manifest import build_manifest, open_run
+from attrib_batch.run.lease import Lease
+from attrib_batch.run.manifest import build_manifest, check_run, open_run
 from attrib_batch.run.plan import CellPlan, Task, plan_cells, tasks_by_model
 from attrib_batch.schema import Chunk, Table
 from attrib_batch.spec import parse_job
@@ -32,18 +33,28 @@ class PreparedRun:
     """What is not committed yet, by model."""
     n_committed_pairs: int
     resumed: bool
+    lease: Lease
+    """Held until the run ends."""
+
+    @property
+    def fingerprints(self) -> dict[str, str]:
+        """What each dataset holds, by id."""
+        datasets: dict[str, str] = self.manifest["fingerprint"]["datasets"]
+        return datasets
 
 
-def prepare_run(job: Job, out: Path, *, ndif_host: str | None = None) -> PreparedRun:
-    """Check everything that can be checked before a worker starts, and write the manifest.
+def prepare_run(job: Job, out: Path, *, ndif_host: str | None = None, retry_failures: bool = False) -> PreparedRun:
+    """Check everything that can be checked before a worker starts, take the lease, and write the manifest.
 
     Args:
         job: the job.
         out: the run's directory.
         ndif_host: the NDIF server of every model that lies on one, whatever the job says.
+        retry_failures: have committed chunks with pairs in failures computed again.
 
     Raises:
-        RequestError: the datasets, models or output do not allow the job, or it does not match what is there.
+        RequestError: the datasets, models or output do not allow the job, it does not match what is there, or another
+            driver is at work there.
     """
     job = with_ndif_host(with_absolute_paths(job), ndif_host)
     tables = {dataset.id: PairTable.open(dataset.path, dataset.limit) for dataset in job.datasets}
@@ -65,11 +76,14 @@ def prepare_run(job: Job, out: Path, *, ndif_host: str | None = None) -> Prepare
     store = Store(Path(out).expanduser().resolve())
     if store.root.exists() and not store.root.is_dir():
         raise OutputError(f"--out {store.root} is a file; name a folder")
-    manifest, resumed = open_run(store, manifest)
-    waiting: set[Chunk] = set()
-    for cell_plan in plan:
-        committed = store.parts(Table.SCORES, cell_plan.cell.partition)
-        waiting.update(chunk for chunk in cell_plan.chunks() if (chunk.start, chunk.stop) not in committed)
+    check_run(store, manifest)
+    lease = Lease.take(store)
+    try:
+        manifest, resumed = open_run(store, manifest)
+        waiting = uncommitted(store, plan, retry_failures=retry_failures)
+    except BaseException:
+        lease.release()
+        raise
     n_pairs = sum(cell_plan.n_pairs for cell_plan in plan)
     return PreparedRun(
         job=job,
@@ -79,7 +93,19 @@ def prepare_run(job: Job, out: Path, *, ndif_host: str | None = None) -> Prepare
         waiting=tasks_by_model(job, plan, waiting),
         n_committed_pairs=n_pairs - sum(chunk.n_pairs for chunk in waiting),
         resumed=resumed,
+        lease=lease,
     )
+
+
+def uncommitted(store: Store, plan: list[CellPlan], *, retry_failures: bool = False) -> set[Chunk]:
+    """The chunks that are to be computed: those without a scores file, and on request those with failures."""
+    waiting: set[Chunk] = set()
+    for cell_plan in plan:
+        committed = store.parts(Table.SCORES, cell_plan.cell.partition)
+        if retry_failures:
+            committed -= store.parts(Table.FAILURES, cell_plan.cell.partition)
+        waiting.update(chunk for chunk in cell_plan.chunks() if (chunk.start, chunk.stop) not in committed)
+    return waiting
 
 
 def with_absolute_paths(job: Job) -> Job:

@@ -35,12 +35,14 @@ class Ended:
         return self.output + self.messages
 
 
-def attrib_batch(*arguments: str | Path, cwd: Path = ROOT, seconds: float = COMMAND_SECONDS) -> Ended:
+def attrib_batch(
+    *arguments: str | Path, cwd: Path = ROOT, seconds: float = COMMAND_SECONDS, env: dict[str, str] | None = None
+) -> Ended:
     """Run ``attrib-batch`` in a process of its own, for so many seconds at most."""
     done = subprocess.run(
         command(*arguments),
         cwd=cwd,
-        env=environment(),
+        env=env or environment(),
         capture_output=True,
         text=True,
         timeout=seconds,

@@ -14,6 +14,7 @@ from pydantic import SecretStr
 from attrib_batch.pairs.writer import write_pairs
 from attrib_batch.run.prepare import prepare_run
 from attrib_batch.spec import load_job
+from attrib_batch.workers.assignment import Assignment
 from attrib_batch.workers.ndif import NdifWorker
 from attrib_batch.workers.replica import ReplicaWorker
 from tests.support.demo_pairs import random_pairs
@@ -23,7 +24,6 @@ from tests.support.jobs import TinyJob, in_words, read_scores, read_table
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from attrib_batch.run.plan import Task
     from attrib_batch.workers.task import TaskReport
     from tests.support.ndif_server import NdifServer
 
@@ -51,20 +51,22 @@ def proxy_of(server: NdifServer) -> Iterator[FaultyProxy]:
         yield proxy
 
 
-def worker_here(path: Path, out: Path, *, key: str = "") -> tuple[NdifWorker | ReplicaWorker, list[Task]]:
-    """A worker of the job's only model in this process, not loaded, and its tasks."""
+def worker_here(path: Path, out: Path, *, key: str = "") -> tuple[NdifWorker | ReplicaWorker, list[Assignment]]:
+    """A worker of the job's only model in this process, not loaded, and what it is to do."""
     prepared = prepare_run(load_job(path), out)
     ((name, tasks),) = prepared.waiting.items()
+    given = (prepared.job, name, prepared.store, prepared.fingerprints)
+    assignments = [Assignment(task) for task in tasks]
     if prepared.job.model(name).workers.kind == "ndif":
-        return NdifWorker(prepared.job, name, prepared.store, SecretStr(key)), tasks
-    return ReplicaWorker(prepared.job, name, prepared.store), tasks
+        return NdifWorker(*given, SecretStr(key)), assignments
+    return ReplicaWorker(*given), assignments
 
 
 def score_here(path: Path, out: Path) -> list[TaskReport]:
     """Have every task of a job of one model scored by one worker in this process."""
-    worker, tasks = worker_here(path, out)
+    worker, assignments = worker_here(path, out)
     worker.load()
-    return [worker.score(task) for task in tasks]
+    return [worker.score(assignment) for assignment in assignments]
 
 
 def execution(out: Path) -> dict[str, Any]:

@@ -1,0 +1,303 @@
+"""What can go wrong with real processes, and that the tables are then those of a run in which nothing did."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import psutil
+import pyarrow.parquet as pq
+import pytest
+from polars.testing import assert_frame_equal
+
+from attrib_batch.pairs.writer import write_pairs
+from attrib_batch.store import TEMPORARY_PREFIX, TEMPORARY_SUFFIX
+from tests.support.demo_pairs import random_pairs
+from tests.support.faults import METRIC, faulty_environment, install_metric, marks
+from tests.support.jobs import Ended, TinyJob, attrib_batch, command, in_words, read_scores, read_table
+from tests.support.require import require
+from tests.support.tiny_models import VOCABULARY
+
+pytestmark = pytest.mark.slow
+
+N_PAIRS, CHUNK = 160, 8
+RAISES, NAN, EXITS = 13, 50, 77
+"""Pairs that harm who meets them, each by an answer that no other pair has."""
+ANSWERS = {RAISES: "w117", NAN: "w118", EXITS: "w119"}
+POISON = {VOCABULARY.index(ANSWERS[pair]): how for pair, how in ((RAISES, "raise"), (NAN, "nan"), (EXITS, "exit"))}
+PARTITION = "model=tiny/dataset=random/method=atp"
+
+
+@dataclass(frozen=True)
+class Runs:
+    """A job, and everything to run it with."""
+
+    job: TinyJob
+    packages: Path
+
+    def write(self, file: str = "job.yaml", **workers: object) -> Path:
+        """Write the job file."""
+        model = {"id": str(self.job.model), "name": "tiny", "prepend_bos": False, "workers": workers}
+        methods = [{"id": "atp", "metric": METRIC}]
+        return self.job.write(file, models=[model], methods=methods, chunk_pairs=CHUNK)
+
+    def environment(self, **faults: object) -> dict[str, str]:
+        return faulty_environment(self.packages, **faults)  # type: ignore[arg-type]
+
+    def run(self, out: Path, *options: str, env: dict[str, str] | None = None, job: Path | None = None) -> Ended:
+        """Run the job to its end, whatever that is."""
+        return attrib_batch("run", job or self.write(), "--out", out, *options, env=env or self.environment())
+
+    @contextmanager
+    def started(self, out: Path, job: Path | None = None, *, slow: float = 0.05) -> Iterator[subprocess.Popen[str]]:
+        """A slow run, some of whose chunks are committed."""
+        with subprocess.Popen(
+            command("run", job or self.write(), "--out", out), env=self.environment(slow=slow),
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
+        ) as driver:  # fmt: skip
+            try:
+                deadline = time.monotonic() + 120
+                while len(committed(out)) < 3:
+                    assert driver.poll() is None, driver.communicate()[0]
+                    assert time.monotonic() < deadline, "no chunk was committed"
+                    time.sleep(0.01)
+                yield driver
+            finally:
+                if driver.poll() is None:
+                    driver.kill()
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
+    folder = tmp_path_factory.mktemp("job")
+    job = TinyJob.make(folder, n_pairs=N_PAIRS)
+    rows = in_words(random_pairs(N_PAIRS // 2, 9, 4) + random_pairs(N_PAIRS // 2, 11, 5, seed=1))
+    for pair, answer in ANSWERS.items():
+        rows[pair] = replace(rows[pair], answers=(f" {answer}",))
+    write_pairs(job.pairs, rows, row_group_rows=40)
+    install_metric(folder / "packages")
+    return Runs(job, folder / "packages")
+
+
+@pytest.fixture(scope="module")
+def undisturbed(runs: Runs) -> Path:
+    out = runs.job.folder / "undisturbed"
+    ended = runs.run(out)
+    assert ended.code == 0, ended.said
+    return out
+
+
+def committed(out: Path) -> list[Path]:
+    return list(out.glob("scores/**/part-*.parquet"))
+
+
+def assert_same_tables(out: Path, expected: Path, *, without: set[int] | None = None) -> None:
+    """The same rows once each, but for some pairs, and scores equal within 1e-5 of the largest."""
+    kept = ~pl.col("pair_id").is_in(sorted(without or ()))
+    ours, theirs = read_scores(out), read_scores(expected).filter(kept)
+    assert_frame_equal(ours.drop("score"), theirs.drop("score"))
+    atol = 1e-5 * float(np.abs(theirs["score"].to_numpy()).max())
+    np.testing.assert_allclose(ours["score"].to_numpy(), theirs["score"].to_numpy(), rtol=0, atol=atol)
+    baselines = [read_table(out, "baselines"), read_table(expected, "baselines").filter(kept)]
+    assert_frame_equal(*baselines, abs_tol=1e-5)
+    failed = set(read_table(out, "failures")["pair_id"]) if list(out.glob("failures/**/*.parquet")) else set()
+    assert failed == (without or set())
+
+
+@pytest.fixture(scope="module")
+def poisoned(runs: Runs) -> tuple[Path, Ended]:
+    out = runs.job.folder / "poisoned"
+    return out, runs.run(out, env=runs.environment(poison=POISON))
+
+
+def test_poison_costs_the_pairs_that_are_poison_and_no_others(
+    runs: Runs, poisoned: tuple[Path, Ended], undisturbed: Path
+) -> None:
+    out, ended = poisoned
+    assert ended.code == 3, ended.said
+    assert f"{N_PAIRS - 3} of {N_PAIRS} pairs scored, 3 in failures" in ended.said
+    assert_same_tables(out, undisturbed, without=set(ANSWERS))
+    failures = {row["pair_id"]: row for row in read_table(out, "failures").iter_rows(named=True)}
+    reasons = {pair: (row["stage"], row["error"]) for pair, row in failures.items()}
+    assert reasons == {
+        RAISES: ("score", "scoring_error"), NAN: ("score", "non_finite"), EXITS: ("worker", "worker_lost"),
+    }  # fmt: skip
+    assert "this pair has no metric" in failures[RAISES]["message"]
+    assert "ActorDiedError" in failures[EXITS]["message"]
+    assert failures[EXITS]["attempts"] >= 4
+    assert ended.said.count("a worker was lost") == failures[EXITS]["attempts"]
+
+
+def test_retried_failures_are_computed_again_and_nothing_else_is(
+    runs: Runs, poisoned: tuple[Path, Ended], undisturbed: Path
+) -> None:
+    out, _ = poisoned
+    failed = {path.name for path in out.glob("failures/**/*.parquet")}
+    before = {path: path.stat().st_mtime_ns for path in committed(out)}
+    ended = runs.run(out, "--retry-failures")
+    assert ended.code == 0, ended.said
+    assert f"{N_PAIRS} of {N_PAIRS} pairs scored, 0 in failures" in ended.said
+    assert {path.name for path, stamp in before.items() if path.stat().st_mtime_ns != stamp} == failed
+    assert_same_tables(out, undisturbed)
+
+
+def test_an_actor_that_exits_at_any_step_of_a_commit_costs_nothing(runs: Runs, undisturbed: Path) -> None:
+    out = runs.job.folder / "exits"
+    steps = [
+        {"at": moment, "path": f"/{table}/.*part-{start:09d}-", "target": "worker"}
+        for start, (table, moment) in zip(
+            range(0, N_PAIRS, 3 * CHUNK),
+            [("baselines", "before"), ("baselines", "after"), ("scores", "before"), ("scores", "after")],
+            strict=False,
+        )
+    ]
+    env = runs.environment(faults=[*steps, {"at": "start"}])
+    ended = runs.run(out, env=env, job=runs.write("exits.yaml", count=2, cpus=0.5))
+    assert ended.code == 0, ended.said
+    assert marks(env) == set(range(5))
+    assert ended.said.count("a worker was lost") == 4
+    assert "a worker could not start: ImportError: libcudart.so.99" in ended.said
+    assert_same_tables(out, undisturbed)
+
+
+def test_a_driver_killed_at_each_step_in_turn_is_resumed_every_time(runs: Runs, undisturbed: Path) -> None:
+    out = runs.job.folder / "killed"
+    for path, moment in (
+        ("manifest.json$", "before"), ("manifest.json$", "after"), ("/baselines/.*part-", "after"),
+        ("/scores/.*part-", "before"), ("/scores/.*part-", "after"),
+    ):  # fmt: skip
+        env = runs.environment(faults=[{"at": moment, "path": path, "target": "driver"}])
+        ended = runs.run(out, env=env)
+        assert ended.code == -signal.SIGKILL, ended.said
+        assert marks(env) == {0}
+    partition = out / "scores" / PARTITION
+    (partition / f"{TEMPORARY_PREFIX}0-part-000000000-000000008.parquet{TEMPORARY_SUFFIX}").write_bytes(b"PAR1\0\0")
+    ended = runs.run(out)
+    assert ended.code == 0, ended.said
+    assert_same_tables(out, undisturbed)
+
+
+def test_workers_that_never_start_end_the_run_with_their_error(runs: Runs) -> None:
+    ended = runs.run(runs.job.folder / "unstarted", env=runs.environment(faults=[{"at": "start"}] * 3))
+    assert ended.code == 1, ended.said
+    assert "3 workers in a row could not start; the last one said: ImportError: libcudart.so.99" in ended.said
+
+
+def test_a_worker_that_hangs_is_replaced(runs: Runs, undisturbed: Path) -> None:
+    out = runs.job.folder / "hung"
+    with runs.started(out, runs.write("hung.yaml", timeout_seconds=15)) as driver:
+        (worker,) = (
+            process
+            for process in psutil.Process(driver.pid).children(recursive=True)
+            if "".join(process.cmdline()[:1]).startswith("ray::ReplicaWorker")
+        )
+        worker.suspend()
+        said, _ = driver.communicate(timeout=120)
+    assert driver.returncode == 0, said
+    assert "it finished nothing for 15 s and was taken for hung" in said
+    assert_same_tables(out, undisturbed)
+
+
+def test_a_second_driver_is_refused_and_the_first_goes_on(runs: Runs, undisturbed: Path) -> None:
+    out = runs.job.folder / "two"
+    with runs.started(out, slow=0.2) as driver:
+        second = runs.run(out)
+        assert driver.poll() is None, "the first was done too early for this test"
+        said, _ = driver.communicate(timeout=120)
+    assert second.code == 2, second.said
+    assert f"another driver runs in {out}: process {driver.pid} on " in second.said
+    assert driver.returncode == 0, said
+    assert not (out / "lease.json").exists()
+    assert_same_tables(out, undisturbed)
+
+
+def test_sigterm_stops_cleanly(runs: Runs) -> None:
+    out = runs.job.folder / "terminated"
+    with runs.started(out) as driver:
+        os.kill(driver.pid, signal.SIGTERM)
+        said, _ = driver.communicate(timeout=60)
+    assert driver.returncode == 1, said
+    assert "The same command goes on from there" in said
+    assert not (out / "lease.json").exists()
+    [record] = out.glob("executions/*.json")
+    assert json.loads(record.read_text())["pairs_scored"] == len(committed(out)) * CHUNK < N_PAIRS
+
+
+def test_a_dataset_that_is_replaced_in_mid_run_is_noticed(runs: Runs, undisturbed: Path) -> None:
+    out, pairs = runs.job.folder / "replaced", runs.job.pairs
+    original = pairs.with_suffix(".original")
+    shutil.copyfile(pairs, original)
+    try:
+        with runs.started(out) as driver:
+            write_pairs(pairs, in_words(random_pairs(N_PAIRS, 9, 4, seed=7)))
+            said, _ = driver.communicate(timeout=60)
+    finally:
+        original.replace(pairs)
+    assert driver.returncode == 2, said
+    assert f"{pairs} has changed since the run began" in said
+    assert 0 < len(committed(out)) < N_PAIRS // CHUNK
+    ended = runs.run(out)
+    assert ended.code == 0, ended.said
+    assert_same_tables(out, undisturbed)
+
+
+def test_rows_that_cannot_be_read_are_named_when_all_others_are_committed(runs: Runs, undisturbed: Path) -> None:
+    out, damaged = runs.job.folder / "damaged", runs.job.folder / "damaged.parquet"
+    damaged.write_bytes(runs.job.pairs.read_bytes())
+    column = pq.read_metadata(damaged).row_group(1).column(1)
+    with damaged.open("r+b") as file:
+        file.seek(column.data_page_offset + 30)
+        file.write(b"\xff" * (column.total_compressed_size - 40))
+    job = runs.job.write(
+        "damaged.yaml", datasets=[{"id": "random", "path": str(damaged)}],
+        methods=[{"id": "atp", "metric": METRIC}], chunk_pairs=CHUNK,
+    )  # fmt: skip
+    ended = runs.run(out, job=job)
+    assert ended.code == 2, ended.said
+    assert f"{damaged}: rows 40 to 47 cannot be read" in ended.said
+    assert "40 pairs could not be read; all others are committed" in ended.said
+    scored = set(read_table(out, "baselines")["pair_id"])
+    assert scored == {*range(40), *range(80, N_PAIRS)}
+
+
+@contextmanager
+def small_disk(folder: Path, options: str) -> Iterator[Path]:
+    folder.mkdir()
+    mounted = shutil.which("mount") and subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", options, "none", folder], capture_output=True
+    ).returncode == 0  # fmt: skip
+    require(bool(mounted), "a file system of its own can be mounted")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", "-l", folder], check=True)
+
+
+def test_a_full_disk_ends_the_run_and_with_more_room_it_goes_on(runs: Runs, undisturbed: Path) -> None:
+    with small_disk(runs.job.folder / "disk", "size=160k") as disk:
+        ended = runs.run(disk / "out")
+        assert ended.code == 1, ended.said
+        assert "No space left on device. Free the disk" in ended.said
+        assert 0 < len(committed(disk / "out")) < N_PAIRS // CHUNK
+        subprocess.run(["mount", "-o", "remount,size=16m", disk], check=True)
+        ended = runs.run(disk / "out")
+        assert ended.code == 0, ended.said
+        assert_same_tables(disk / "out", undisturbed)
+
+
+def test_an_output_that_cannot_be_written_is_refused_at_once(runs: Runs) -> None:
+    with small_disk(runs.job.folder / "read-only", "ro,size=64k") as disk:
+        ended = runs.run(disk / "out")
+    assert ended.code == 2, ended.said
+    assert f"cannot write {disk}/out/" in ended.said
+    assert "Read-only file system" in ended.said

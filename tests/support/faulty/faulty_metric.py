@@ -1,0 +1,29 @@
+"""A metric that is the logit difference, except for pairs with an answer that POISON names: those it reacts to.
+
+POISON is a JSON object from token ids to ``raise``, ``nan`` or ``exit``; SLOW are seconds that every call takes.
+"""
+
+import json
+import os
+import time
+
+from attrib_batch.attribution.metrics import logit_diff
+
+_POISON = {int(token): how for token, how in json.loads(os.environ.get("POISON", "{}")).items()}
+_SLOW = float(os.environ.get("SLOW", "0"))
+
+
+def faulty(logits, clean_logits, answers):
+    """The logit difference, or worse."""
+    time.sleep(_SLOW)
+    values = logit_diff(logits, clean_logits, answers)
+    for token, how in _POISON.items():
+        met = (answers.right == token).any(-1)
+        if not met.any():
+            continue
+        if how == "exit":
+            os._exit(13)
+        if how == "raise":
+            raise ArithmeticError("this pair has no metric")
+        values = values.masked_fill(met, float("nan"))
+    return values

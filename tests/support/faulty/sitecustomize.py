@@ -1,0 +1,66 @@
+"""Every Python process of a run under test reads this first: it makes the process die where the test says.
+
+TEST_FAULTS is a JSON object: ``folder`` for marks, and ``faults``, each of which strikes once in the whole run, in the
+first process that comes to it:
+
+    {"at": "before" | "after", "path": "scores/.*", "target": "worker" | "driver"}
+        A worker (or the driver itself) renames a file to a path that matches: the target dies before or after it.
+    {"at": "start"}
+        A worker imports torch: it fails.
+"""
+
+import json
+import os
+import re
+import signal
+import sys
+from pathlib import Path
+
+_SPEC = json.loads(os.environ.get("TEST_FAULTS", '{"folder": "", "faults": []}'))
+_IS_WORKER = any("default_worker.py" in argument for argument in sys.orig_argv)
+_IS_DRIVER = "attrib_batch" in sys.orig_argv
+_DRIVER = Path(_SPEC["folder"], "driver.pid")
+
+
+def _strikes(index):
+    """Whether this process is the first to come to a fault."""
+    try:
+        os.close(os.open(Path(_SPEC["folder"], f"struck-{index}"), os.O_CREAT | os.O_EXCL))
+    except FileExistsError:
+        return False
+    return True
+
+
+def _kill(target):
+    if target == "driver":
+        os.kill(int(_DRIVER.read_text()), signal.SIGKILL)
+    else:
+        os._exit(13)
+
+
+_replace = os.replace
+
+
+def _faulty_replace(source, target, **options):
+    for moment in ("before", "after"):
+        for index, fault in enumerate(_SPEC["faults"]):
+            if fault["at"] == moment and re.search(fault["path"], str(target)) and _strikes(index):
+                _kill(fault["target"])
+        if moment == "before":
+            _replace(source, target, **options)
+
+
+class _NoTorch:
+    def find_spec(self, name, path=None, target=None):  # noqa: ARG002 - the protocol's
+        if name == "torch":
+            for index, fault in enumerate(_SPEC["faults"]):
+                if fault["at"] == "start" and _strikes(index):
+                    raise ImportError("libcudart.so.99: cannot open shared object file")
+
+
+if _SPEC["faults"] and (_IS_WORKER or _IS_DRIVER):
+    os.replace = _faulty_replace
+if _SPEC["faults"] and _IS_WORKER:
+    sys.meta_path.insert(0, _NoTorch())
+if _SPEC["folder"] and _IS_DRIVER:
+    _DRIVER.write_text(str(os.getpid()))
