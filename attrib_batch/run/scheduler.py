@@ -237,8 +237,8 @@ class Scheduler:
         ready = {number: worker for number, worker in self._workers.items() if worker.ready}
         while ready and (self._waiting or self._suspects):
             number, worker = min(ready.items(), key=lambda item: len(item[1].in_hand))
-            room = self.depth if self._waiting else 1
-            if len(worker.in_hand) >= room or any(a.task in self._known for a in worker.in_hand):
+            # A suspect is given only when no other task waits, and none will wait again.
+            if len(worker.in_hand) >= (self.depth if self._waiting else 1):
                 del ready[number]
                 continue
             if not worker.in_hand:

@@ -304,23 +304,50 @@ def test_it_ends_however_many_workers_are_lost(loss: float, n_workers: int, seed
     assert world.scheduler.stopped is not None or set(world.ended) == set(range(60))
 
 
-@pytest.mark.parametrize("row", [0, 100, 255])
-def test_one_poison_pair_among_many_costs_few_workers_and_little_work(row: int) -> None:
+@pytest.mark.parametrize(("row", "n_losses"), [(0, 11), (100, 8), (255, 4)])
+def test_one_poison_pair_among_many_costs_few_workers_and_little_work(row: int, n_losses: int) -> None:
     world = World.of(256, 256, poison={row})
-    scored = 0
-    source = random.Random(0)
+    given: list[Assignment] = []
     world.obey()
     while not world.scheduler.finished:
         for worker in list(world.loading):
             world.start(worker)
         world.obey()
         (worker,) = world.ready
-        scored += len(touched(world.ready[worker][0]))
-        world.finish(worker, source.randrange(1))
+        given += world.ready[worker]
+        world.finish(worker)
         world.obey()
     assert world.rows(LEFT_OUT) == {row}
-    assert world.n_losses <= WHOLE_ATTEMPTS + 8 + PAIR_ATTEMPTS
-    assert scored <= 5 * 256
+    assert world.n_losses == n_losses  # with a half that is clean the other is known to be guilty
+    assert len(given) <= 2 * 8 + WHOLE_ATTEMPTS + PAIR_ATTEMPTS
+    assert sum(map(len, map(touched, given))) <= 5 * 256
+
+
+def test_a_pair_that_ended_one_worker_and_survives_the_next_begins_anew() -> None:
+    suspect = Suspect(task(0, 1))
+    for _ in range(WHOLE_ATTEMPTS):
+        assert suspect.next().probe is None
+        suspect.lost("node lost")
+    for _ in range(2):
+        assert suspect.next().probe == (0, 1)
+        suspect.lost("node lost")
+        assert suspect.next() == Assignment(task(0, 1), probe=(0, 1))
+        suspect.survived()
+        assert suspect.next() == Assignment(task(0, 1))
+        assert suspect.given_up is None
+        suspect.lost("node lost")
+    assert suspect.given_up is not None  # two searches found nothing
+
+
+def test_a_run_in_which_nothing_is_ever_finished_stops() -> None:
+    world = World.of(1000, 1)
+    world.run(random.Random(0), loss=1.0)
+    assert world.scheduler.stopped is not None
+    assert "40 workers in a row were lost before they finished anything; the last one said: gone" in (
+        world.scheduler.stopped
+    )
+    assert world.n_losses == MAX_LOSSES_IN_A_ROW
+    assert not world.ended
 
 
 def test_a_task_of_poison_alone_is_given_up_and_says_how_often_it_was_tried() -> None:
@@ -431,5 +458,43 @@ def test_a_task_that_was_taken_for_hung_is_given_more_time() -> None:
     assert deadlines.allowance([assignment]) == SHORTEST
     assert deadlines.allowance([assignment], hung=1) == 4 * SHORTEST
     assert deadlines.allowance([assignment], hung=9) == LONGEST
+    deadlines.learn(assignment, 50.0)
+    deadlines.learn(assignment, 0.1)
+    assert deadlines.allowance([assignment]) == 500.0  # the slowest counts
+    assert deadlines.allowance([assignment, assignment]) == LONGEST
     other = Assignment((Chunk(Cell("model", "dataset", "exact"), 0, 10),))
     assert deadlines.allowance([other]) == LONGEST  # another method has another speed
+
+
+def test_a_worker_is_given_its_time_anew_with_everything_it_finishes() -> None:
+    world = World.of(4, 1, depth=2)
+    world.obey()
+    world.start(0)
+    world.obey()
+    world.pass_time(LONGEST - 1)
+    world.finish(0)
+    world.obey()
+    world.pass_time(LONGEST - 1)
+    world.obey()
+    assert 0 in world.ready
+    world.pass_time(1)
+    world.obey()
+    assert 0 not in world.ready
+
+
+def test_what_was_taken_for_hung_may_take_longer_the_next_time() -> None:
+    world = World.of(2, 1)
+    world.obey()
+    world.start(0)
+    world.obey()
+    world.finish(0)
+    world.obey()
+    world.pass_time(SHORTEST)
+    world.obey()
+    assert world.loading == [1]
+    world.start(1)
+    world.obey()
+    world.pass_time(4 * SHORTEST - 1)
+    world.obey()
+    world.finish(1)
+    assert world.rows(SCORED) == {0, 1}
