@@ -1,4 +1,4 @@
-"""Run a prepared job: start Ray, feed the scheduler with what the workers report, and account for every pair."""
+"""Run a prepared job: start Ray, have the tasks of each model done, and account for every pair."""
 
 from __future__ import annotations
 
@@ -12,13 +12,9 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
-from attrib_batch.errors import ExitCode, RunInterruptedError
-from attrib_batch.pairs.reader import PairTable
-from attrib_batch.run.gangs import TASKS_IN_HAND
-from attrib_batch.run.pool import Done, Lost, Started, WorkerPool
+from attrib_batch.errors import DatasetError, ExitCode, RunInterruptedError
+from attrib_batch.run.dispatch import Dispatch
 from attrib_batch.run.progress import Tally
-from attrib_batch.run.scheduler import GiveUp, Scheduler
-from attrib_batch.workers.commit import commit_lost_chunk
 from attrib_batch.workers.ndif_jobs import in_words, jobs_under_way
 from attrib_batch.workers.task import peak_memory
 
@@ -29,12 +25,13 @@ if TYPE_CHECKING:
     from attrib_batch.run.prepare import PreparedRun
     from attrib_batch.run.progress import ProgressView
 
-POLL_SECONDS = 0.5
 LOOK_SECONDS = 2.0
 """How often jobs on NDIF servers are looked at."""
 STOP_GRACE_SECONDS = 20.0
 """How long a stopped run waits for the chunks in flight, so that their work is not lost."""
 EXECUTIONS = "executions"
+SHOWN_MESSAGES = 3
+"""Most messages about a dataset that are shown at the end."""
 
 
 @dataclass(frozen=True)
@@ -75,6 +72,7 @@ def run_prepared(prepared: PreparedRun, progress: ProgressView, *, address: str 
 
     Raises:
         RequestError: the model or the workers cannot be had as asked.
+        DatasetError: some pairs cannot be read; all others are committed.
         RunInterruptedError: stopped by a signal, or no worker can be kept alive. What is committed stays.
     """
     return _Driver(prepared, progress).run(address)
@@ -89,6 +87,7 @@ class _Driver:
         self._tally = Tally(sum(cell.n_pairs for cell in prepared.plan), prepared.n_committed_pairs)
         self._on_ndif = any(model.workers.kind == "ndif" for model in prepared.job.models)
         self._look_again = 0.0
+        self._unreadable: list[tuple[Task, str]] = []
 
     def run(self, address: str | None) -> RunResult:
         tally = self._tally
@@ -100,6 +99,7 @@ class _Driver:
                     for model_name, tasks in self._prepared.waiting.items():
                         if tasks:
                             self._run_model(model_name, tasks, stop)
+                self._complain()
         finally:
             self._progress.close(tally)
             _record_execution(self._prepared, tally)
@@ -107,57 +107,39 @@ class _Driver:
         return RunResult(tally.total, tally.total - failed, failed, tally)
 
     def _run_model(self, model_name: str, tasks: list[Task], stop: _StopRequest) -> None:
-        job = self._prepared.job
-        count = min(job.model(model_name).workers.count, len(tasks))
-        pool = WorkerPool(job, model_name, self._prepared.store, count)
-        self._progress.note(f"{model_name}: workers {count}, chunks {sum(map(len, tasks)):,}")
-        try:
-            self._feed(pool, Scheduler(tasks, depth=TASKS_IN_HAND), stop)
-        finally:
-            pool.close()
+        dispatch = Dispatch(self._prepared, model_name, tasks, self._tally, self._progress)
 
-    def _feed(self, pool: WorkerPool, scheduler: Scheduler, stop: _StopRequest) -> None:
-        """Keep every worker busy until no chunk is left, or until asked to stop."""
-        while not scheduler.finished:
-            if stop.since is None:
-                while (assigned := scheduler.assign()) is not None:
-                    pool.give(*assigned)
-            elif not scheduler.n_in_flight or time.monotonic() - stop.since > STOP_GRACE_SECONDS:
-                raise RunInterruptedError(
-                    f"stopped with {self._tally.done:,} of {self._tally.total:,} pairs committed. "
-                    "The same command goes on from there."
-                )
-            for event in pool.wait(POLL_SECONDS):
-                match event:
-                    case Started():
-                        self._tally.worker_ready(event.worker, event.ready)
-                        scheduler.worker_ready(event.worker)
-                    case Done():
-                        scheduler.done(event.worker, event.report.task)
-                        self._tally.add(event.worker, event.report)
-                    case Lost():
-                        self._lost(event, scheduler)
+        def attend() -> bool | None:
             self._look_elsewhere()
-            self._progress.update(self._tally)
+            if stop.since is None:
+                return False
+            return True if time.monotonic() - stop.since < STOP_GRACE_SECONDS else None
+
+        dispatch.run(attend)
+        self._unreadable += dispatch.unreadable
+        if stop.since is not None and self._tally.done < self._tally.total:
+            raise RunInterruptedError(
+                f"stopped with {self._tally.done:,} of {self._tally.total:,} pairs committed. "
+                "The same command goes on from there."
+            )
+
+    def _complain(self) -> None:
+        """End with what could not be read, now that everything else is done."""
+        if not self._unreadable:
+            return
+        messages = list(dict.fromkeys(message for _, message in self._unreadable))
+        n_pairs = sum(chunk.n_pairs for task, _ in self._unreadable for chunk in task)
+        more = f"\n(and {len(messages) - SHOWN_MESSAGES} more like these)" if len(messages) > SHOWN_MESSAGES else ""
+        raise DatasetError(
+            "\n".join(messages[:SHOWN_MESSAGES])
+            + f"{more}\n{n_pairs:,} pairs could not be read; all others are committed."
+        )
 
     def _look_elsewhere(self) -> None:
         """Count what is under way on NDIF servers, now and then: it is read from files."""
         if self._on_ndif and time.monotonic() >= self._look_again:
             self._look_again = time.monotonic() + LOOK_SECONDS
             self._tally.elsewhere = in_words(jobs_under_way(self._prepared.store))
-
-    def _lost(self, event: Lost, scheduler: Scheduler) -> None:
-        self._progress.note(f"a worker was lost: {event.message}")
-        for given_up in scheduler.lost(event.worker, event.message):
-            self._give_up(given_up)
-
-    def _give_up(self, given_up: GiveUp) -> None:
-        """Record the pairs of a task that no worker could finish."""
-        for chunk in given_up.task:
-            dataset = self._prepared.job.dataset(chunk.cell.dataset)
-            pairs = PairTable.open(dataset.path, dataset.limit).rows(chunk.start, chunk.stop)
-            commit_lost_chunk(self._prepared.store, chunk, pairs, message=given_up.message, attempts=given_up.attempts)
-            self._tally.failed += chunk.n_pairs
 
 
 def count_failures(prepared: PreparedRun) -> int:

@@ -15,9 +15,9 @@ from pydantic import SecretStr
 from attrib_batch.errors import RequestError
 
 if TYPE_CHECKING:
-    from attrib_batch.run.plan import Task
     from attrib_batch.spec import Job, Workers
     from attrib_batch.store import Store
+    from attrib_batch.workers.assignment import Assignment
 
 TASKS_IN_HAND = 2
 """Tasks a worker holds at once: it reads and writes one while it computes the other."""
@@ -39,9 +39,9 @@ class Gang:
         meeting_point = self.actors[0].meeting_point.remote()
         return [actor.load.remote(meeting_point) for actor in self.actors]
 
-    def score(self, task: Task) -> list[Any]:
-        """Give every actor a task; a reference to each answer."""
-        return [actor.score.remote(task) for actor in self.actors]
+    def score(self, assignment: Assignment) -> list[Any]:
+        """Give every actor something to do; a reference to each answer."""
+        return [actor.score.remote(assignment) for actor in self.actors]
 
     def end(self) -> None:
         """End every actor, whatever it does."""
@@ -53,11 +53,11 @@ class Gang:
             ray.util.remove_placement_group(self.group)
 
 
-def start_gang(job: Job, model_name: str, store: Store) -> Gang:
-    """Start the actors of one worker."""
+def start_gang(job: Job, model_name: str, store: Store, fingerprints: dict[str, str]) -> Gang:
+    """Start the actors of one worker; ``fingerprints`` say what each dataset holds."""
     workers = job.model(model_name).workers
     if workers.kind == "sharded":
-        return _start_shards(job, model_name, store)
+        return _start_shards(job, model_name, store, fingerprints)
     import ray
 
     if workers.kind == "ndif":
@@ -65,15 +65,15 @@ def start_gang(job: Job, model_name: str, store: Store) -> Gang:
 
         # Handed over as an argument that no message shows; what runs in the actor's environment is listed by Ray.
         key = SecretStr(os.environ.get(NDIF_KEY, ""))
-        actor = ray.remote(NdifWorker).options(**_options(workers)).remote(job, model_name, store, key)
+        actor = ray.remote(NdifWorker).options(**_options(workers)).remote(job, model_name, store, fingerprints, key)
     else:
         from attrib_batch.workers.replica import ReplicaWorker
 
-        actor = ray.remote(ReplicaWorker).options(**_options(workers)).remote(job, model_name, store)
+        actor = ray.remote(ReplicaWorker).options(**_options(workers)).remote(job, model_name, store, fingerprints)
     return Gang([actor])
 
 
-def _start_shards(job: Job, model_name: str, store: Store) -> Gang:
+def _start_shards(job: Job, model_name: str, store: Store, fingerprints: dict[str, str]) -> Gang:
     import ray
     from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
@@ -89,7 +89,7 @@ def _start_shards(job: Job, model_name: str, store: Store) -> Gang:
             **_options(workers) | {"max_concurrency": 1},  # tasks must run in one order on every rank
             scheduling_strategy=PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=rank),
         )
-        .remote(job, model_name, store, rank)
+        .remote(job, model_name, store, fingerprints, rank)
         for rank in range(workers.actors)
     ]
     return Gang(actors, group)

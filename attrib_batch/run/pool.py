@@ -1,16 +1,16 @@
-"""The workers of one model: start, replace, and what became of their tasks.
+"""The workers of one model, as Ray has them: started, given work and ended as told, and what became of it.
 
-Workers are never restarted by Ray itself; the pool replaces them, with a budget.
+Nothing is decided here. Workers are never restarted by Ray itself.
 """
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from attrib_batch.errors import (
     AttribBatchError,
+    DatasetError,
     ModelError,
     OutputError,
     RequestError,
@@ -19,15 +19,10 @@ from attrib_batch.errors import (
 from attrib_batch.run.gangs import Gang, check_capacity, start_gang
 
 if TYPE_CHECKING:
-    from attrib_batch.run.plan import Task
     from attrib_batch.spec import Job
     from attrib_batch.store import Store
+    from attrib_batch.workers.assignment import Assignment
     from attrib_batch.workers.task import Ready, TaskReport
-
-MAX_FAILED_STARTS = 3
-"""Starts that may fail in a row before the run gives up."""
-HUNG_GRACE_SECONDS = 60.0
-"""How much longer than its time a worker is given to say itself that it ran out of it."""
 
 
 @dataclass(frozen=True)
@@ -39,22 +34,39 @@ class Started:
 
 
 @dataclass(frozen=True)
+class FailedToStart:
+    """A worker died or raised before it was ready, and has been ended."""
+
+    worker: int
+    message: str
+
+
+@dataclass(frozen=True)
 class Done:
-    """A worker committed a task."""
+    """A worker committed a task, or survived a probe."""
 
     worker: int
     report: TaskReport
 
 
 @dataclass(frozen=True)
+class CannotRead:
+    """A worker could not read the pairs it was given; it is well."""
+
+    worker: int
+    assignment: Assignment
+    message: str
+
+
+@dataclass(frozen=True)
 class Lost:
-    """A worker died, hung or raised with tasks in hand; it is replaced."""
+    """A worker died, raised or is out of reach, and has been ended."""
 
     worker: int
     message: str
 
 
-Event = Started | Done | Lost
+Event = Started | FailedToStart | Done | CannotRead | Lost
 
 
 @dataclass(frozen=True)
@@ -62,7 +74,7 @@ class _Call:
     """What a gang was asked; done when every actor has answered."""
 
     worker: int
-    task: Task | None
+    assignment: Assignment | None
     """None: to load."""
     references: list[Any]
     waiting: set[Any]
@@ -71,62 +83,58 @@ class _Call:
 class WorkerPool:
     """The gangs that own one model."""
 
-    def __init__(self, job: Job, model_name: str, store: Store, count: int) -> None:
-        """Start ``count`` gangs.
+    def __init__(self, job: Job, model_name: str, store: Store, fingerprints: dict[str, str], count: int) -> None:
+        """Check that there is room for ``count`` gangs; none is started yet.
 
         Raises:
             RequestError: the cluster can never hold them.
         """
-        workers = job.model(model_name).workers
-        check_capacity(workers, count)
-        self._arguments = (job, model_name, store)
-        self._hung_after = workers.timeout_seconds + HUNG_GRACE_SECONDS
+        check_capacity(job.model(model_name).workers, count)
+        self._arguments = (job, model_name, store, fingerprints)
         self._gangs: dict[int, Gang] = {}
         self._calls: dict[Any, _Call] = {}
-        self._sign_of_life: dict[int, float] = {}
-        self._next_worker = 0
-        self._failed_starts = 0
-        for _ in range(count):
-            self._start()
 
-    def give(self, worker: int, task: Task) -> None:
-        """Give a worker a task."""
-        if not any(call.worker == worker for call in self._calls.values()):
-            self._sign_of_life[worker] = time.monotonic()
-        self._call(worker, task, self._gangs[worker].score(task))
+    def start(self, worker: int) -> None:
+        """Start a worker."""
+        self._gangs[worker] = gang = start_gang(*self._arguments)
+        self._call(worker, None, gang.load())
+
+    def give(self, worker: int, assignment: Assignment) -> None:
+        """Give a worker something to do."""
+        self._call(worker, assignment, self._gangs[worker].score(assignment))
+
+    def end(self, worker: int) -> None:
+        """End a worker, whatever it does; nothing more is heard of it."""
+        self._gangs.pop(worker).end()
+        for reference in [reference for reference, call in self._calls.items() if call.worker == worker]:
+            del self._calls[reference]
 
     def wait(self, timeout: float) -> list[Event]:
         """What happened within ``timeout`` seconds; possibly nothing.
 
         Raises:
             RequestError: a worker could not load its model, for a reason that will not change.
-            RunInterruptedError: several workers in a row could not start, or the output cannot be written any more.
+            RunInterruptedError: the output cannot be written any more, or a server gives no answer.
         """
         import ray
 
+        if not self._calls:
+            return []
         finished, _ = ray.wait(list(self._calls), num_returns=1, timeout=timeout)
         # A reference may belong to a worker that an earlier one showed to be lost.
-        settled = [self._settle(reference) for reference in finished if reference in self._calls]
-        return [event for event in [*settled, *self._hung()] if event is not None]
+        settled = (self._settle(reference) for reference in finished if reference in self._calls)
+        return [event for events in settled for event in events]
 
     def close(self) -> None:
         """End every worker."""
-        for gang in self._gangs.values():
-            gang.end()
-        self._gangs.clear()
-        self._calls.clear()
+        for worker in list(self._gangs):
+            self.end(worker)
 
-    def _start(self) -> None:
-        worker, self._next_worker = self._next_worker, self._next_worker + 1
-        self._gangs[worker] = gang = start_gang(*self._arguments)
-        self._sign_of_life[worker] = time.monotonic()
-        self._call(worker, None, gang.load())
-
-    def _call(self, worker: int, task: Task | None, references: list[Any]) -> None:
-        call = _Call(worker, task, references, set(references))
+    def _call(self, worker: int, assignment: Assignment | None, references: list[Any]) -> None:
+        call = _Call(worker, assignment, references, set(references))
         self._calls.update(dict.fromkeys(references, call))
 
-    def _settle(self, reference: Any) -> Event | None:
+    def _settle(self, reference: Any) -> list[Event]:
         """What the answer of one actor means; nothing while others of its gang are to answer."""
         import ray
         from ray.exceptions import RayError, RayTaskError
@@ -136,55 +144,39 @@ class WorkerPool:
             ray.get(reference)
         except RayTaskError as error:
             # The worker's own exception: it is alive, but nothing says in what state.
-            cause: BaseException = error.cause
-            message = str(cause) if isinstance(cause, AttribBatchError) else f"{type(cause).__name__}: {cause}"
-            return self._lost(call, cause, message)
+            return self._raised(call, error.cause)
         except RayError as error:
-            return self._lost(call, error, f"{type(error).__name__}: {' '.join(str(error).split())}")
-        self._sign_of_life[call.worker] = time.monotonic()
+            return self._lost(call, f"{type(error).__name__}: {' '.join(str(error).split())}")
         call.waiting.remove(reference)
         if call.waiting:
-            return None
+            return []
         answer = ray.get(call.references[0])
-        if call.task is not None:
-            return Done(call.worker, answer)
-        self._failed_starts = 0
-        return Started(call.worker, answer)
+        if call.assignment is None:
+            return [Started(call.worker, answer)]
+        return [Done(call.worker, answer)]
 
-    def _hung(self) -> list[Event | None]:
-        """Workers that have had something to do for too long."""
-        now = time.monotonic()
-        busy = {call.worker: call for call in self._calls.values()}
-        late = [call for worker, call in busy.items() if now - self._sign_of_life[worker] > self._hung_after]
-        message = f"it finished nothing for {self._hung_after:g} s (workers.timeout_seconds)"
-        return [self._lost(call, TimeoutError(message), message) for call in late]
-
-    def _lost(self, call: _Call, cause: BaseException, message: str) -> Event | None:
-        """End a worker and start another.
-
-        It may still run: an actor that is only out of reach could otherwise finish its task a second time.
-        """
-        self._gangs.pop(call.worker).end()
-        for reference in [reference for reference, other in self._calls.items() if other.worker == call.worker]:
-            del self._calls[reference]
+    def _raised(self, call: _Call, cause: BaseException) -> list[Event]:
         if isinstance(cause, OutputError):
             # Storage that refuses one worker refuses all; trying on would only turn pairs into failures.
-            raise RunInterruptedError(message) from cause
+            raise RunInterruptedError(str(cause)) from cause
         if isinstance(cause, ModelError | RunInterruptedError):
             raise cause
-        if call.task is None:
-            self._start_failed(cause, message)
-            self._start()
-            return None
-        self._start()
-        return Lost(call.worker, message)
+        message = str(cause) if isinstance(cause, AttribBatchError) else f"{type(cause).__name__}: {cause}"
+        if call.assignment is None:
+            if isinstance(cause, RequestError):
+                raise cause
+            return self._lost(call, message)
+        if not isinstance(cause, DatasetError):
+            return self._lost(call, message)
+        unread = CannotRead(call.worker, call.assignment, message)
+        if len(call.references) == 1:
+            return [unread]
+        # The other ranks may have read what this one could not, and wait for it.
+        return [unread, *self._lost(call, message)]
 
-    def _start_failed(self, cause: BaseException, message: str) -> None:
-        if isinstance(cause, RequestError):
-            raise cause
-        self._failed_starts += 1
-        if self._failed_starts >= MAX_FAILED_STARTS:
-            raise RunInterruptedError(
-                f"{self._failed_starts} workers in a row could not start; the last one said: {message}. "
-                "What is committed stays; mend the cause and run the same command again."
-            )
+    def _lost(self, call: _Call, message: str) -> list[Event]:
+        """End a worker: one that is only out of reach could otherwise finish its task a second time."""
+        self.end(call.worker)
+        if call.assignment is None:
+            return [FailedToStart(call.worker, message)]
+        return [Lost(call.worker, message)]

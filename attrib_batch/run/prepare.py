@@ -33,6 +33,12 @@ class PreparedRun:
     n_committed_pairs: int
     resumed: bool
 
+    @property
+    def fingerprints(self) -> dict[str, str]:
+        """What each dataset holds, by id."""
+        datasets: dict[str, str] = self.manifest["fingerprint"]["datasets"]
+        return datasets
+
 
 def prepare_run(job: Job, out: Path, *, ndif_host: str | None = None) -> PreparedRun:
     """Check everything that can be checked before a worker starts, and write the manifest.

@@ -1,4 +1,8 @@
-"""Which worker does which task next: a state machine without Ray, fed with events by the driver."""
+"""Which worker does which task next, and what follows when one is lost: a state machine without Ray or a clock.
+
+The driver tells it what happened and when, and does what it decides. A task is always in exactly one of: waiting, in
+hand, committed, given up, unreadable.
+"""
 
 from __future__ import annotations
 
@@ -6,90 +10,242 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from collections.abc import Iterable
+from attrib_batch.run.suspect import Suspect
+from attrib_batch.workers.assignment import Assignment, LeftOut
 
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from attrib_batch.run.deadlines import Deadlines
     from attrib_batch.run.plan import Task
+
+MAX_FAILED_STARTS = 3
+"""Starts that may fail in a row, of all workers before the first is ready, then of one worker's replacements."""
+MAX_LOSSES_IN_A_ROW = 40
+"""For each worker asked for: losses without a task or probe done in between after which the run stops."""
+
+
+@dataclass(frozen=True)
+class Start:
+    """Start a worker of this number."""
+
+    worker: int
+
+
+@dataclass(frozen=True)
+class Give:
+    """Give a worker something to do."""
+
+    worker: int
+    assignment: Assignment
+
+
+@dataclass(frozen=True)
+class End:
+    """End a worker that hangs, whatever it does."""
+
+    worker: int
+    message: str
 
 
 @dataclass(frozen=True)
 class GiveUp:
-    """A task that was tried as often as its budget allows."""
+    """Commit a task of which no pair is tried any more."""
 
     task: Task
-    attempts: int
-    message: str
+    pairs: tuple[LeftOut, ...]
+
+
+Action = Start | Give | End | GiveUp
+
+
+@dataclass
+class _Worker:
+    """A worker that was started and is not known to be lost."""
+
+    since: float
+    """When it last began or finished something."""
+    failed_starts: int
+    """How many before it, that it replaces, failed to start in a row."""
+    ready: bool = False
+    in_hand: list[Assignment] = field(default_factory=list)
 
 
 @dataclass
 class Scheduler:
-    """Hands out tasks in order, retries those whose worker was lost, and gives up after a budget of attempts.
+    """Hands out tasks in order, retries those whose worker was lost, and finds the pairs that end workers.
 
     A worker takes up to ``depth`` tasks at once, so that reading and writing one overlap with computing another. A task
-    that was lost once is a suspect: it is retried by a worker with nothing else in hand, so that it can cost no other
-    task an attempt again.
-
-    A task is always in exactly one of: waiting, in flight, done, given up.
+    that was in hand when a worker was lost is a suspect: it waits until no other task does, and a worker that takes it
+    has nothing else in hand, so that it costs no other task an attempt again.
     """
 
     tasks: Iterable[Task]
+    n_workers: int
+    deadlines: Deadlines
     depth: int = 1
-    max_attempts: int = 3
-    n_done: int = field(default=0, init=False)
-    n_given_up: int = field(default=0, init=False)
+    stopped: str | None = field(default=None, init=False)
+    """Why the run cannot go on; None while it can."""
+    stopping: bool = field(default=False, init=False)
+    """Whether a stop was asked for: nothing new is given."""
+    unreadable: list[tuple[Task, str]] = field(default_factory=list, init=False)
+    """Tasks whose pairs cannot be read, and why."""
     _waiting: deque[Task] = field(init=False)
-    _attempts: dict[Task, int] = field(default_factory=dict, init=False)
-    _in_hand: dict[int, list[Task]] = field(default_factory=dict, init=False)
+    _suspects: deque[Task] = field(default_factory=deque, init=False)
+    """Suspects that wait."""
+    _known: dict[Task, Suspect] = field(default_factory=dict, init=False)
+    """Every suspect, waiting or in hand."""
+    _workers: dict[int, _Worker] = field(default_factory=dict, init=False)
+    _decided: list[Action] = field(default_factory=list, init=False)
+    _wanted: int = field(init=False)
+    """How many workers there are to be: fewer than asked for when replacements do not start."""
+    _started: int = field(default=0, init=False)
+    _failed_starts: int = field(default=0, init=False)
+    _ever_ready: bool = field(default=False, init=False)
+    _losses_in_a_row: int = field(default=0, init=False)
 
     def __post_init__(self) -> None:
         self._waiting = deque(self.tasks)
-
-    @property
-    def finished(self) -> bool:
-        """Whether no task waits and none is in flight."""
-        return not self._waiting and self.n_in_flight == 0
+        self._wanted = self.n_workers
 
     @property
     def n_in_flight(self) -> int:
         """How many tasks workers have in hand."""
-        return sum(map(len, self._in_hand.values()))
+        return sum(len(worker.in_hand) for worker in self._workers.values())
 
-    def worker_ready(self, worker: int) -> None:
+    @property
+    def finished(self) -> bool:
+        """Whether nothing is left to be decided: every task has ended, or nothing new is given and none is in hand."""
+        if self.stopped is not None:
+            return True
+        return not self.n_in_flight and (self.stopping or not (self._waiting or self._suspects)) and not self._decided
+
+    def decide(self, now: float) -> Iterator[Action]:
+        """What to do now."""
+        self._end_hung(now)
+        if self.stopped is None and not self.stopping:
+            self._start_workers(now)
+            self._give(now)
+        decided, self._decided = self._decided, []
+        yield from decided
+
+    def worker_ready(self, worker: int, now: float) -> None:
         """A worker can take tasks."""
-        self._in_hand[worker] = []
+        if (known := self._workers.get(worker)) is not None:
+            known.ready, known.since, known.failed_starts = True, now, 0
+            self._ever_ready = True
 
-    def assign(self) -> tuple[int, Task] | None:
-        """The next task and the worker that takes it, the least busy one; None while nothing can be given."""
-        if not self._waiting or not self._in_hand:
-            return None
-        worker, in_hand = min(self._in_hand.items(), key=lambda item: len(item[1]))
-        task = self._waiting[0]
-        alone = self._is_suspect(task) or any(map(self._is_suspect, in_hand))
-        if len(in_hand) >= (1 if alone else self.depth):
-            return None
-        self._waiting.popleft()
-        self._attempts[task] = self._attempts.get(task, 0) + 1
-        in_hand.append(task)
-        return worker, task
+    def worker_failed_to_start(self, worker: int, message: str, now: float) -> None:
+        """A worker died or gave up before it was ready."""
+        failed = self._workers.pop(worker, None)
+        if failed is None:
+            return
+        self._failed_starts += 1
+        in_a_row = failed.failed_starts + 1
+        if not self._ever_ready and self._failed_starts >= MAX_FAILED_STARTS:
+            self._stop(f"{self._failed_starts} workers in a row could not start", message)
+        elif in_a_row < MAX_FAILED_STARTS:
+            if not self.stopping:
+                self._start(now, failed_starts=in_a_row)
+        else:
+            self._wanted -= 1
+            if not self._wanted:
+                self._stop(f"no worker is left, and {in_a_row} in a row could not be replaced", message)
 
-    def done(self, worker: int, task: Task) -> None:
-        """A worker committed a task."""
-        self._in_hand[worker].remove(task)
-        del self._attempts[task]
-        self.n_done += 1
+    def done(self, worker: int, assignment: Assignment, now: float) -> None:
+        """A worker committed a task, or survived a probe."""
+        if not self._put_down(worker, assignment, now):
+            return
+        self._losses_in_a_row = 0
+        if assignment.probe is None:
+            self._known.pop(assignment.task, None)
+        else:
+            self._known[assignment.task].survived()
+            self._suspects.append(assignment.task)
 
-    def lost(self, worker: int, message: str) -> list[GiveUp]:
-        """A worker is gone; its tasks wait again, first in line, or are given up."""
-        given_up = []
-        for task in reversed(self._in_hand.pop(worker)):
-            if self._attempts[task] < self.max_attempts:
-                self._waiting.appendleft(task)
+    def cannot_read(self, worker: int, assignment: Assignment, message: str, now: float) -> None:
+        """A worker cannot read the pairs of a task, and is well; nobody will."""
+        if self._put_down(worker, assignment, now, learn=False):
+            self._known.pop(assignment.task, None)
+            self.unreadable.append((assignment.task, message))
+
+    def lost(self, worker: int, message: str, now: float, *, hung: bool = False) -> None:
+        """A worker died, hung, or is out of reach; its tasks are suspects now, or given up."""
+        gone = self._workers.get(worker)
+        if gone is None:
+            return
+        if not gone.ready:
+            self.worker_failed_to_start(worker, message, now)
+            return
+        del self._workers[worker]
+        self._losses_in_a_row += 1
+        for assignment in gone.in_hand:
+            suspect = self._known.setdefault(assignment.task, Suspect(assignment.task))
+            suspect.hung += hung
+            suspect.lost(message)
+            if (pairs := suspect.given_up) is None:
+                self._suspects.append(assignment.task)
             else:
-                self.n_given_up += 1
-                given_up.append(GiveUp(task, self._attempts.pop(task), message))
-        return given_up
+                del self._known[assignment.task]
+                self._decided.append(GiveUp(assignment.task, pairs))
+        if self._losses_in_a_row >= MAX_LOSSES_IN_A_ROW * self.n_workers:
+            self._stop(f"{self._losses_in_a_row} workers in a row were lost before they finished anything", message)
 
-    def _is_suspect(self, task: Task) -> bool:
-        """Whether a worker was lost with the task in hand before (a task in hand for the first time has 1 attempt)."""
-        in_hand_now = any(task in tasks for tasks in self._in_hand.values())
-        return self._attempts.get(task, 0) > (1 if in_hand_now else 0)
+    def stop_asked(self) -> None:
+        """Give nothing new; what is in hand may still be done."""
+        self.stopping = True
+
+    def _stop(self, what: str, message: str) -> None:
+        self.stopped = (
+            f"{what}; the last one said: {message}. "
+            "What is committed stays; mend the cause and run the same command again."
+        )
+
+    def _put_down(self, worker: int, assignment: Assignment, now: float, *, learn: bool = True) -> bool:
+        """Take an assignment out of a worker's hands; False if it is not there (any more)."""
+        known = self._workers.get(worker)
+        if known is None or assignment not in known.in_hand:
+            return False
+        known.in_hand.remove(assignment)
+        if learn:
+            self.deadlines.learn(assignment, now - known.since)
+        known.since = now
+        return True
+
+    def _end_hung(self, now: float) -> None:
+        for number, worker in list(self._workers.items()):
+            if worker.ready and not worker.in_hand:
+                continue
+            hung = max((self._known[a.task].hung for a in worker.in_hand if a.task in self._known), default=0)
+            allowed = self.deadlines.allowance(worker.in_hand, hung=hung) if worker.ready else self.deadlines.longest
+            if now - worker.since >= allowed:
+                message = f"it finished nothing for {allowed:.0f} s and was taken for hung"
+                self._decided.append(End(number, message))
+                self.lost(number, message, now, hung=True)
+
+    def _start_workers(self, now: float) -> None:
+        open_tasks = len(self._waiting) + len(self._suspects) + self.n_in_flight
+        while len(self._workers) < min(self._wanted, open_tasks):
+            self._start(now)
+
+    def _start(self, now: float, *, failed_starts: int = 0) -> None:
+        self._workers[self._started] = _Worker(now, failed_starts)
+        self._decided.append(Start(self._started))
+        self._started += 1
+
+    def _give(self, now: float) -> None:
+        ready = {number: worker for number, worker in self._workers.items() if worker.ready}
+        while ready and (self._waiting or self._suspects):
+            number, worker = min(ready.items(), key=lambda item: len(item[1].in_hand))
+            room = self.depth if self._waiting else 1
+            if len(worker.in_hand) >= room or any(a.task in self._known for a in worker.in_hand):
+                del ready[number]
+                continue
+            if not worker.in_hand:
+                worker.since = now
+            if self._waiting:
+                assignment = Assignment(self._waiting.popleft())
+            else:
+                assignment = self._known[self._suspects.popleft()].next()
+            worker.in_hand.append(assignment)
+            self._decided.append(Give(number, assignment))

@@ -7,12 +7,14 @@ from typing import TYPE_CHECKING
 from attrib_batch.schema import BASELINES, FAILURES, SCORES, Chunk, FailureReason, Stage, Table
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
+    from typing import Any
 
     import pyarrow as pa
 
     from attrib_batch.pairs.reader import Pair
     from attrib_batch.store import Store
+    from attrib_batch.workers.assignment import LeftOut
 
 
 def commit_chunk(store: Store, chunk: Chunk, *, scores: pa.Table, baselines: pa.Table, failures: pa.Table) -> int:
@@ -32,20 +34,21 @@ def commit_chunk(store: Store, chunk: Chunk, *, scores: pa.Table, baselines: pa.
     return store.write_table(chunk.path(Table.SCORES), scores)
 
 
-def commit_lost_chunk(store: Store, chunk: Chunk, pairs: Sequence[Pair], *, message: str, attempts: int) -> None:
-    """Record every pair of a chunk that no worker could finish as failed."""
+def commit_given_up(store: Store, chunk: Chunk, pairs: Sequence[Pair], left_out: Sequence[LeftOut]) -> None:
+    """Commit a chunk of which no pair is tried any more.
+
+    Args:
+        store: the run's directory.
+        chunk: the chunk.
+        pairs: its pairs.
+        left_out: why, for each of them.
+
+    Raises:
+        OutputError: the store cannot be written.
+    """
     import pyarrow as pa
 
-    rows = [
-        {
-            "pair_id": pair.pair_id,
-            "stage": Stage.WORKER,
-            "error": FailureReason.WORKER_LOST,
-            "message": message,
-            "attempts": attempts,
-        }
-        for pair in pairs
-    ]
+    rows = worker_failures(pairs, chunk.start, left_out)
     commit_chunk(
         store,
         chunk,
@@ -53,3 +56,29 @@ def commit_lost_chunk(store: Store, chunk: Chunk, pairs: Sequence[Pair], *, mess
         baselines=BASELINES.empty_table(),
         failures=pa.Table.from_pylist(rows, schema=FAILURES),
     )
+
+
+def worker_failures(pairs: Sequence[Pair], start: int, left_out: Iterable[LeftOut]) -> list[dict[str, Any]]:
+    """Rows of the failures table for the pairs that are left out, as far as they are among ``pairs``.
+
+    Args:
+        pairs: pairs that follow each other in the dataset.
+        start: the row of the first one.
+        left_out: what is left out, by row.
+    """
+    return [
+        failure_row(
+            pairs[item.row - start].pair_id,
+            Stage.WORKER,
+            FailureReason.WORKER_LOST,
+            item.message,
+            attempts=item.attempts,
+        )
+        for item in left_out
+        if start <= item.row < start + len(pairs)
+    ]
+
+
+def failure_row(pair_id: int, stage: Stage, reason: str, message: str, *, attempts: int) -> dict[str, Any]:
+    """One row of the failures table."""
+    return {"pair_id": pair_id, "stage": stage, "error": reason, "message": message, "attempts": attempts}

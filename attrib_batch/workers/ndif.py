@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from attrib_batch.schema import Chunk
     from attrib_batch.spec import Job, MethodJob
     from attrib_batch.store import Store
+    from attrib_batch.workers.assignment import Assignment
     from attrib_batch.workers.ndif_server import JobStatus
 
 MAX_SUBMISSIONS = 3
@@ -42,6 +43,8 @@ class NdifWorker:
     job: Job
     model_name: str
     store: Store
+    fingerprints: dict[str, str]
+    """What each dataset holds, by id."""
     key: SecretStr
 
     def load(self) -> Ready:
@@ -63,12 +66,12 @@ class NdifWorker:
             note=lambda message: print(message, file=sys.stderr, flush=True),  # noqa: T201 - the actor's log
         )
         self._server.check(self._model, seconds=self._seconds)
-        self._reader = TaskReader(self.job, self._model_job, self._model.tokenizer, self._model.dimensions.max_tokens)
+        self._reader = TaskReader(self.job, self._model_job, self._model, self.fingerprints)
         # Two tasks may be in hand: one is read or written while the server works on the other.
         self._reading, self._session = threading.Lock(), threading.Lock()
         return Ready(peak_memory(), parameters=0, seconds=time.perf_counter() - started)
 
-    def score(self, task: tuple[Chunk, ...]) -> TaskReport:
+    def score(self, assignment: Assignment) -> TaskReport:
         """Have chunks of the same pairs scored, one for each method, and commit them.
 
         Raises:
@@ -79,12 +82,12 @@ class NdifWorker:
         """
         started = time.perf_counter()
         with self._reading:
-            pairs, problems = self._reader.read(task)
-        results = TaskResults(self.job, task, problems)
+            pairs, failures = self._reader.read(assignment)
+        results = TaskResults(self.job, assignment, failures)
         names: list[str] = []
         with self._session:
             scoring, downloaded = time.perf_counter(), self._server.downloaded_bytes
-            for method, outcome in self._scored(task, pairs, results.methods, names):
+            for method, outcome in self._scored(assignment.task, pairs, results.methods, names):
                 results.add(method, outcome)
             model_seconds = time.perf_counter() - scoring
             downloaded = self._server.downloaded_bytes - downloaded

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING
 from attrib_batch.workers.task import Ready, TaskReader, TaskReport, TaskResults, peak_memory
 
 if TYPE_CHECKING:
-    from attrib_batch.schema import Chunk
     from attrib_batch.spec import Job
     from attrib_batch.store import Store
+    from attrib_batch.workers.assignment import Assignment
 
 
 @dataclass
@@ -25,6 +25,8 @@ class ReplicaWorker:
     job: Job
     model_name: str
     store: Store
+    fingerprints: dict[str, str]
+    """What each dataset holds, by id."""
 
     def load(self) -> Ready:
         """Load the model.
@@ -44,7 +46,7 @@ class ReplicaWorker:
         torch.set_num_threads(max(1, int(model_job.workers.cpus)))
         self._model = load_model(model_job)
         self._budget = TokenBudget(model_job.batch_tokens)
-        self._reader = TaskReader(self.job, model_job, self._model.tokenizer, self._model.dimensions.max_tokens)
+        self._reader = TaskReader(self.job, model_job, self._model, self.fingerprints)
         # Two tasks may be in hand, each in a thread: one is read or written while the other computes.
         self._reading, self._scoring = threading.Lock(), threading.Lock()
         return Ready(
@@ -53,8 +55,10 @@ class ReplicaWorker:
             seconds=time.perf_counter() - started,
         )
 
-    def score(self, task: tuple[Chunk, ...]) -> TaskReport:
+    def score(self, assignment: Assignment) -> TaskReport:
         """Score and commit chunks of the same pairs, one for each method; every pair ends in scores or failures.
+
+        A probe is scored and not committed.
 
         Raises:
             DatasetError: the pairs cannot be read.
@@ -64,8 +68,8 @@ class ReplicaWorker:
 
         started = time.perf_counter()
         with self._reading:
-            pairs, problems = self._reader.read(task)
-        results = TaskResults(self.job, task, problems)
+            pairs, failures = self._reader.read(assignment)
+        results = TaskResults(self.job, assignment, failures)
         with self._scoring:
             scoring = time.perf_counter()
             for method, outcome in score_pairs(self._model, pairs, results.methods, self._budget):

@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING
 from attrib_batch.workers.task import Ready, TaskReader, TaskReport, TaskResults, peak_memory
 
 if TYPE_CHECKING:
-    from attrib_batch.schema import Chunk
     from attrib_batch.spec import Job
     from attrib_batch.store import Store
+    from attrib_batch.workers.assignment import Assignment
 
 
 @dataclass
@@ -28,6 +28,8 @@ class ShardWorker:
     job: Job
     model_name: str
     store: Store
+    fingerprints: dict[str, str]
+    """What each dataset holds, by id."""
     rank: int
 
     def meeting_point(self) -> tuple[str, int]:
@@ -59,10 +61,10 @@ class ShardWorker:
         self._agreement = join_ranks(self.rank, workers.actors, *meeting_point, timeout=timeout)
         self._model = load_shard(model_job, workers.actors)
         self._budget = TokenBudget(model_job.batch_tokens)
-        self._reader = TaskReader(self.job, model_job, self._model.tokenizer, self._model.dimensions.max_tokens)
+        self._reader = TaskReader(self.job, model_job, self._model, self.fingerprints)
         return Ready(peak_memory(), parameters_here(self._model), time.perf_counter() - started)
 
-    def score(self, task: tuple[Chunk, ...]) -> TaskReport | None:
+    def score(self, assignment: Assignment) -> TaskReport | None:
         """Score chunks of the same pairs, one for each method; the first rank commits them and reports.
 
         Raises:
@@ -73,8 +75,8 @@ class ShardWorker:
         from attrib_batch.attribution.engine import score_pairs
 
         started = time.perf_counter()
-        pairs, problems = self._reader.read(task)
-        results = TaskResults(self.job, task, problems)
+        pairs, failures = self._reader.read(assignment)
+        results = TaskResults(self.job, assignment, failures)
         scoring = time.perf_counter()
         for method, outcome in score_pairs(
             self._model, pairs, results.methods, self._budget, agree=self._agreement.agree

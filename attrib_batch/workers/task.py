@@ -13,25 +13,28 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from attrib_batch.pairs.encode import EncodedPair, PairProblem, encode_pairs
-from attrib_batch.pairs.reader import PairTable
-from attrib_batch.schema import Chunk, Stage
-from attrib_batch.workers.commit import commit_chunk
+from attrib_batch.pairs.pinned import PinnedTable
+from attrib_batch.schema import Stage
+from attrib_batch.workers.commit import commit_chunk, failure_row, worker_failures
 from attrib_batch.workers.tables import baseline_rows, failure_rows, score_rows
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from attrib_batch.attribution.engine import Outcome, ScoredBatch
-    from attrib_batch.pairs.encode import Tokenizer
+    from attrib_batch.models.load import LoadedModel
+    from attrib_batch.models.remote import RemoteModel
+    from attrib_batch.schema import Chunk
     from attrib_batch.spec import Job, MethodJob, ModelJob
     from attrib_batch.store import Store
+    from attrib_batch.workers.assignment import Assignment
 
 
 @dataclass(frozen=True)
 class TaskReport:
-    """What a worker tells the driver about the committed chunks of a task."""
+    """What a worker tells the driver about a task that it committed, or about a probe that it survived."""
 
-    task: tuple[Chunk, ...]
+    assignment: Assignment
     n_scored: int
     n_failed: int
     score_rows: int
@@ -63,47 +66,59 @@ class TaskReader:
     """Reads the pairs of tasks as tokens."""
 
     job: Job
-    model: ModelJob
-    tokenizer: Tokenizer
-    max_tokens: int
-    _tables: dict[str, PairTable] = field(default_factory=dict, init=False, repr=False)
+    model_job: ModelJob
+    model: LoadedModel | RemoteModel
+    fingerprints: dict[str, str]
+    """What each dataset holds, by id."""
+    _tables: dict[str, PinnedTable] = field(default_factory=dict, init=False, repr=False)
 
-    def read(self, task: Sequence[Chunk]) -> tuple[list[EncodedPair], list[PairProblem]]:
-        """The pairs of a task, and those of its rows that are not pairs of equally long prompts with known answers.
+    def read(self, assignment: Assignment) -> tuple[list[EncodedPair], list[dict[str, Any]]]:
+        """The pairs to score, and rows of the failures table for those that are not scored.
+
+        These are what is no pair of equally long prompts with known answers, and the pairs that are left out; the
+        latter are not even tokenised.
 
         Raises:
             DatasetError: the rows cannot be read.
         """
+        start, stop = assignment.rows
+        rows = self._table(assignment.task[0].cell.dataset).rows(start, stop)
+        left_out = {pair.row for pair in assignment.left_out}
         encoded = encode_pairs(
-            self._table(task[0].cell.dataset).rows(task[0].start, task[0].stop),
-            self.tokenizer,
-            prepend_bos=self.model.prepend_bos,
-            max_tokens=self.max_tokens,
+            [pair for row, pair in enumerate(rows, start) if row not in left_out],
+            self.model.tokenizer,
+            prepend_bos=self.model_job.prepend_bos,
+            max_tokens=self.model.dimensions.max_tokens,
         )
-        problems = [item for item in encoded if isinstance(item, PairProblem)]
-        return [item for item in encoded if isinstance(item, EncodedPair)], problems
+        failures = [
+            failure_row(item.pair_id, Stage.VALIDATE, item.reason, item.message, attempts=1)
+            for item in encoded
+            if isinstance(item, PairProblem)
+        ]
+        failures += worker_failures(rows, start, assignment.left_out)
+        return [item for item in encoded if isinstance(item, EncodedPair)], failures
 
-    def _table(self, dataset: str) -> PairTable:
+    def _table(self, dataset: str) -> PinnedTable:
         if dataset not in self._tables:
             spec = self.job.dataset(dataset)
-            self._tables[dataset] = PairTable.open(spec.path, spec.limit)
+            self._tables[dataset] = PinnedTable(spec.path, spec.limit, self.fingerprints[dataset])
         return self._tables[dataset]
 
 
 class TaskResults:
     """What became of the pairs of a task, for each of its methods."""
 
-    def __init__(self, job: Job, task: tuple[Chunk, ...], problems: Sequence[PairProblem]) -> None:
-        self._task = task
-        self.methods: list[MethodJob] = [job.method(chunk.cell.method) for chunk in task]
-        self._of = {method.id: _ChunkResult.of(problems) for method in self.methods}
+    def __init__(self, job: Job, assignment: Assignment, failures: Sequence[dict[str, Any]]) -> None:
+        self._assignment = assignment
+        self.methods: list[MethodJob] = [job.method(chunk.cell.method) for chunk in assignment.task]
+        self._of = {method.id: _ChunkResult(failures=list(failures)) for method in self.methods}
 
     def add(self, method: MethodJob, outcome: Outcome) -> None:
         """A batch was scored, or a pair could not be."""
         self._of[method.id].add(outcome)
 
     def commit(self, store: Store, *, seconds: float, model_seconds: float, downloaded_bytes: int = 0) -> TaskReport:
-        """Write the tables of every chunk of the task.
+        """Write the tables of every chunk of the task; of a probe nothing is written or counted.
 
         Args:
             store: the run's directory.
@@ -115,12 +130,14 @@ class TaskResults:
             OutputError: the tables cannot be written.
         """
         started = time.perf_counter()
-        written = [self._of[chunk.cell.method].commit(store, chunk) for chunk in self._task]
-        scored = [batch.pairs for result in self._of.values() for batch in result.batches]
+        probe = self._assignment.probe is not None
+        results = {} if probe else {chunk: self._of[chunk.cell.method] for chunk in self._assignment.task}
+        written = [result.commit(store, chunk) for chunk, result in results.items()]
+        scored = [batch.pairs for result in results.values() for batch in result.batches]
         return TaskReport(
-            task=self._task,
+            assignment=self._assignment,
             n_scored=sum(map(len, scored)),
-            n_failed=sum(len(result.failures) for result in self._of.values()),
+            n_failed=sum(len(result.failures) for result in results.values()),
             score_rows=sum(rows for rows, _ in written),
             score_bytes=sum(size for _, size in written),
             tokens=sum(2 * pair.n_tokens for pairs in scored for pair in pairs),
@@ -138,12 +155,6 @@ class _ChunkResult:
     batches: list[ScoredBatch] = field(default_factory=list)
     failures: list[dict[str, Any]] = field(default_factory=list)
 
-    @classmethod
-    def of(cls, problems: Sequence[PairProblem]) -> _ChunkResult:
-        """A chunk with pairs that cannot be tokenised as they must be."""
-        rows = [_failure(p.pair_id, Stage.VALIDATE, p.reason, p.message, attempts=1) for p in problems]
-        return cls(failures=rows)
-
     def add(self, outcome: Outcome) -> None:
         from attrib_batch.attribution.engine import ScoredBatch
 
@@ -151,7 +162,9 @@ class _ChunkResult:
             self.batches.append(outcome)
         else:
             self.failures.append(
-                _failure(outcome.pair.pair_id, Stage.SCORE, outcome.reason, outcome.message, attempts=outcome.attempts)
+                failure_row(
+                    outcome.pair.pair_id, Stage.SCORE, outcome.reason, outcome.message, attempts=outcome.attempts
+                )
             )
 
     def commit(self, store: Store, chunk: Chunk) -> tuple[int, int]:
@@ -159,10 +172,6 @@ class _ChunkResult:
         scores = score_rows(self.batches)
         baselines, failures = baseline_rows(self.batches), failure_rows(self.failures)
         return scores.num_rows, commit_chunk(store, chunk, scores=scores, baselines=baselines, failures=failures)
-
-
-def _failure(pair_id: int, stage: Stage, reason: str, message: str, *, attempts: int) -> dict[str, Any]:
-    return {"pair_id": pair_id, "stage": stage, "error": reason, "message": message, "attempts": attempts}
 
 
 def peak_memory() -> int:

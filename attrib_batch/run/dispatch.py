@@ -1,0 +1,143 @@
+"""One model's tasks from first to last: what the workers report goes to the scheduler, what it decides is done."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from attrib_batch.errors import DatasetError, RunInterruptedError
+from attrib_batch.pairs.pinned import PinnedTable
+from attrib_batch.run.deadlines import Deadlines
+from attrib_batch.run.gangs import TASKS_IN_HAND
+from attrib_batch.run.pool import CannotRead, Done, FailedToStart, Lost, Started, WorkerPool
+from attrib_batch.run.scheduler import End, Give, GiveUp, Scheduler, Start
+from attrib_batch.workers.commit import commit_given_up
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from attrib_batch.run.plan import Task
+    from attrib_batch.run.pool import Event
+    from attrib_batch.run.prepare import PreparedRun
+    from attrib_batch.run.progress import ProgressView, Tally
+    from attrib_batch.run.scheduler import Action
+    from attrib_batch.spec import Workers
+
+POLL_SECONDS = 0.5
+SHORTEST_DEADLINE = 60.0
+"""No worker is taken for hung earlier, however fast others were."""
+GRACE_SECONDS = 60.0
+"""How much longer than its own time a worker is given that notices by itself that it ran out of it."""
+
+
+@dataclass
+class Dispatch:
+    """The tasks of one model, and the workers that do them."""
+
+    prepared: PreparedRun
+    model_name: str
+    tasks: list[Task]
+    tally: Tally
+    progress: ProgressView
+    unreadable: list[tuple[Task, str]] = field(default_factory=list)
+    """Tasks whose pairs cannot be read, and why."""
+
+    def run(self, attend: Callable[[], bool | None]) -> None:
+        """Do the tasks.
+
+        Args:
+            attend: called between events; it returns whether to finish what is in hand and take nothing new, or None to
+                leave everything as it stands.
+
+        Raises:
+            RequestError: the model or the workers cannot be had as asked.
+            RunInterruptedError: no worker can be kept alive.
+        """
+        prepared, workers = self.prepared, self.prepared.job.model(self.model_name).workers
+        self._scheduler = Scheduler(self.tasks, min(workers.count, len(self.tasks)), _deadlines(workers), TASKS_IN_HAND)
+        self._pool = WorkerPool(
+            prepared.job, self.model_name, prepared.store, prepared.fingerprints, self._scheduler.n_workers
+        )
+        self.progress.note(
+            f"{self.model_name}: workers {self._scheduler.n_workers}, chunks {sum(map(len, self.tasks)):,}"
+        )
+        try:
+            self._feed(attend)
+        finally:
+            self._pool.close()
+        self.unreadable += self._scheduler.unreadable
+        if self._scheduler.stopped is not None:
+            raise RunInterruptedError(self._scheduler.stopped)
+
+    def _feed(self, attend: Callable[[], bool | None]) -> None:
+        scheduler = self._scheduler
+        while not scheduler.finished:
+            stop = attend()
+            if stop is None:
+                break
+            if stop:
+                scheduler.stop_asked()
+            self._obey()
+            for event in self._pool.wait(POLL_SECONDS):
+                self._tell(event)
+            self.progress.update(self.tally)
+        self._obey()  # a task may have been given up last
+
+    def _obey(self) -> None:
+        for action in self._scheduler.decide(time.monotonic()):
+            self._do(action)
+
+    def _do(self, action: Action) -> None:
+        match action:
+            case Start():
+                self._pool.start(action.worker)
+            case Give():
+                self._pool.give(action.worker, action.assignment)
+            case End():
+                self.progress.note(f"a worker was lost: {action.message}")
+                self._pool.end(action.worker)
+            case GiveUp():
+                self._give_up(action)
+
+    def _tell(self, event: Event) -> None:
+        scheduler, now = self._scheduler, time.monotonic()
+        match event:
+            case Started():
+                self.tally.worker_ready(event.worker, event.ready)
+                scheduler.worker_ready(event.worker, now)
+            case FailedToStart():
+                self.progress.note(f"a worker could not start: {event.message}")
+                scheduler.worker_failed_to_start(event.worker, event.message, now)
+            case Done():
+                self.tally.add(event.worker, event.report)
+                scheduler.done(event.worker, event.report.assignment, now)
+            case CannotRead():
+                self.progress.note(event.message)
+                scheduler.cannot_read(event.worker, event.assignment, event.message, now)
+            case Lost():
+                self.progress.note(f"a worker was lost: {event.message}")
+                scheduler.lost(event.worker, event.message, now)
+
+    def _give_up(self, given_up: GiveUp) -> None:
+        dataset = self.prepared.job.dataset(given_up.task[0].cell.dataset)
+        try:
+            table = PinnedTable(dataset.path, dataset.limit, self.prepared.fingerprints[dataset.id])
+            pairs = table.rows(given_up.task[0].start, given_up.task[0].stop)
+        except DatasetError as error:
+            self.unreadable.append((given_up.task, str(error)))
+            return
+        for chunk in given_up.task:
+            commit_given_up(self.prepared.store, chunk, pairs, given_up.pairs)
+            self.tally.failed += chunk.n_pairs
+
+
+def _deadlines(workers: Workers) -> Deadlines:
+    """How long a worker of this kind may take."""
+    longest = workers.timeout_seconds
+    if workers.kind == "ndif":
+        # How long its requests wait for others' says nothing about the next one; it minds its time itself.
+        return Deadlines(longest + GRACE_SECONDS, longest + GRACE_SECONDS)
+    # Shards notice by themselves that one of them is stuck.
+    own = GRACE_SECONDS + workers.collective_seconds if workers.collective_seconds else 0.0
+    return Deadlines(min(longest, max(SHORTEST_DEADLINE, own)), longest)
