@@ -433,3 +433,24 @@ def test_a_task_that_was_taken_for_hung_is_given_more_time() -> None:
     assert deadlines.allowance([assignment], hung=9) == LONGEST
     other = Assignment((Chunk(Cell("model", "dataset", "exact"), 0, 10),))
     assert deadlines.allowance([other]) == LONGEST  # another method has another speed
+
+
+def test_more_workers_are_started_when_there_is_room_and_lost_ones_are_not_when_there_is_none() -> None:
+    world = World.of(n_pairs=40, chunk=2, n_workers=1)
+    world.obey()
+    assert world.loading == [0]
+    world.scheduler.want(3)
+    world.obey()
+    assert world.loading == [0, 1, 2]
+    for worker in (0, 1, 2):
+        world.start(worker)
+    world.scheduler.want(1)
+    world.obey()
+    assert set(world.ready) == {0, 1, 2}  # nobody is sent away who has a place
+    for worker in (1, 2):
+        world.lose(worker)
+    world.obey()
+    assert (set(world.ready), world.loading) == ({0}, [])
+    world.lose(0)
+    world.obey()
+    assert (set(world.ready), world.loading) == (set(), [3])
