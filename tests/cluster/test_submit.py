@@ -15,6 +15,7 @@ import pytest
 from polars.testing import assert_frame_equal
 
 from tests.support.jobs import ROOT, Ended, TinyJob, attrib_batch, command, environment, read_scores, read_table
+from tests.support.ports import LOOPBACK
 from tests.support.ray_cluster import RayCluster
 
 pytestmark = pytest.mark.slow
@@ -109,6 +110,10 @@ def test_a_submitted_job_runs_to_its_end_and_is_resumed(
     assert "HF_HUB_OFFLINE" in shown.stdout  # what a job is given can be read
     assert "secret-of-mine" not in shown.stdout
     assert "NDIF_API_KEY" not in shown.stdout
+
+
+def test_nothing_listens_beyond_loopback(cluster: RayCluster) -> None:
+    assert cluster.listening() == {LOOPBACK}
 
 
 def test_a_bad_request_comes_back_as_one(cluster: RayCluster, job: TinyJob, tmp_path: Path) -> None:

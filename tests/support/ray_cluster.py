@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import secrets
@@ -10,6 +11,8 @@ import tempfile
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+import psutil
 
 from tests.support.ports import LOOPBACK, N_WORKER_PORTS, RAY_PORTS, free_ports, listens
 from tests.support.processes import Guard, Service, end
@@ -92,6 +95,19 @@ class RayCluster:
         service = self._nodes.pop(name)
         end([service])
         self._guard.release(service)
+
+    def listening(self) -> set[str]:
+        """The addresses that the cluster's processes listen on."""
+        leaders = {service.process.pid for service in self._nodes.values()}
+        found = set()
+        for process in psutil.process_iter():
+            with contextlib.suppress(OSError, psutil.Error):
+                if os.getsid(process.pid) in leaders:
+                    sockets = process.net_connections(kind="inet")
+                    found |= {
+                        each.laddr.ip.removeprefix("::ffff:") for each in sockets if each.status == psutil.CONN_LISTEN
+                    }
+        return found
 
     def ray(self, *arguments: str) -> list[str]:
         """The command line of ``ray``."""
