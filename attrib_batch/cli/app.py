@@ -11,6 +11,7 @@ from rich.markup import escape
 
 from attrib_batch._version import __version__
 from attrib_batch.cli import pairs, results, runs
+from attrib_batch.cli.submit import submit
 from attrib_batch.errors import AttribBatchError, ExitCode
 
 app = typer.Typer(
@@ -25,6 +26,7 @@ for verb in (
     runs.demo,
     runs.plan,
     runs.run,
+    submit,
     runs.verify,
     runs.doctor,
     results.status,

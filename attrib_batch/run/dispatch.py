@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from attrib_batch.errors import DatasetError, RunInterruptedError
 from attrib_batch.pairs.pinned import PinnedTable
+from attrib_batch.run.capacity import ClusterRoom
 from attrib_batch.run.deadlines import Deadlines
 from attrib_batch.run.gangs import TASKS_IN_HAND
 from attrib_batch.run.pool import CannotRead, Done, FailedToStart, Lost, Started, WorkerPool
@@ -57,7 +58,8 @@ class Dispatch:
             RunInterruptedError: no worker can be kept alive.
         """
         prepared, workers = self.prepared, self.prepared.job.model(self.model_name).workers
-        self._scheduler = Scheduler(self.tasks, min(workers.count, len(self.tasks)), _deadlines(workers), TASKS_IN_HAND)
+        self._room = ClusterRoom(workers, len(self.tasks))
+        self._scheduler = Scheduler(self.tasks, self._room.wanted, _deadlines(workers), TASKS_IN_HAND)
         self._pool = WorkerPool(
             prepared.job, self.model_name, prepared.store, prepared.fingerprints, self._scheduler.n_workers
         )
@@ -80,6 +82,9 @@ class Dispatch:
                 break
             if stop:
                 scheduler.stop_asked()
+            if self._room.changed():
+                self.progress.note(f"{self.model_name}: workers {self._room.wanted}, as the cluster's nodes are now")
+                scheduler.want(self._room.wanted)
             self._obey()
             for event in self._pool.wait(POLL_SECONDS):
                 self._tell(event)

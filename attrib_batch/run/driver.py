@@ -170,8 +170,10 @@ def count_failures(prepared: PreparedRun) -> int:
 def _ray(address: str | None) -> Iterator[None]:
     """Ray for the length of a run; one that was there before is left as it was."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    # Otherwise Ray replaces the loopback address by the machine's own, and listens there.
-    os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
+    if address is None:
+        # Otherwise Ray replaces the loopback address by the machine's own, and listens there. (On a cluster it would
+        # be the other way round: other nodes could not reach this process.)
+        os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     import ray
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import SecretStr
 
-from attrib_batch.errors import RequestError
+from attrib_batch.run.capacity import actor_resources
 
 if TYPE_CHECKING:
     from attrib_batch.spec import Job, Workers
@@ -81,7 +81,7 @@ def _start_shards(job: Job, model_name: str, store: Store, fingerprints: dict[st
 
     workers = job.model(model_name).workers
     group = ray.util.placement_group(
-        [_bundle(workers)] * workers.actors, strategy="STRICT_PACK" if workers.placement == "pack" else "SPREAD"
+        [actor_resources(workers)] * workers.actors, strategy="STRICT_PACK" if workers.placement == "pack" else "SPREAD"
     )
     actors = [
         ray.remote(ShardWorker)
@@ -100,37 +100,9 @@ def _options(workers: Workers) -> dict[str, Any]:
     return {
         "num_cpus": workers.cpus,
         "num_gpus": workers.gpus,
+        "memory": workers.memory,
+        "resources": dict(workers.resources),
         "max_restarts": 0,
         "max_task_retries": 0,
         "max_concurrency": TASKS_IN_HAND,
     }
-
-
-def _bundle(workers: Workers) -> dict[str, float]:
-    return {"CPU": workers.cpus} | ({"GPU": workers.gpus} if workers.gpus else {})
-
-
-def check_capacity(workers: Workers, count: int) -> None:
-    """Whether Ray's nodes could hold ``count`` workers at all.
-
-    Raises:
-        RequestError: saying what is asked and what is there.
-    """
-    import ray
-
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    for what, name, each in (("CPUs", "CPU", workers.cpus), ("GPUs", "GPU", workers.gpus)):
-        asked = each * workers.actors * count
-        there = sum(node.get(name, 0) for node in nodes)
-        if asked > there:
-            shards = f" of {workers.actors} shards each" if workers.actors > 1 else ""
-            raise RequestError(
-                f"{count} workers{shards} ask for {asked:g} {what} together, and Ray has {there:g}. "
-                "Lower workers.count or what each one asks for."
-            )
-        largest = max((node.get(name, 0) for node in nodes), default=0)
-        if workers.placement == "pack" and each * workers.actors > largest:
-            raise RequestError(
-                f"{workers.actors} shards ask for {each * workers.actors:g} {what} on one node, and the largest has "
-                f"{largest:g}. Use placement: spread, or fewer {what} for each shard."
-            )

@@ -16,7 +16,8 @@ from attrib_batch.errors import (
     RequestError,
     RunInterruptedError,
 )
-from attrib_batch.run.gangs import Gang, check_capacity, start_gang
+from attrib_batch.run.capacity import check_capacity
+from attrib_batch.run.gangs import Gang, start_gang
 
 if TYPE_CHECKING:
     from attrib_batch.spec import Job

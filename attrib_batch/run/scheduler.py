@@ -191,6 +191,11 @@ class Scheduler:
         if self._losses_in_a_row >= MAX_LOSSES_IN_A_ROW * self.n_workers:
             self._stop(f"{self._losses_in_a_row} workers in a row were lost before they finished anything", message)
 
+    def want(self, n_workers: int) -> None:
+        """There is room for another number of workers now; those there are stay until they are lost."""
+        self._wanted = n_workers
+        self.n_workers = max(self.n_workers, n_workers)
+
     def stop_asked(self) -> None:
         """Give nothing new; what is in hand may still be done."""
         self.stopping = True

@@ -49,9 +49,23 @@ BAD_JOBS: dict[str, tuple[dict[str, Any], str]] = {
     "same id twice": ({"methods": [{"id": "atp"}, {"id": "atp"}]}, "two methods are both called 'atp'"),
     "id that names no folder": ({"datasets": [{"id": "a/b", "path": "x"}]}, "cannot name a folder"),
     "missing name": ({"name": None}, "name: "),
-    "zero workers": (
-        {"models": [{"id": "x", "prepend_bos": False, "workers": {"count": 0}}]}, r"models\[0\].workers.count: ",
-    ),
+    **{
+        f"workers {key}: {value}": (
+            {"models": [{"id": "x", "prepend_bos": False, "workers": {key: value}}]},
+            rf"models\[0\].workers.*: .*{expected}",
+        )
+        for key, value, expected in (
+            ("count", 0, "expected a whole number of at least 1, or auto, not 0"),
+            ("count", "many", "expected a whole number of at least 1, or auto, not 'many'"),
+            ("count", 1.5, "expected a whole number of at least 1, or auto, not 1.5"),
+            ("memory", "much", "expected a number of bytes, or a size such as 8GB or 8GiB, not 'much'"),
+            ("memory", "0GB", "a size above 0"),
+            ("memory", -1, "expected a number of bytes"),
+            ("resources", {"disk": 0}, "greater than 0"),
+            ("resources", {"disk": 1.5}, "fractions below 1 and whole numbers, not 1.5"),
+            ("resources", {"GPU": 1}, "resources are custom ones; GPU has a key of its own: gpus"),
+        )
+    },
 }  # fmt: skip
 
 
@@ -137,6 +151,19 @@ def test_more_workers_than_the_machine_holds(job: TinyJob, tmp_path: Path) -> No
     ended = attrib_batch("run", path, "--out", tmp_path / "out")
     assert ended.code == 2, ended.said
     assert f"2 workers ask for {2 * cpus} CPUs together, and Ray has" in " ".join(ended.said.split())
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        ({"memory": "900TB"}, "1 workers ask for 9e+05 GB of memory together, and Ray has"),
+        ({"resources": {"fast_disk": 2}}, "1 workers ask for 2 fast_disk together, and Ray has 0. Lower workers.count"),
+    ],
+)
+def test_what_no_machine_has(asked: dict[str, Any], message: str, job: TinyJob, tmp_path: Path) -> None:
+    ended = attrib_batch("run", job.write(models=changed_model(job, workers=asked)), "--out", tmp_path / "out")
+    assert ended.code == 2, ended.said
+    assert message in " ".join(ended.said.split())
 
 
 def test_a_model_the_workers_cannot_load_fails_fast(job: TinyJob, tmp_path: Path) -> None:

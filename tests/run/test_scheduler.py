@@ -498,3 +498,24 @@ def test_what_was_taken_for_hung_may_take_longer_the_next_time() -> None:
     world.obey()
     world.finish(1)
     assert world.rows(SCORED) == {0, 1}
+
+
+def test_more_workers_are_started_when_there_is_room_and_lost_ones_are_not_when_there_is_none() -> None:
+    world = World.of(n_pairs=40, chunk=2, n_workers=1)
+    world.obey()
+    assert world.loading == [0]
+    world.scheduler.want(3)
+    world.obey()
+    assert world.loading == [0, 1, 2]
+    for worker in (0, 1, 2):
+        world.start(worker)
+    world.scheduler.want(1)
+    world.obey()
+    assert set(world.ready) == {0, 1, 2}  # nobody is sent away who has a place
+    for worker in (1, 2):
+        world.lose(worker)
+    world.obey()
+    assert (set(world.ready), world.loading) == ({0}, [])
+    world.lose(0)
+    world.obey()
+    assert (set(world.ready), world.loading) == (set(), [3])

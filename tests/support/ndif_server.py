@@ -5,7 +5,6 @@ from __future__ import annotations
 import http.client
 import json
 import os
-import random
 import re
 import secrets
 import shutil
@@ -19,33 +18,17 @@ import pytest
 import yaml
 
 from tests.support.ndif_environment import moto_environment, ndif_environment
+from tests.support.ports import LOOPBACK, N_WORKER_PORTS, RAY_PORTS, free_ports, listens
 from tests.support.processes import Guard, Service, end
 from tests.support.require import require
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Iterator, Mapping
     from typing import Self
 
-LOOPBACK = "127.0.0.1"
 START_SECONDS, DEPLOY_SECONDS, REQUEST_SECONDS = 120, 240, 10
 ACTOR_MODULE = Path(__file__).parent / "ndif_model_actor.py"
 WRAPPER = "nnsight.modeling.transformers.TransformersModel"
-
-RAY_PORTS = (
-    "port",
-    "ray-client-server-port",
-    "node-manager-port",
-    "object-manager-port",
-    "dashboard-port",
-    "dashboard-agent-listen-port",
-    "dashboard-agent-grpc-port",
-    "runtime-env-agent-port",
-    "metrics-export-port",
-)
-"""The options of ``ray start`` that each take a port."""
-N_WORKER_PORTS = 40
-PORTS = range(10_000, 23_000)
-"""Below those that the system gives to outgoing connections, and those that Ray takes for its clients' servers."""
 
 RAY_RESOURCES = {"head": 10, "cuda_memory_bytes": 4 << 30, "cpu_memory_bytes": 4 << 30}
 """NDIF leaves out nodes without GPU memory; this much is declared, and none is there."""
@@ -64,7 +47,7 @@ class NdifServer:
         self._folder = folder
         self._models = dict(models)
         names = ("redis", "store", "api", "dashboard-metrics", *RAY_PORTS)
-        self._ports = dict(zip(names, _free_ports(len(names)), strict=True))
+        self._ports = dict(zip(names, free_ports(len(names)), strict=True))
         self._services: dict[str, Service] = {}
         self._stopping = ExitStack()
         self.url = f"http://{LOOPBACK}:{self._ports['api']}"
@@ -93,10 +76,10 @@ class NdifServer:
             redis = self._start("redis", "redis-server", *self._redis_options())
             moto = self._start("moto", moto_server, "-H", LOOPBACK, "-p", str(self._ports["store"]))
             ray = self._start("ray", self._bin / "ray", "start", "--head", "--block", *self._ray_options())
-            redis.wait_until(lambda: _listens(self._ports["redis"]), START_SECONDS)
-            moto.wait_until(lambda: _listens(self._ports["store"]), START_SECONDS)
+            redis.wait_until(lambda: listens(self._ports["redis"]), START_SECONDS)
+            moto.wait_until(lambda: listens(self._ports["store"]), START_SECONDS)
             api = self._start_api()  # meanwhile: it waits for Ray and the controller by itself
-            ray.wait_until(lambda: _listens(self._ports["ray-client-server-port"]), START_SECONDS)
+            ray.wait_until(lambda: listens(self._ports["ray-client-server-port"]), START_SECONDS)
             self._run(
                 "controller",
                 self._bin / "python",
@@ -218,7 +201,7 @@ class NdifServer:
             f"--node-ip-address={LOOPBACK}",
             f"--dashboard-host={LOOPBACK}",
             *(f"--{option}={self._ports[option]}" for option in RAY_PORTS),
-            f"--worker-port-list={','.join(map(str, _free_ports(N_WORKER_PORTS, besides=self._ports.values())))}",
+            f"--worker-port-list={','.join(map(str, free_ports(N_WORKER_PORTS, besides=self._ports.values())))}",
             f"--temp-dir={self._ray_folder}",
             "--num-cpus=8",
             "--num-gpus=1",
@@ -268,31 +251,6 @@ def _deployment(folder: Path) -> dict[str, object]:
         "dtype": "float32",
         "pinned": True,
     }
-
-
-def _free_ports(count: int, besides: Iterable[int] = ()) -> list[int]:
-    free: list[int] = []
-    taken = set(besides)
-    while len(free) < count:
-        port = random.choice(PORTS)
-        if port not in taken and _can_be_bound(port):
-            free.append(port)
-        taken.add(port)
-    return free
-
-
-def _can_be_bound(port: int) -> bool:
-    with socket.socket() as trial:
-        try:
-            trial.bind((LOOPBACK, port))
-        except OSError:
-            return False
-    return True
-
-
-def _listens(port: int) -> bool:
-    with socket.create_connection((LOOPBACK, port), REQUEST_SECONDS):
-        return True
 
 
 @pytest.fixture(scope="session")

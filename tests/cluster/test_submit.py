@@ -1,0 +1,165 @@
+"""Jobs submitted to a real cluster of two nodes, through the dashboard's job API, with token authentication."""
+
+from __future__ import annotations
+
+import re
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from polars.testing import assert_frame_equal
+
+from tests.support.jobs import ROOT, Ended, TinyJob, attrib_batch, command, environment, read_scores, read_table
+from tests.support.ports import LOOPBACK
+from tests.support.ray_cluster import RayCluster
+
+pytestmark = pytest.mark.slow
+
+N_PAIRS = 600
+SUBMIT_SECONDS = 200
+
+
+@pytest.fixture(scope="module")
+def job(tmp_path_factory: pytest.TempPathFactory) -> TinyJob:
+    return TinyJob.make(tmp_path_factory.mktemp("job"), n_pairs=N_PAIRS)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(job: TinyJob) -> Path:
+    out = job.folder / "undisturbed"
+    ended = attrib_batch("run", job.write("undisturbed.yaml", chunk_pairs=100), "--out", out)
+    assert ended.code == 0, ended.said
+    return out
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RayCluster]:
+    with RayCluster(tmp_path_factory.mktemp("cluster")) as running:
+        running.add_node(cpus=2)
+        yield running
+
+
+def with_workers(job: TinyJob, name: str, chunk_pairs: int = 100, **workers: Any) -> Path:
+    models = [{"id": str(job.model), "name": "tiny", "prepend_bos": False, "workers": workers}]
+    return job.write(name, models=models, chunk_pairs=chunk_pairs)
+
+
+def start_submit(cluster: RayCluster, path: Path, out: Path, **variables: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        command("submit", path, "--address", cluster.address, "--out", out),
+        cwd=ROOT,
+        env=environment() | cluster.credentials | variables,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def submit(cluster: RayCluster, path: Path, out: Path, **variables: str) -> Ended:
+    with start_submit(cluster, path, out, **variables) as process:
+        said, _ = process.communicate(timeout=SUBMIT_SECONDS)
+    return Ended(process.returncode, said, "")
+
+
+def committed(out: Path) -> int:
+    return len(list(out.glob("scores/**/part-*.parquet")))
+
+
+def wait_for_chunks(out: Path, count: int, process: subprocess.Popen[str]) -> None:
+    deadline = time.monotonic() + SUBMIT_SECONDS
+    while committed(out) < count:
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < deadline, "no chunk was committed"
+        time.sleep(0.01)
+
+
+def assert_same_tables(out: Path, expected: Path) -> None:
+    ours, theirs = read_scores(out), read_scores(expected)
+    assert_frame_equal(ours.drop("score"), theirs.drop("score"))
+    largest = theirs["score"].abs().max()
+    assert isinstance(largest, float)
+    np.testing.assert_allclose(ours["score"].to_numpy(), theirs["score"].to_numpy(), rtol=0, atol=1e-5 * largest)
+    assert_frame_equal(read_table(out, "baselines"), read_table(expected, "baselines"), abs_tol=1e-5)
+
+
+def test_a_submitted_job_runs_to_its_end_and_is_resumed(
+    cluster: RayCluster, job: TinyJob, undisturbed: Path, tmp_path: Path
+) -> None:
+    path, out = with_workers(job, "first.yaml", count="auto"), tmp_path / "out"
+    # Ray's client would prefer this address to the one that is given.
+    ended = submit(cluster, path, out, RAY_ADDRESS="http://127.0.0.1:1", NDIF_API_KEY="secret-of-mine")
+    assert ended.code == 0, ended.said
+    assert re.search(r"\d+ files of this folder, \d+\.\d MiB packed", ended.said)
+    assert "tiny: workers 2" in ended.said  # both CPUs of the one node that has any
+    assert f"{N_PAIRS} of {N_PAIRS} pairs scored" in ended.said
+    assert_same_tables(out, undisturbed)
+
+    again = submit(cluster, path, out)
+    assert again.code == 0, again.said
+    assert f"resuming: {N_PAIRS} of {N_PAIRS} pairs are committed" in again.said
+
+    shown = subprocess.run(
+        cluster.ray("job", "list", "--address", cluster.address),
+        env=environment() | cluster.credentials, capture_output=True, text=True, check=True, timeout=60,
+    )  # fmt: skip
+    assert "HF_HUB_OFFLINE" in shown.stdout  # what a job is given can be read
+    assert "secret-of-mine" not in shown.stdout
+    assert "NDIF_API_KEY" not in shown.stdout
+
+
+def test_nothing_listens_beyond_loopback(cluster: RayCluster) -> None:
+    assert cluster.listening() == {LOOPBACK}
+
+
+def test_a_bad_request_comes_back_as_one(cluster: RayCluster, job: TinyJob, tmp_path: Path) -> None:
+    path = with_workers(job, "impossible.yaml", resources={"ndif_session": 1})
+    ended = submit(cluster, path, tmp_path / "out")
+    assert ended.code == 2, ended.said
+    assert "1 workers ask for 1 ndif_session together, and Ray has 0." in " ".join(ended.said.split())
+
+
+def test_a_cluster_wants_its_token(cluster: RayCluster, job: TinyJob, tmp_path: Path) -> None:
+    (tmp_path / "token").write_text("0" * 64)
+    ended = submit(cluster, job.write(), tmp_path / "out", RAY_AUTH_TOKEN_PATH=str(tmp_path / "token"))
+    assert ended.code == 2, ended.said
+    assert "wants a token, and this is not it" in ended.said
+    assert "Traceback" not in ended.said
+
+
+def test_ctrl_c_leaves_the_job_alone_and_says_how_to_stop_it(cluster: RayCluster, job: TinyJob, tmp_path: Path) -> None:
+    path, out = with_workers(job, "long.yaml", chunk_pairs=1), tmp_path / "out"
+    with start_submit(cluster, path, out) as process:
+        wait_for_chunks(out, 3, process)
+        process.send_signal(signal.SIGINT)
+        said, _ = process.communicate(timeout=60)
+    assert process.returncode == 1, said
+    assert "Traceback" not in said
+    assert "The job goes on." in said
+    before = committed(out)
+    [stop] = re.findall(r"stop it: ray (job stop .*?);", said.replace("\n", " "))
+    subprocess.run(
+        cluster.ray(*stop.split()),
+        env=environment() | cluster.credentials, capture_output=True, check=True, timeout=60,
+    )  # fmt: skip
+    assert 0 < before <= committed(out) <= N_PAIRS
+
+
+def test_a_node_is_lost_and_another_comes(cluster: RayCluster, job: TinyJob, undisturbed: Path, tmp_path: Path) -> None:
+    path, out = with_workers(job, "moving.yaml", chunk_pairs=2, count="auto", resources={"mine": 1}), tmp_path / "out"
+    first = cluster.add_node(cpus=2, mine=2)
+    with start_submit(cluster, path, out) as process:
+        wait_for_chunks(out, 5, process)
+        cluster.kill_node(first)
+        at_loss = committed(out)
+        cluster.add_node(cpus=2, mine=1)
+        said, _ = process.communicate(timeout=SUBMIT_SECONDS)
+    assert process.returncode == 0, said
+    assert at_loss < N_PAIRS // 2
+    assert "a worker was lost" in said
+    assert "tiny: workers 1, as the cluster's nodes are now" in said
+    assert_same_tables(out, undisturbed)

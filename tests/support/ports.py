@@ -1,0 +1,55 @@
+"""Free ports on loopback for servers that are told theirs, and which ones Ray takes."""
+
+from __future__ import annotations
+
+import random
+import socket
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+LOOPBACK = "127.0.0.1"
+ANSWER_SECONDS = 10
+RAY_PORTS = (
+    "port",
+    "ray-client-server-port",
+    "node-manager-port",
+    "object-manager-port",
+    "dashboard-port",
+    "dashboard-agent-listen-port",
+    "dashboard-agent-grpc-port",
+    "runtime-env-agent-port",
+    "metrics-export-port",
+)
+"""The options of ``ray start`` that each take a port."""
+N_WORKER_PORTS = 40
+PORTS = range(10_000, 23_000)
+"""Below those that the system gives to outgoing connections, and those that Ray takes for its clients' servers."""
+
+
+def free_ports(count: int, besides: Iterable[int] = ()) -> list[int]:
+    """Ports that nobody listens on now."""
+    free: list[int] = []
+    taken = set(besides)
+    while len(free) < count:
+        port = random.choice(PORTS)
+        if port not in taken and _can_be_bound(port):
+            free.append(port)
+        taken.add(port)
+    return free
+
+
+def _can_be_bound(port: int) -> bool:
+    with socket.socket() as trial:
+        try:
+            trial.bind((LOOPBACK, port))
+        except OSError:
+            return False
+    return True
+
+
+def listens(port: int) -> bool:
+    """Whether somebody does; raises OSError where nobody does."""
+    with socket.create_connection((LOOPBACK, port), ANSWER_SECONDS):
+        return True

@@ -1,0 +1,159 @@
+"""A Ray cluster on loopback: a head without CPUs, nodes that come and go, and token authentication."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import secrets
+import sys
+import tempfile
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import psutil
+
+from tests.support.ports import LOOPBACK, N_WORKER_PORTS, RAY_PORTS, free_ports, listens
+from tests.support.processes import Guard, Service, end
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from typing import Self
+
+START_SECONDS = 90
+HEAD_ALONE = {"port", "ray-client-server-port", "dashboard-port"}
+"""The ports that a head listens on and other nodes do not."""
+OBJECT_STORE_BYTES = 100 << 20
+JOIN = """
+import ray._private.services as services
+services.resolve_ip_for_localhost = lambda host: host
+from ray.scripts.scripts import main
+main()
+"""
+"""The ``ray`` command of a node that joins: by itself it puts the machine's own address in the place of 127.0.0.1, and
+listens there; the variable that keeps the head from doing so makes it refuse to join."""
+
+
+class RayCluster:
+    """Every process is a service of its own: killing one with all it started is the loss of a node."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._nodes: dict[str, Service] = {}
+        self._ports: set[int] = set()
+        self._n_started = 0
+        self._stopping = ExitStack()
+
+    def __enter__(self) -> Self:
+        with ExitStack() as stack:
+            # Short, since the paths of Ray's sockets have to stay below 108 bytes.
+            self._ray_folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="ray-")))
+            self._guard = Guard()
+            stack.callback(self._guard.dismiss)
+            stack.callback(self._end_all)
+            token = self._ray_folder / "token"
+            token.touch(mode=0o600)
+            token.write_text(secrets.token_hex(32), encoding="ascii")
+            self.credentials = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token)}
+            ports = self._take_ports(RAY_PORTS)
+            self._gcs, self.address = f"{LOOPBACK}:{ports['port']}", f"http://{LOOPBACK}:{ports['dashboard-port']}"
+            head = self._start(
+                "head",
+                ports,
+                "--head",
+                "--num-cpus=0",
+                f"--dashboard-host={LOOPBACK}",
+                f"--temp-dir={self._ray_folder}",
+                "--no-monitor",
+                "--include-log-monitor=false",
+            )
+            head.wait_until(lambda: listens(ports["dashboard-port"]), START_SECONDS)
+            self._stopping = stack.pop_all()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stopping.close()
+
+    def add_node(self, cpus: int = 2, **resources: float) -> str:
+        """Start another node.
+
+        Returns:
+            Its name.
+        """
+        self._n_started += 1
+        name = f"node-{self._n_started}"
+        ports = self._take_ports([port for port in RAY_PORTS if port not in HEAD_ALONE])
+        node = self._start(
+            name, ports, f"--address={self._gcs}", f"--num-cpus={cpus}", f"--resources={json.dumps(resources)}"
+        )
+        node.wait_until(lambda: listens(ports["node-manager-port"]), START_SECONDS)
+        return name
+
+    def kill_node(self, name: str) -> None:
+        """Kill a node's processes, the workers on it included."""
+        service = self._nodes.pop(name)
+        end([service])
+        self._guard.release(service)
+
+    def listening(self) -> set[str]:
+        """The addresses that the cluster's processes listen on."""
+        leaders = {service.process.pid for service in self._nodes.values()}
+        found = set()
+        for process in psutil.process_iter():
+            with contextlib.suppress(OSError, psutil.Error):
+                if os.getsid(process.pid) in leaders:
+                    sockets = process.net_connections(kind="inet")
+                    found |= {
+                        each.laddr.ip.removeprefix("::ffff:") for each in sockets if each.status == psutil.CONN_LISTEN
+                    }
+        return found
+
+    def ray(self, *arguments: str) -> list[str]:
+        """The command line of ``ray``."""
+        return [str(Path(sys.executable).parent / "ray"), *arguments]
+
+    def _start(self, name: str, ports: Mapping[str, int], *options: str) -> Service:
+        worker_ports = free_ports(N_WORKER_PORTS, besides=self._ports)
+        self._ports.update(worker_ports)
+        joins = "--head" not in options
+        service = Service.start(
+            name,
+            [
+                *([sys.executable, "-c", JOIN] if joins else self.ray()),
+                "start",
+                "--block",
+                f"--node-ip-address={LOOPBACK}",
+                *(f"--{option}={port}" for option, port in ports.items()),
+                f"--worker-port-list={','.join(map(str, worker_ports))}",
+                f"--object-store-memory={OBJECT_STORE_BYTES}",
+                "--disable-usage-stats",
+                *options,
+            ],
+            environment=self._environment() | {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "1" if joins else "0"},
+            folder=self._folder,
+        )
+        self._nodes[name] = service
+        self._guard.watch(service)
+        return service
+
+    def _environment(self) -> dict[str, str]:
+        """No PYTHONPATH: what jobs run has to come with them."""
+        return {
+            **{name: os.environ[name] for name in ("LANG", "LC_ALL", "TMPDIR") if name in os.environ},
+            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+            "HOME": str(self._folder),
+            "HF_HUB_OFFLINE": "1",
+            # On a machine that others fill, Ray would kill the workers.
+            "RAY_memory_monitor_refresh_ms": "0",
+            **self.credentials,
+        }
+
+    def _take_ports(self, names: tuple[str, ...] | list[str]) -> dict[str, int]:
+        ports = dict(zip(names, free_ports(len(names), besides=self._ports), strict=True))
+        self._ports.update(ports.values())
+        return ports
+
+    def _end_all(self) -> None:
+        end(self._nodes.values())
+        self._nodes.clear()
