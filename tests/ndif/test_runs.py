@@ -237,7 +237,9 @@ def test_another_dtype_than_the_servers_is_refused(ndif_server: NdifServer, job:
 def test_a_run_may_go_on_with_another_server(ndif_server: NdifServer, job: TinyJob, tmp_path: Path) -> None:
     path = job.write("elsewhere.yaml", models=[{**model(job), "workers": {"kind": "ndif"}}])
     first = prepare_run(load_job(path), tmp_path / "out", ndif_host=ndif_server.url)
+    first.lease.release()
     assert first.job.models[0].workers.host == ndif_server.url
     second = prepare_run(load_job(path), tmp_path / "out", ndif_host="http://elsewhere")
+    second.lease.release()
     assert second.resumed
     assert second.job.models[0].workers.host == "http://elsewhere"

@@ -54,6 +54,7 @@ def proxy_of(server: NdifServer) -> Iterator[FaultyProxy]:
 def worker_here(path: Path, out: Path, *, key: str = "") -> tuple[NdifWorker | ReplicaWorker, list[Assignment]]:
     """A worker of the job's only model in this process, not loaded, and what it is to do."""
     prepared = prepare_run(load_job(path), out)
+    prepared.lease.release()  # nobody else is there, and no driver will do it
     ((name, tasks),) = prepared.waiting.items()
     given = (prepared.job, name, prepared.store, prepared.fingerprints)
     assignments = [Assignment(task) for task in tasks]
