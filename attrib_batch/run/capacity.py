@@ -79,14 +79,18 @@ def shortage(workers: Workers, count: int, nodes: Sequence[Node]) -> str:
                 f"node, and the largest has {_number(name, largest)}. "
                 + (f"Use placement: spread, or fewer {_unit(name)} for each shard." if packed else "Ask for less.")
             )
-    what = "a gang" if demand.times == 1 < workers.actors else "an actor"
-    asks = ", ".join(_amount(name, amount) for name, amount in demand.each.items())
-    have = "; ".join(", ".join(_amount(name, node.get(name, 0.0)) for name in demand.each) for node in nodes)
     return (
-        f"{count} workers do not fit: on one node {what} asks for {asks}, "
-        f"and the nodes have {have}: room for {room_for(demand, nodes)} workers. "
+        f"{count} workers do not fit: {_asked_and_there(workers, nodes)}: room for {room_for(demand, nodes)} workers. "
         "Lower workers.count or what each one asks for."
     )
+
+
+def _asked_and_there(workers: Workers, nodes: Sequence[Node]) -> str:
+    demand = Demand.of(workers)
+    what = "a gang" if workers.placement == "pack" else "an actor"
+    asks = ", ".join(_amount(name, amount) for name, amount in demand.each.items())
+    have = "; ".join(", ".join(_amount(name, node.get(name, 0.0)) for name in demand.each) for node in nodes)
+    return f"on one node {what} asks for {asks}, and the nodes have {have or 'nothing'}"
 
 
 def check_capacity(workers: Workers, count: int) -> None:
@@ -158,13 +162,14 @@ class ClusterRoom:
         waited = now - self._without_room_since
         if self._ever_had_room and waited >= NEXT_NODE_SECONDS:
             raise RunInterruptedError(
-                f"for {waited / 60:.0f} minutes no node could hold a worker: {shortage(self.workers, 1, self.nodes())} "
+                f"for {waited / 60:.0f} minutes no node could hold a worker: "
+                f"{_asked_and_there(self.workers, self.nodes())}. "
                 "What is committed stays; the same command goes on from there."
             )
         if not self._ever_had_room and waited >= FIRST_NODE_SECONDS:
             raise RequestError(
-                f"{shortage(self.workers, 1, self.nodes())} The cluster was given {waited:.0f} s to add a node, and "
-                "adds none."
+                f"no worker fits, and in {waited:.0f} s the cluster added no node for one: "
+                f"{_asked_and_there(self.workers, self.nodes())}. Ask for what its nodes can have."
             )
 
 

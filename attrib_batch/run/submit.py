@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import ipaddress
+import logging
 import os
 import shlex
 import socket
@@ -56,6 +57,8 @@ class ClusterJobs:
         from ray.exceptions import AuthenticationError
         from ray.job_submission import JobSubmissionClient
 
+        for name in ("job.sdk", "dashboard_sdk"):  # they report on uploads and connections as they go
+            logging.getLogger(f"ray.dashboard.modules.{name}").setLevel(logging.WARNING)
         self.address = address.rstrip("/")
         try:
             self._client = JobSubmissionClient(self.address)

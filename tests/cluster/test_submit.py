@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import re
+import shutil
 import signal
 import subprocess
 import time
@@ -49,10 +51,12 @@ def with_workers(job: TinyJob, name: str, chunk_pairs: int = 100, **workers: Any
     return job.write(name, models=models, chunk_pairs=chunk_pairs)
 
 
-def start_submit(cluster: RayCluster, path: Path, out: Path, **variables: str) -> subprocess.Popen[str]:
+def start_submit(
+    cluster: RayCluster, path: Path, out: Path, *, cwd: Path = ROOT, **variables: str
+) -> subprocess.Popen[str]:
     return subprocess.Popen(
         command("submit", path, "--address", cluster.address, "--out", out),
-        cwd=ROOT,
+        cwd=cwd,
         env=environment() | cluster.credentials | variables,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -60,8 +64,8 @@ def start_submit(cluster: RayCluster, path: Path, out: Path, **variables: str) -
     )
 
 
-def submit(cluster: RayCluster, path: Path, out: Path, **variables: str) -> Ended:
-    with start_submit(cluster, path, out, **variables) as process:
+def submit(cluster: RayCluster, path: Path, out: Path, *, cwd: Path = ROOT, **variables: str) -> Ended:
+    with start_submit(cluster, path, out, cwd=cwd, **variables) as process:
         said, _ = process.communicate(timeout=SUBMIT_SECONDS)
     return Ended(process.returncode, said, "")
 
@@ -87,19 +91,28 @@ def assert_same_tables(out: Path, expected: Path) -> None:
     assert_frame_equal(read_table(out, "baselines"), read_table(expected, "baselines"), abs_tol=1e-5)
 
 
-def test_a_submitted_job_runs_to_its_end_and_is_resumed(
-    cluster: RayCluster, job: TinyJob, undisturbed: Path, tmp_path: Path
-) -> None:
-    path, out = with_workers(job, "first.yaml", count="auto"), tmp_path / "out"
+def test_a_submitted_job_runs_to_its_end_and_is_resumed(cluster: RayCluster, undisturbed: Path, tmp_path: Path) -> None:
+    """From a folder that holds everything, by relative paths: it is the copy that runs."""
+    job, out = TinyJob.make(tmp_path / "checkout", n_pairs=N_PAIRS), tmp_path / "out"
+    shutil.copytree(ROOT / "attrib_batch", job.folder / "attrib_batch")
+    job.write(
+        models=[{"id": "model", "name": "tiny", "prepend_bos": False, "workers": {"count": "auto"}}],
+        datasets=[{"id": "random", "path": "pairs.parquet"}],
+        chunk_pairs=100,
+    )
+    path, here = Path("job.yaml"), job.folder
     # Ray's client would prefer this address to the one that is given.
-    ended = submit(cluster, path, out, RAY_ADDRESS="http://127.0.0.1:1", NDIF_API_KEY="secret-of-mine")
+    ended = submit(cluster, path, out, cwd=here, RAY_ADDRESS="http://127.0.0.1:1", NDIF_API_KEY="secret-of-mine")
     assert ended.code == 0, ended.said
     assert re.search(r"\d+ files of this folder, \d+\.\d MiB packed", ended.said)
     assert "tiny: workers 2" in ended.said  # both CPUs of the one node that has any
     assert f"{N_PAIRS} of {N_PAIRS} pairs scored" in ended.said
     assert_same_tables(out, undisturbed)
 
-    again = submit(cluster, path, out)
+    manifest = json.loads((out / "manifest.json").read_text())
+    assert "working_dir_files" in manifest["job"]["datasets"][0]["path"]
+
+    again = submit(cluster, path, out, cwd=here)
     assert again.code == 0, again.said
     assert f"resuming: {N_PAIRS} of {N_PAIRS} pairs are committed" in again.said
 
@@ -161,5 +174,6 @@ def test_a_node_is_lost_and_another_comes(cluster: RayCluster, job: TinyJob, und
     assert process.returncode == 0, said
     assert at_loss < N_PAIRS // 2
     assert "a worker was lost" in said
-    assert "tiny: workers 1, as the cluster's nodes are now" in said
+    # Ray may take longer to see that the first node is gone than the second one takes to come.
+    assert re.search(r"tiny: workers [13], as the cluster's nodes are now", said), said
     assert_same_tables(out, undisturbed)

@@ -64,7 +64,6 @@ class RayCluster:
                 "--head",
                 "--num-cpus=0",
                 f"--dashboard-host={LOOPBACK}",
-                f"--temp-dir={self._ray_folder}",
                 "--no-monitor",
                 "--include-log-monitor=false",
             )
@@ -117,6 +116,9 @@ class RayCluster:
         worker_ports = free_ports(N_WORKER_PORTS, besides=self._ports)
         self._ports.update(worker_ports)
         joins = "--head" not in options
+        # Of its own, as on a machine of its own: a node that unpacks a job's folder replaces one that is there.
+        temporary = self._ray_folder / str(len(list(self._ray_folder.iterdir())))
+        temporary.mkdir()
         service = Service.start(
             name,
             [
@@ -126,6 +128,7 @@ class RayCluster:
                 f"--node-ip-address={LOOPBACK}",
                 *(f"--{option}={port}" for option, port in ports.items()),
                 f"--worker-port-list={','.join(map(str, worker_ports))}",
+                f"--temp-dir={temporary}",
                 f"--object-store-memory={OBJECT_STORE_BYTES}",
                 "--disable-usage-stats",
                 *options,
