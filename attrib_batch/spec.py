@@ -204,7 +204,13 @@ class Job(_Strict):
     models: tuple[ModelJob, ...] = Field(min_length=1, description="the models")
     datasets: tuple[DatasetJob, ...] = Field(min_length=1, description="the tables of prompt pairs")
     methods: tuple[MethodJob, ...] = Field(min_length=1, description="the methods")
-    chunk_pairs: int = Field(256, ge=1, le=1_000_000, description="pairs per chunk: the unit of work, commit and retry")
+    chunk_pairs: int = Field(
+        1024,
+        ge=1,
+        le=1_000_000,
+        description="pairs per chunk: the unit of work, commit and retry; "
+        "pairs of one shape are batched within a chunk, so larger ones are faster",
+    )
 
     @model_validator(mode="after")
     def _names_are_unique(self) -> Self:
