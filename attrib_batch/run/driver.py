@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from attrib_batch.errors import DatasetError, ExitCode, RunInterruptedError
 from attrib_batch.run.dispatch import Dispatch
 from attrib_batch.run.progress import Tally
+from attrib_batch.schema import Table, parse_part_name
 from attrib_batch.workers.ndif_jobs import in_words, jobs_under_way
 from attrib_batch.workers.task import peak_memory
 
@@ -144,12 +145,9 @@ class _Driver:
 
 def count_failures(prepared: PreparedRun) -> int:
     """Pairs in the failures tables of the whole run, earlier executions included."""
-    import pyarrow.parquet as pq
-
-    from attrib_batch.schema import Table
-
-    folder = prepared.store.path(Table.FAILURES)
-    return sum(pq.read_metadata(path).num_rows for path in folder.glob("**/part-*.parquet"))
+    store = prepared.store
+    files = store.list(Table.FAILURES, recursive=True)
+    return sum(store.count_rows(file.relative) for file in files if parse_part_name(file.name))
 
 
 @contextmanager

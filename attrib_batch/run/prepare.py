@@ -40,7 +40,7 @@ class PreparedRun:
         return datasets
 
 
-def prepare_run(job: Job, out: Path, *, ndif_host: str | None = None) -> PreparedRun:
+def prepare_run(job: Job, out: str | Path | Store, *, ndif_host: str | None = None) -> PreparedRun:
     """Check everything that can be checked before a worker starts, and write the manifest.
 
     Args:
@@ -68,8 +68,8 @@ def prepare_run(job: Job, out: Path, *, ndif_host: str | None = None) -> Prepare
         datasets={name: table.fingerprint() for name, table in tables.items()},
         models={model.name: find_model(model).fingerprint for model in job.models},
     )
-    store = Store(Path(out).expanduser().resolve())
-    if store.root.exists() and not store.root.is_dir():
+    store = Store.parse(out).resolved()
+    if isinstance(store.root, Path) and store.root.exists() and not store.root.is_dir():
         raise OutputError(f"--out {store.root} is a file; name a folder")
     manifest, resumed = open_run(store, manifest)
     waiting: set[Chunk] = set()
