@@ -9,18 +9,19 @@ from __future__ import annotations
 import os
 import re
 import threading
+import time
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from pyarrow import fs
 
 from attrib_batch.errors import OutputError, RequestError, StorageError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     import pyarrow as pa
 
@@ -32,7 +33,13 @@ GS_RETRY_SECONDS = 60
 SINGLE_PUT_BYTES = 5 << 20
 """Up to this size an object is sent in one request; pyarrow itself would go up to 10 MiB."""
 
-_URL = re.compile(r"^(?P<scheme>s3|gs):/+(?P<bucket>[^/]*)(?:/+(?P<key>.*))?$", re.DOTALL)
+SHORT_READ_PAUSES = (0.5, 1.0, 2.0, 4.0)
+_SHORT_READ = "Failed to flush response stream"
+"""What becomes of an error message that does not fit where the content of an object was to go."""
+
+T = TypeVar("T")
+
+_URL = re.compile(r"^(?P<scheme>s3|gs):/{1,2}(?P<bucket>[^/]*)(?:/+(?P<key>.*))?$", re.DOTALL)
 _REFUSED = re.compile(
     "ACCESS_DENIED|NO_SUCH_BUCKET|INVALID_ACCESS_KEY|INVALID_CLIENT_TOKEN|INVALID_SIGNATURE|SIGNATURE_DOES_NOT_MATCH"
     "|UNRECOGNIZED_CLIENT|MISSING_AUTHENTICATION|HTTP status 4|PERMISSION_DENIED|UNAUTHENTICATED|NOT_FOUND"
@@ -91,6 +98,18 @@ def is_object_url(text: object) -> bool:
 def file_system(url: ObjectUrl) -> fs.FileSystem:
     """The file system that holds an object: one per process, bucket and endpoint."""
     return _file_system(url.scheme, url.bucket, _endpoint(), single_put=False)
+
+
+def persistently(read: Callable[[], T]) -> T:
+    """Read something again that pyarrow did not, because the answer that failed was longer than what it asked for."""
+    for pause in SHORT_READ_PAUSES:
+        try:
+            return read()
+        except StorageError as error:
+            if _SHORT_READ not in str(error):
+                raise
+            time.sleep(pause)
+    return read()
 
 
 def put(url: ObjectUrl, data: bytes | pa.Buffer) -> None:
@@ -172,6 +191,8 @@ def _place(bucket: str, endpoint: str | None) -> dict[str, Any]:
     """Where a bucket is: the endpoint that the environment names, or else the bucket's own region."""
     named = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
     if endpoint is not None:
+        # What Amazon's own servers check by default, many others store as if it were content.
+        os.environ.setdefault("AWS_REQUEST_CHECKSUM_CALCULATION", "when_required")
         scheme, separator, address = endpoint.rstrip("/").rpartition("://")
         return {
             "endpoint_override": address,

@@ -12,21 +12,23 @@ import os
 import uuid
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 from pyarrow import fs
 
 from attrib_batch.errors import OutputError
-from attrib_batch.objects import ObjectUrl, complaining, file_system, is_object_url, put
+from attrib_batch.objects import ObjectUrl, complaining, file_system, is_object_url, persistently, put
 from attrib_batch.schema import Table, parse_part_name
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
 TEMPORARY_PREFIX, TEMPORARY_SUFFIX = ".tmp-", ".partial"
 ROW_GROUP_ROWS = 500_000
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -85,39 +87,16 @@ class Store:
             FileNotFoundError: it is not there.
             OutputError: it cannot be read.
         """
-        with self.open(relative) as file:
-            return bytes(file.read())
-
-    @contextlib.contextmanager
-    def open(self, relative: str) -> Iterator[Any]:
-        """A file to read from, for pyarrow and Polars; raises what :meth:`read_bytes` raises."""
-        if isinstance(self.root, ObjectUrl):
-            url = self.root.below(relative)
-            with complaining("read", url), file_system(url).open_input_file(url.path) as file:
-                yield file
-            return
-        path = self.root / relative
-        try:
-            with path.open("rb") as file:
-                yield file
-        except NotADirectoryError as error:
-            raise FileNotFoundError(*error.args) from error
-        except FileNotFoundError:
-            raise
-        except OSError as error:
-            raise OutputError(f"cannot read {path}: {error.strerror or error}") from error
+        return self._read(relative, lambda file: bytes(file.read()))
 
     def read_table(self, relative: str, columns: list[str] | None = None) -> pa.Table:
         """A Parquet file of the run; raises what :meth:`read_bytes` raises."""
-        with self.open(relative) as file:
-            # Not by a path: pyarrow would take partitions from the names of folders.
-            return pq.ParquetFile(file, pre_buffer=True).read(columns=columns)
+        # Not by a path: pyarrow would take partitions from the names of folders.
+        return self._read(relative, lambda file: pq.ParquetFile(file, pre_buffer=True).read(columns=columns))
 
     def count_rows(self, relative: str) -> int:
         """The rows of a Parquet file, from its end; raises what :meth:`read_bytes` raises."""
-        with self.open(relative) as file:
-            rows: int = pq.read_metadata(file).num_rows
-            return rows
+        return self._read(relative, lambda file: int(pq.read_metadata(file).num_rows))
 
     def write_bytes(self, relative: str, data: bytes | pa.Buffer) -> int:
         """Commit ``data`` under its final name in one step; returns its size in bytes.
@@ -172,6 +151,31 @@ class Store:
             names = [entry.name for entry in _walk(self.root / folder, recursive=False)]
         found = (parse_part_name(name) for name in names)
         return {part for part in found if part is not None}
+
+    def _read(self, relative: str, use: Callable[[Any], T]) -> T:
+        def read() -> T:
+            with self._open(relative) as file:
+                return use(file)
+
+        return persistently(read) if self.is_remote else read()
+
+    @contextlib.contextmanager
+    def _open(self, relative: str) -> Iterator[Any]:
+        if isinstance(self.root, ObjectUrl):
+            url = self.root.below(relative)
+            with complaining("read", url), file_system(url).open_input_file(url.path) as file:
+                yield file
+            return
+        path = self.root / relative
+        try:
+            with path.open("rb") as file:
+                yield file
+        except NotADirectoryError as error:
+            raise FileNotFoundError(*error.args) from error
+        except FileNotFoundError:
+            raise
+        except OSError as error:
+            raise OutputError(f"cannot read {path}: {error.strerror or error}") from error
 
 
 @dataclass(frozen=True)
