@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
-from attrib_batch.errors import DatasetError, ExitCode, RunInterruptedError
+from attrib_batch.errors import DatasetError, ExitCode, OutputError, RunInterruptedError
 from attrib_batch.run.dispatch import Dispatch
 from attrib_batch.run.progress import Tally
 from attrib_batch.schema import Table, parse_part_name
@@ -76,7 +76,11 @@ def run_prepared(prepared: PreparedRun, progress: ProgressView, *, address: str 
         DatasetError: some pairs cannot be read; all others are committed.
         RunInterruptedError: stopped by a signal, or no worker can be kept alive. What is committed stays.
     """
-    return _Driver(prepared, progress).run(address)
+    try:
+        return _Driver(prepared, progress).run(address)
+    except OutputError as error:
+        # It could be written when the run began, so the request itself is not wrong.
+        raise RunInterruptedError(str(error)) from error
 
 
 class _Driver:
