@@ -50,6 +50,12 @@ class OutputError(RequestError):
     """The output folder cannot be written, or holds something else."""
 
 
+class StorageError(OutputError):
+    """An object store gives no answer, or none that is of use, however often it is asked: not the request's fault."""
+
+    exit_code = ExitCode.UNFINISHED
+
+
 class ResumeMismatchError(RequestError):
     """The output folder belongs to a different job, dataset or model; the message lists what differs."""
 

@@ -193,7 +193,10 @@ class DatasetJob(_Strict):
     """One table of prompt pairs."""
 
     id: Name = Field(description="its name in the tables")
-    path: str = Field(min_length=1, description="a Parquet file, relative to the folder the command runs in")
+    path: str = Field(
+        min_length=1,
+        description="a Parquet file: a path relative to the folder the command runs in, s3://, gs:// or hf://datasets/",
+    )
     limit: int | None = Field(None, ge=1, description="only the first so many rows")
 
 

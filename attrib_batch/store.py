@@ -1,7 +1,8 @@
-"""A run's directory: atomic commits and listings.
+"""A run's directory, on a file system or in an object store: atomic commits, reading and listings.
 
-A file under its final name is complete. It is written under a temporary name that no ``*.parquet`` glob matches (a
-leading dot alone does not do: Polars' globs match it), flushed to the disk, and renamed.
+A file under its final name is complete. Locally it is written under a temporary name that no ``*.parquet`` glob matches
+(a leading dot alone does not do: Polars' globs match it), flushed to the disk, and renamed. In an object store it is
+one whole put.
 """
 
 from __future__ import annotations
@@ -10,34 +11,92 @@ import contextlib
 import os
 import uuid
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from pyarrow import fs
 
 from attrib_batch.errors import OutputError
+from attrib_batch.objects import ObjectUrl, complaining, file_system, is_object_url, persistently, put
 from attrib_batch.schema import Table, parse_part_name
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    from collections.abc import Callable, Iterable, Iterator
 
 TEMPORARY_PREFIX, TEMPORARY_SUFFIX = ".tmp-", ".partial"
 ROW_GROUP_ROWS = 500_000
 
+T = TypeVar("T")
+
 
 @dataclass(frozen=True)
 class Store:
-    """A run's directory on a file system that every worker sees under the same path."""
+    """A run's directory that every worker sees under the same name.
 
-    root: Path
+    It holds that name alone, and can be pickled: file systems are opened where they are used.
+    """
 
-    def path(self, relative: str) -> Path:
-        """The full path of a file of the run."""
-        return self.root / relative
+    root: Path | ObjectUrl
+
+    @classmethod
+    def parse(cls, out: str | Path | Store) -> Store:
+        """The store that a user names: a folder, ``s3://bucket/folder`` or ``gs://bucket/folder``.
+
+        Raises:
+            RequestError: it is no such URL.
+        """
+        if isinstance(out, Store):
+            return out
+        return cls(ObjectUrl.parse(str(out)) if is_object_url(out) else Path(out).expanduser())
+
+    def resolved(self) -> Store:
+        """The store under a name that does not depend on the current folder."""
+        return self if isinstance(self.root, ObjectUrl) else Store(self.root.resolve())
+
+    @property
+    def is_remote(self) -> bool:
+        """Whether it lies in an object store."""
+        return isinstance(self.root, ObjectUrl)
+
+    def path(self, relative: str) -> Path | str:
+        """Where a person finds a file of the run: its full path, or the URL of an object."""
+        return str(self.root.below(relative)) if isinstance(self.root, ObjectUrl) else self.root / relative
+
+    def below(self, relative: str) -> Store:
+        """The store in a folder of this one."""
+        return Store(self.root.below(relative) if isinstance(self.root, ObjectUrl) else self.root / relative)
+
+    def file(self, relative: str) -> StoredFile:
+        """A file of the run, whether or not it is there."""
+        return StoredFile(self, relative)
 
     def exists(self, relative: str) -> bool:
-        """Whether the file is committed."""
-        return self.path(relative).exists()
+        """Whether a file is committed, or a folder holds something."""
+        if not isinstance(self.root, ObjectUrl):
+            return (self.root / relative).exists()
+        url = self.root.below(relative)
+        with complaining("read", url):
+            return bool(file_system(url).get_file_info(url.path).type != fs.FileType.NotFound)
+
+    def read_bytes(self, relative: str) -> bytes:
+        """The content of a file.
+
+        Raises:
+            FileNotFoundError: it is not there.
+            OutputError: it cannot be read.
+        """
+        return self._read(relative, lambda file: bytes(file.read()))
+
+    def read_table(self, relative: str, columns: list[str] | None = None) -> pa.Table:
+        """A Parquet file of the run; raises what :meth:`read_bytes` raises."""
+        # Not by a path: pyarrow would take partitions from the names of folders.
+        return self._read(relative, lambda file: pq.ParquetFile(file, pre_buffer=True).read(columns=columns))
+
+    def count_rows(self, relative: str) -> int:
+        """The rows of a Parquet file, from its end; raises what :meth:`read_bytes` raises."""
+        return self._read(relative, lambda file: int(pq.read_metadata(file).num_rows))
 
     def write_bytes(self, relative: str, data: bytes | pa.Buffer) -> int:
         """Commit ``data`` under its final name in one step; returns its size in bytes.
@@ -45,23 +104,10 @@ class Store:
         Raises:
             OutputError: the folder cannot be written.
         """
-        target = self.path(relative)
-        temporary = target.with_name(f"{TEMPORARY_PREFIX}{uuid.uuid4().hex}-{target.name}{TEMPORARY_SUFFIX}")
-        try:
-            target.parent.mkdir(parents=True, exist_ok=True)
-            with temporary.open("wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(target)
-            _sync_folder(target.parent)
-        except OSError as error:
-            with contextlib.suppress(OSError):  # what stopped the write may stop this too; nothing reads the file
-                temporary.unlink(missing_ok=True)
-            raise OutputError(
-                f"cannot write {target}: {error.strerror or error}. Free the disk or choose another --out; "
-                "what is committed stays, and the same command resumes."
-            ) from error
+        if isinstance(self.root, ObjectUrl):
+            put(self.root.below(relative), data)
+        else:
+            _write_file(self.root / relative, data)
         return len(data)
 
     def write_table(self, relative: str, table: pa.Table) -> int:
@@ -70,15 +116,84 @@ class Store:
 
     def remove(self, relative: str) -> None:
         """Remove a file that an unfinished attempt may have left."""
-        self.path(relative).unlink(missing_ok=True)
+        if not isinstance(self.root, ObjectUrl):
+            (self.root / relative).unlink(missing_ok=True)
+            return
+        url = self.root.below(relative)
+        with contextlib.suppress(FileNotFoundError), complaining("remove", url):
+            file_system(url).delete_file(url.path)
+
+    def list(self, folder: str, *, recursive: bool = False) -> list[StoredFile]:
+        """The files of a folder by name, none where there is no such folder; temporary files are left out."""
+        if isinstance(self.root, ObjectUrl):
+            url = self.root.below(folder)
+            selector = fs.FileSelector(url.path, allow_not_found=True, recursive=recursive)
+            with complaining("list", url):
+                found = file_system(url).get_file_info(selector)
+            files = [(info.path, info.mtime_ns) for info in found if info.type == fs.FileType.File]
+            prefix = self.root.path
+        else:
+            files = []
+            for entry in _walk(self.root / folder, recursive=recursive):
+                with contextlib.suppress(FileNotFoundError):  # a file of an attempt that has ended meanwhile
+                    files.append((entry.path, entry.stat().st_mtime_ns))
+            prefix = os.fspath(self.root)
+        names = [(path[len(prefix) :].lstrip("/"), modified) for path, modified in files]
+        kept = [(name, modified) for name, modified in names if not name.rpartition("/")[2].startswith((".", "_"))]
+        return [StoredFile(self, name, modified) for name, modified in sorted(kept)]
 
     def parts(self, table: Table, partition: str) -> set[tuple[int, int]]:
         """The pair ranges committed in one partition of a table."""
-        folder = self.root / table / partition
-        if not folder.is_dir():
-            return set()
-        found = (parse_part_name(entry.name) for entry in os.scandir(folder))
+        folder = f"{table}/{partition}"
+        if isinstance(self.root, ObjectUrl):
+            names = [file.name for file in self.list(folder)]
+        else:
+            names = [entry.name for entry in _walk(self.root / folder, recursive=False)]
+        found = (parse_part_name(name) for name in names)
         return {part for part in found if part is not None}
+
+    def _read(self, relative: str, use: Callable[[Any], T]) -> T:
+        def read() -> T:
+            with self._open(relative) as file:
+                return use(file)
+
+        return persistently(read) if self.is_remote else read()
+
+    @contextlib.contextmanager
+    def _open(self, relative: str) -> Iterator[Any]:
+        if isinstance(self.root, ObjectUrl):
+            url = self.root.below(relative)
+            with complaining("read", url), file_system(url).open_input_file(url.path) as file:
+                yield file
+            return
+        path = self.root / relative
+        try:
+            with path.open("rb") as file:
+                yield file
+        except NotADirectoryError as error:
+            raise FileNotFoundError(*error.args) from error
+        except FileNotFoundError:
+            raise
+        except OSError as error:
+            raise OutputError(f"cannot read {path}: {error.strerror or error}") from error
+
+
+@dataclass(frozen=True)
+class StoredFile:
+    """A file of a run's directory."""
+
+    store: Store
+    relative: str
+    modified_ns: int = 0
+    """When it was last written, in nanoseconds since the epoch, where it comes from a listing."""
+
+    @property
+    def name(self) -> str:
+        """Its name within its folder."""
+        return self.relative.rpartition("/")[2]
+
+    def __str__(self) -> str:
+        return str(self.store.path(self.relative))
 
 
 def encode_parquet(table: pa.Table) -> pa.Buffer:
@@ -100,6 +215,25 @@ def encode_parquet(table: pa.Table) -> pa.Buffer:
     return sink.getvalue()
 
 
+def _write_file(target: Path, data: bytes | pa.Buffer) -> None:
+    temporary = target.with_name(f"{TEMPORARY_PREFIX}{uuid.uuid4().hex}-{target.name}{TEMPORARY_SUFFIX}")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with temporary.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(target)
+        _sync_folder(target.parent)
+    except OSError as error:
+        with contextlib.suppress(OSError):  # what stopped the write may stop this too; nothing reads the file
+            temporary.unlink(missing_ok=True)
+        raise OutputError(
+            f"cannot write {target}: {error.strerror or error}. Free the disk or choose another --out; "
+            "what is committed stays, and the same command resumes."
+        ) from error
+
+
 def _sync_folder(folder: Path) -> None:
     """Make a rename durable: the directory entry itself must reach the disk."""
     descriptor = os.open(folder, os.O_RDONLY)
@@ -107,3 +241,17 @@ def _sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _walk(folder: Path, *, recursive: bool) -> Iterable[os.DirEntry[str]]:
+    """The files of a folder; one that is removed meanwhile may be missing."""
+    try:
+        entries = list(os.scandir(folder))
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    for entry in entries:
+        if entry.is_dir():
+            if recursive:
+                yield from _walk(Path(entry.path), recursive=True)
+        else:
+            yield entry

@@ -9,6 +9,7 @@ import pytest
 
 from tests.support.browser import browser  # noqa: F401 - a fixture
 from tests.support.ndif_server import ndif_server  # noqa: F401 - a fixture
+from tests.support.object_store import object_store, object_store_server  # noqa: F401 - fixtures
 
 if TYPE_CHECKING:
     from attrib_batch.models.load import LoadedModel

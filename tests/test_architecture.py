@@ -15,7 +15,7 @@ PACKAGE = ROOT / "attrib_batch"
 
 # From the top down; a layer may import those below it.
 LAYERS = ["cli", "report", "analysis", "run", "workers", "attribution", "models", "pairs"]
-BOTTOM = {"metric_names", "spec", "schema", "errors", "store", "_version"}
+BOTTOM = {"metric_names", "spec", "schema", "errors", "store", "objects", "_version"}
 HEAVY = {"torch", "ray", "nnsight", "transformers"}
 FORBIDDEN = {
     "cli": {"torch", "ray", "nnsight"},
@@ -29,6 +29,7 @@ FORBIDDEN = {
     "schema": HEAVY,
     "errors": HEAVY,
     "store": HEAVY,
+    "objects": HEAVY,
 }
 RESULTS_LAYERS_IMPORT_NO = {"run", "workers", "attribution", "models", "pairs"}
 

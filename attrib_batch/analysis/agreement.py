@@ -31,7 +31,6 @@ A method whose scores are magnitudes (``atp_star``) is compared with absolute ex
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -46,6 +45,7 @@ from attrib_batch.store import Store
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
     from attrib_batch.schema import Component
 
@@ -70,7 +70,7 @@ _FILE = f"{VERIFICATION}/agreement.parquet"
 _SMALL = 0.01
 
 
-def write_agreement(out: Path, *, seed: int, resamples: int = 1000) -> Path:
+def write_agreement(out: str | Path | Store, *, seed: int, resamples: int = 1000) -> Path | str:
     """Compare every verified cell with its exact scores and write the figures.
 
     Args:
@@ -84,27 +84,28 @@ def write_agreement(out: Path, *, seed: int, resamples: int = 1000) -> Path:
     Raises:
         OutputError: nothing has been verified, or exact scores and estimates do not match.
     """
-    out = Path(out)
-    manifest, cells = read_manifest(out), verified_cells(out)
+    store = Store.parse(out)
+    manifest, cells = read_manifest(store), verified_cells(store)
     if not cells:
-        raise OutputError(f"{out} has no exact scores in {VERIFICATION}: run attrib-batch verify {out} first.")
+        raise OutputError(
+            f"{store.root} has no exact scores in {VERIFICATION}: run attrib-batch verify {store.root} first."
+        )
     found = [
         (cell.model, cell.dataset, cell.method, *row)
         for cell in cells
-        for row in agreement_of(read_verified(out, cell, manifest), seed=seed, resamples=resamples)
+        for row in agreement_of(read_verified(store, cell, manifest), seed=seed, resamples=resamples)
     ]
     table = pl.DataFrame(found, schema=AGREEMENT, orient="row")
-    store = Store(out)
     store.write_table(_FILE, table.to_arrow(compat_level=pl.CompatLevel.oldest()))
     return store.path(_FILE)
 
 
-def has_agreement(out: Path) -> bool:
+def has_agreement(out: str | Path | Store) -> bool:
     """Whether a run has been verified."""
-    return Store(Path(out)).exists(_FILE)
+    return Store.parse(out).exists(_FILE)
 
 
-def read_agreement(out: Path) -> pl.DataFrame:
+def read_agreement(out: str | Path | Store) -> pl.DataFrame:
     """Read the table that `write_agreement` writes.
 
     Raises:
@@ -112,7 +113,7 @@ def read_agreement(out: Path) -> pl.DataFrame:
     """
     if not has_agreement(out):
         raise OutputError(f"{out} has no {_FILE}: run attrib-batch verify {out} first.")
-    return pl.read_parquet(Path(out) / _FILE, glob=False, hive_partitioning=False)
+    return pl.read_parquet(Store.parse(out).read_bytes(_FILE))
 
 
 _Row = tuple[str, str, float | None, float | None, float | None]

@@ -14,6 +14,8 @@ from attrib_batch.analysis.verified import Verified, read_verified, verified_cel
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from attrib_batch.store import Store
+
 NEGLIGIBLE = 0.01
 """Differences below this share of the largest absolute mean exact effect of the component mislead nobody."""
 
@@ -69,7 +71,7 @@ def mean_effects(verified: Verified) -> pl.DataFrame:
     )
 
 
-def strongest_disagreements(out: Path, n: int) -> pl.DataFrame:
+def strongest_disagreements(out: str | Path | Store, n: int) -> pl.DataFrame:
     """The heads for which a method misleads most.
 
     Args:

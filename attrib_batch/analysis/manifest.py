@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from attrib_batch.errors import OutputError
 from attrib_batch.schema import SCHEMA_VERSION, Cell
+from attrib_batch.store import Store
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 MANIFEST = "manifest.json"
 
@@ -50,27 +53,27 @@ class RunManifest(_Tolerant):
         return next((item for item in self.job.get("methods", ()) if item.get("id") == name), {})
 
 
-def read_manifest(out: Path) -> RunManifest:
+def read_manifest(out: str | Path | Store) -> RunManifest:
     """Read the manifest of the run in ``out``.
 
     Raises:
         OutputError: ``out`` is not a run's directory, or was written under another table layout.
     """
-    path = Path(out) / MANIFEST
+    store = Store.parse(out)
     try:
-        manifest = RunManifest.model_validate_json(path.read_bytes())
+        manifest = RunManifest.model_validate_json(store.read_bytes(MANIFEST))
     except FileNotFoundError as error:
         raise OutputError(
-            f"{out} is not the directory of a run: it has no {MANIFEST}. Name the folder given to --out."
+            f"{store.root} is not the directory of a run: it has no {MANIFEST}. Name the folder given to --out."
         ) from error
-    except OSError as error:
-        raise OutputError(f"cannot read {path}: {error.strerror or error}") from error
     except ValidationError as error:
         keys = ", ".join(sorted({".".join(map(str, item["loc"])) or "the file" for item in error.errors()}))
-        raise OutputError(f"{path} is not a run's manifest: {keys} missing or of the wrong type") from error
+        raise OutputError(
+            f"{store.path(MANIFEST)} is not a run's manifest: {keys} missing or of the wrong type"
+        ) from error
     if manifest.schema_version != SCHEMA_VERSION:
         raise OutputError(
-            f"{out} holds tables of schema version {manifest.schema_version}; this release reads "
+            f"{store.root} holds tables of schema version {manifest.schema_version}; this release reads "
             f"{SCHEMA_VERSION}. Read it with the release that wrote it, or run the job again elsewhere."
         )
     return manifest

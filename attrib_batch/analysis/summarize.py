@@ -5,7 +5,7 @@ The layout of every summary table is in `summary`; the statistics are in `moment
 
 from __future__ import annotations
 
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import polars as pl
 
@@ -18,8 +18,11 @@ from attrib_batch.errors import OutputError
 from attrib_batch.schema import Cell, Table
 from attrib_batch.store import Store
 
+if TYPE_CHECKING:
+    from pathlib import Path
 
-def summarize(out: Path) -> SummaryPaths:
+
+def summarize(out: str | Path | Store) -> SummaryPaths:
     """Reduce a run's committed scores, baselines and failures to ``OUT/summary/*.parquet``.
 
     It may run while the run does, and then covers what is committed. Memory stays bounded by one part file,
@@ -35,16 +38,15 @@ def summarize(out: Path) -> SummaryPaths:
         OutputError: ``out`` is not a run's directory, nothing is committed in it yet, or a part is damaged
             (scores that are not finite, or that do not match the baselines).
     """
-    out = Path(out)
-    plan = read_manifest(out).plan
-    store = Store(out)
+    store = Store.parse(out)
+    plan = read_manifest(store).plan
     if not any(store.parts(Table.SCORES, entry.cell.partition) for entry in plan):
-        raise OutputError(f"{out} has no committed chunk yet: run the job into it first (attrib-batch run).")
+        raise OutputError(f"{store.root} has no committed chunk yet: run the job into it first (attrib-batch run).")
     heads, positions = [HEADS.to_frame()], [POSITIONS.to_frame()]
     baselines, failures = [BASELINES.to_frame()], [FAILURES.to_frame()]
     for entry in plan:
-        cell, parts = entry.cell, committed_parts(out, entry.cell)
-        counts = _failures(out, cell)
+        cell, parts = entry.cell, committed_parts(store, entry.cell)
+        counts = _failures(store, cell)
         failures.append(_labelled(counts, cell, FAILURES))
         baseline = _baselines(cell, entry, parts, failed=int(counts.get_column("count").sum()))
         baselines.append(_labelled(baseline, cell, BASELINES))
@@ -118,11 +120,11 @@ def _sem_of_difference(pairs: pl.LazyFrame) -> pl.Series:
     return sem.collect(engine="streaming").get_column("sem_difference")
 
 
-def _failures(out: Path, cell: Cell) -> pl.DataFrame:
+def _failures(store: Store, cell: Cell) -> pl.DataFrame:
     """How many pairs failed for each reason, with the first of them as an example."""
     first = pl.col("pair_id").arg_min()
     return (
-        scan(failure_files(out, cell), Table.FAILURES)
+        scan(failure_files(store, cell), Table.FAILURES)
         .group_by("stage", "error")
         .agg(
             count=pl.len(),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import chain
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -13,9 +12,14 @@ import polars as pl
 from attrib_batch.analysis.manifest import MANIFEST
 from attrib_batch.errors import OutputError
 from attrib_batch.schema import Table
+from attrib_batch.store import Store
 
 if TYPE_CHECKING:
-    from attrib_batch.store import Store
+    from collections.abc import Iterator
+    from pathlib import Path
+
+_FOLDER = "summary"
+_TABLES = ("heads", "positions", "baselines", "failures")
 
 _CELL = {"model": pl.String(), "dataset": pl.String(), "method": pl.String()}
 
@@ -92,18 +96,19 @@ FAILURES = pl.Schema(
 class SummaryPaths:
     """Where the summary tables of a run are."""
 
-    heads: Path
-    positions: Path
-    baselines: Path
-    failures: Path
+    heads: Path | str
+    positions: Path | str
+    baselines: Path | str
+    failures: Path | str
 
     @classmethod
-    def of(cls, out: Path) -> SummaryPaths:
-        """The paths in a run's directory, whether or not the files exist."""
-        return cls(*(Path(out) / _relative(name) for name in ("heads", "positions", "baselines", "failures")))
+    def of(cls, out: str | Path | Store) -> SummaryPaths:
+        """The paths in a run's directory, or URLs in an object store, whether or not the files exist."""
+        store = Store.parse(out)
+        return cls(*(store.path(_relative(name)) for name in _TABLES))
 
-    def __iter__(self) -> chain[Path]:
-        return chain([self.heads, self.positions, self.baselines, self.failures])
+    def __iter__(self) -> Iterator[Path | str]:
+        return iter([self.heads, self.positions, self.baselines, self.failures])
 
 
 @dataclass(frozen=True)
@@ -128,35 +133,35 @@ def write_summary(
     frames = {"heads": heads, "positions": positions, "baselines": baselines, "failures": failures}
     for name, frame in frames.items():
         store.write_table(_relative(name), frame.to_arrow(compat_level=pl.CompatLevel.oldest()))
-    return SummaryPaths.of(store.root)
+    return SummaryPaths.of(store)
 
 
-def read_summary(out: Path) -> Summary:
+def read_summary(out: str | Path | Store) -> Summary:
     """Read the summary tables of a run.
 
     Raises:
         OutputError: the run has not been summarised.
     """
-    paths = SummaryPaths.of(out)
-    missing = [path.name for path in paths if not path.exists()]
+    store = Store.parse(out)
+    missing = [f"{name}.parquet" for name in _TABLES if not store.exists(_relative(name))]
     if missing:
         raise OutputError(
-            f"{out} has no summary ({', '.join(missing)} missing): run attrib-batch summarize {out} first."
+            f"{store.root} has no summary ({', '.join(missing)} missing): "
+            f"run attrib-batch summarize {store.root} first."
         )
-    return Summary(*(pl.read_parquet(path, glob=False, hive_partitioning=False) for path in paths))
+    return Summary(*(pl.read_parquet(store.read_bytes(_relative(name))) for name in _TABLES))
 
 
-def summary_is_current(out: Path) -> bool:
+def summary_is_current(out: str | Path | Store) -> bool:
     """Whether the summary is there and newer than the manifest and every part of the run."""
-    paths = SummaryPaths.of(out)
-    if not all(path.exists() for path in paths):
+    store = Store.parse(out)
+    summaries = {file.relative: file.modified_ns for file in store.list(_FOLDER)}
+    if not all(_relative(name) in summaries for name in _TABLES):
         return False
-    written = min(path.stat().st_mtime_ns for path in paths)
-    sources = chain(
-        [Path(out) / MANIFEST],
-        *((Path(out) / table).glob("**/*.parquet") for table in Table if (Path(out) / table).is_dir()),
-    )
-    return all(source.stat().st_mtime_ns < written for source in sources)
+    written = min(summaries[_relative(name)] for name in _TABLES)
+    manifest = (file for file in store.list("") if file.relative == MANIFEST)
+    sources = chain(manifest, *(store.list(table, recursive=True) for table in Table))
+    return all(source.modified_ns < written for source in sources)
 
 
 def heatmap(
@@ -197,4 +202,4 @@ def heatmap(
 
 
 def _relative(name: str) -> str:
-    return f"summary/{name}.parquet"
+    return f"{_FOLDER}/{name}.parquet"

@@ -9,19 +9,23 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import reduce
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import polars as pl
-import pyarrow.parquet as pq
+from polars.io.plugins import register_io_source
 
 from attrib_batch.analysis.manifest import read_manifest
 from attrib_batch.errors import OutputError
-from attrib_batch.schema import Cell, Table, parse_part_name, part_name
+from attrib_batch.schema import Cell, Chunk, Table, parse_part_name
 from attrib_batch.store import Store
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
+    from pathlib import Path
+
+    import pyarrow as pa
+
+    from attrib_batch.store import StoredFile
 
 CELL = ("model", "dataset", "method")
 """The partition columns, in the order in which tables carry them."""
@@ -31,54 +35,89 @@ CELL = ("model", "dataset", "method")
 class Part:
     """One committed chunk that scored at least one pair."""
 
-    scores: Path
-    baselines: Path
+    scores: StoredFile
+    baselines: StoredFile
     rows: int
     """How many rows the scores file holds."""
 
 
-def committed_parts(out: Path, cell: Cell) -> list[Part]:
+def committed_parts(out: str | Path | Store, cell: Cell) -> list[Part]:
     """The committed chunks of a cell that have scores, in the order of their pairs.
 
     Raises:
         OutputError: a scores file has rows and no baselines file beside it, so its pairs cannot be
         interpreted.
     """
-    store = Store(Path(out))
+    store = Store.parse(out)
+    with_baselines = store.parts(Table.BASELINES, cell.partition)
     parts = []
     for start, stop in sorted(store.parts(Table.SCORES, cell.partition)):
-        folder, name = cell.partition, part_name(start, stop)
-        scores = store.path(f"{Table.SCORES}/{folder}/{name}")
-        baselines = store.path(f"{Table.BASELINES}/{folder}/{name}")
-        rows = pq.read_metadata(scores).num_rows
-        if rows and not baselines.exists():
+        chunk = Chunk(cell, start, stop)
+        scores, baselines = (store.file(chunk.path(table)) for table in (Table.SCORES, Table.BASELINES))
+        rows = store.count_rows(scores.relative)
+        if rows and (start, stop) not in with_baselines:
             raise OutputError(f"{scores} has no baselines file: remove it and run the job again to restore both.")
         if rows:
             parts.append(Part(scores, baselines, rows))
     return parts
 
 
-def failure_files(out: Path, cell: Cell) -> list[Path]:
+def failure_files(out: str | Path | Store, cell: Cell) -> list[StoredFile]:
     """The failures files of a cell: those of committed chunks, and any that belong to no chunk."""
-    store = Store(Path(out))
-    folder = store.path(f"{Table.FAILURES}/{cell.partition}")
+    store = Store.parse(out)
     committed = store.parts(Table.SCORES, cell.partition)
-    found = sorted(path for path in folder.glob("*.parquet") if not path.name.startswith((".", "_")))
-    ranges = [(path, parse_part_name(path.name)) for path in found]
-    return [path for path, part in ranges if part is None or part in committed]
+    found = [file for file in store.list(f"{Table.FAILURES}/{cell.partition}") if file.name.endswith(".parquet")]
+    ranges = [(file, parse_part_name(file.name)) for file in found]
+    return [file for file, part in ranges if part is None or part in committed]
 
 
-def scan(files: Iterable[Path], table: Table) -> pl.LazyFrame:
+def scan(files: Iterable[StoredFile], table: Table) -> pl.LazyFrame:
     """A lazy frame over files of one table, with the table's columns alone."""
-    paths = list(files)
-    if not paths:
-        return pl.from_arrow(table.schema.empty_table()).lazy()  # type: ignore[union-attr]  # a table gives a frame, never a series
+    found = list(files)
+    if any(file.store.is_remote for file in found):
+        return _scan_objects(found, table)
+    if not found:
+        return _empty(table).lazy()
     # Folder names are not parsed: a directory above OUT may contain "=" as well.
+    paths = [str(file) for file in found]
     return pl.scan_parquet(paths, glob=False, hive_partitioning=False).select(table.schema.names)
 
 
+def _scan_objects(files: list[StoredFile], table: Table) -> pl.LazyFrame:
+    """The same over objects, one in memory at a time.
+
+    They are read through pyarrow and not by Polars, which would look for credentials and endpoints in places of its
+    own: a run that could be written could then not be read.
+    """
+
+    def read(
+        with_columns: list[str] | None, predicate: pl.Expr | None, n_rows: int | None, batch_size: int | None
+    ) -> Iterator[pl.DataFrame]:
+        del batch_size  # a part is small enough
+        wanted = n_rows
+        for file in files:
+            if wanted is not None and wanted <= 0:
+                return
+            frame = from_arrow(file.store.read_table(file.relative, with_columns or table.schema.names))
+            if wanted is not None:
+                frame = frame.head(wanted)
+                wanted -= len(frame)
+            yield frame if predicate is None else frame.filter(predicate)
+
+    return register_io_source(read, schema=_empty(table).schema)
+
+
+def _empty(table: Table) -> pl.DataFrame:
+    return from_arrow(table.schema.empty_table())
+
+
+def from_arrow(table: pa.Table) -> pl.DataFrame:
+    """An Arrow table as a frame."""
+    return pl.from_arrow(table)  # type: ignore[return-value]  # a table gives a frame, never a series
+
+
 def scan_scores(
-    out: Path, *, model: str | None = None, dataset: str | None = None, method: str | None = None
+    out: str | Path | Store, *, model: str | None = None, dataset: str | None = None, method: str | None = None
 ) -> pl.LazyFrame:
     """The committed scores of a run.
 
@@ -101,7 +140,7 @@ def scan_scores(
 
 
 def scan_baselines(
-    out: Path, *, model: str | None = None, dataset: str | None = None, method: str | None = None
+    out: str | Path | Store, *, model: str | None = None, dataset: str | None = None, method: str | None = None
 ) -> pl.LazyFrame:
     """The clean and corrupted metrics of every scored pair.
 
@@ -118,7 +157,7 @@ def scan_baselines(
 
 
 def scan_failures(
-    out: Path, *, model: str | None = None, dataset: str | None = None, method: str | None = None
+    out: str | Path | Store, *, model: str | None = None, dataset: str | None = None, method: str | None = None
 ) -> pl.LazyFrame:
     """The pairs that could not be scored, and why.
 
@@ -167,7 +206,7 @@ def gap_or_null() -> pl.Expr:
     return pl.when(gap.abs() > 1e-6 * size).then(gap)
 
 
-def _select_cells(out: Path, model: str | None, dataset: str | None, method: str | None) -> list[Cell]:
+def _select_cells(out: str | Path | Store, model: str | None, dataset: str | None, method: str | None) -> list[Cell]:
     cells = [entry.cell for entry in read_manifest(out).plan]
     wanted = {"model": model, "dataset": dataset, "method": method}
     chosen = [cell for cell in cells if all(name is None or getattr(cell, key) == name for key, name in wanted.items())]

@@ -7,17 +7,18 @@ under the same cells: the method in a file's path is the one that is verified, n
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import polars as pl
-import pyarrow.parquet as pq
 
 from attrib_batch.analysis.manifest import RunManifest, read_manifest
 from attrib_batch.analysis.tables import committed_parts, scan
 from attrib_batch.errors import OutputError
-from attrib_batch.schema import Cell, Component, Table, part_name
-from attrib_batch.store import Store
+from attrib_batch.schema import Cell, Chunk, Component, Table
+from attrib_batch.store import Store, StoredFile
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 VERIFICATION = "verification"
 """The folder of a run's directory that holds all that verification writes."""
@@ -65,7 +66,7 @@ class Verified:
         return [component for component in Component if component in present]
 
 
-def verified_cells(out: Path) -> list[Cell]:
+def verified_cells(out: str | Path | Store) -> list[Cell]:
     """The cells of the plan that have exact scores, in its order.
 
     Raises:
@@ -74,11 +75,11 @@ def verified_cells(out: Path) -> list[Cell]:
     return [
         entry.cell
         for entry in read_manifest(out).plan
-        if any(pq.read_metadata(path).num_rows for path in _exact_files(out, entry.cell))
+        if any(file.store.count_rows(file.relative) for file in _exact_files(out, entry.cell))
     ]
 
 
-def read_verified(out: Path, cell: Cell, manifest: RunManifest | None = None) -> Verified:
+def read_verified(out: str | Path | Store, cell: Cell, manifest: RunManifest | None = None) -> Verified:
     """Join a cell's exact scores with its estimates of the same pairs.
 
     Memory is bounded by the sample and one part of the run's scores; parts without a verified pair are not opened.
@@ -110,17 +111,17 @@ def read_verified(out: Path, cell: Cell, manifest: RunManifest | None = None) ->
     return Verified(cell, rows, pairs.get_column("unit").n_unique(), has_role=has_role, magnitudes=magnitudes)
 
 
-def _exact_files(out: Path, cell: Cell) -> list[Path]:
-    store = Store(Path(out) / VERIFICATION)
+def _exact_files(out: str | Path | Store, cell: Cell) -> list[StoredFile]:
+    store = Store.parse(out).below(VERIFICATION)
     parts = sorted(store.parts(Table.SCORES, cell.partition))
-    return [store.path(f"{Table.SCORES}/{cell.partition}/{part_name(*part)}") for part in parts]
+    return [store.file(Chunk(cell, *part).path(Table.SCORES)) for part in parts]
 
 
 def _keys() -> list[pl.Expr]:
     return [pl.col(name).cast(_COMPONENTS) if name == "component" else pl.col(name) for name in _KEYS]
 
 
-def _estimates(out: Path, cell: Cell, wanted: pl.Series) -> tuple[pl.DataFrame, pl.DataFrame]:
+def _estimates(out: str | Path | Store, cell: Cell, wanted: pl.Series) -> tuple[pl.DataFrame, pl.DataFrame]:
     """The verified pairs (``pair_id, n_tokens, first_difference, unit``) and their estimated scores."""
     chosen = pl.col("pair_id").is_in(wanted.implode())
     is_end = (pl.col("role").cast(pl.String) == END).fill_null(value=False)

@@ -18,7 +18,9 @@ app = typer.Typer(
 make = typer.Typer(help="Generate pairs.", no_args_is_help=True)
 app.add_typer(make, name="make")
 
-Table = Annotated[Path, typer.Argument(metavar="FILE", help="A Parquet table of prompt pairs.")]
+Table = Annotated[
+    str, typer.Argument(metavar="FILE", help="A Parquet table of prompt pairs: a path, s3://, gs:// or hf://datasets/.")
+]
 OutFile = Annotated[Path, typer.Option("--out", metavar="FILE", help="The Parquet file to write.")]
 
 

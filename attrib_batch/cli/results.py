@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
-Out = Annotated[Path, typer.Argument(metavar="OUT", help="The run's directory.")]
+Out = Annotated[str, typer.Argument(metavar="OUT", help="The run's directory, or s3:// or gs://bucket/folder.")]
 
 
 def status(out: Out) -> int:
@@ -28,9 +27,10 @@ def status(out: Out) -> int:
 def summarize(out: Out) -> None:
     """Summarise the scores into OUT/summary."""
     from attrib_batch.analysis import summarize as summarize_run
+    from attrib_batch.store import Store
 
     summarize_run(out)
-    typer.echo(f"summary: {out / 'summary'}")
+    typer.echo(f"summary: {Store.parse(out).path('summary')}")
 
 
 def report(out: Out) -> None:

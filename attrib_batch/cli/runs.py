@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from attrib_batch.spec import Job
 
 JobPath = Annotated[Path, typer.Argument(metavar="JOB", help="The job file (YAML).")]
-Out = Annotated[Path, typer.Option("--out", help="The run's directory.", metavar="OUT")]
+Out = Annotated[str, typer.Option("--out", help="The run's directory, or s3:// or gs://bucket/folder.", metavar="OUT")]
 Address = Annotated[str | None, typer.Option(help="A Ray cluster to join; Ray starts here where absent.")]
 NdifHost = Annotated[
     str | None,
@@ -63,7 +63,7 @@ def run(
     return int(result.exit_code)
 
 
-def demo(out: Annotated[Path, typer.Option("--out", help="The run's directory.")] = Path("runs/demo")) -> int:
+def demo(out: Annotated[str, typer.Option("--out", help="The run's directory.")] = "runs/demo") -> int:
     """Run jobs/demo.yaml on the bundled model, summarise it and write its report."""
     from attrib_batch.report import write_report
 
@@ -77,7 +77,7 @@ def demo(out: Annotated[Path, typer.Option("--out", help="The run's directory.")
 
 
 def verify(
-    out: Annotated[Path, typer.Argument(metavar="OUT", help="The run's directory.")],
+    out: Annotated[str, typer.Argument(metavar="OUT", help="The run's directory.")],
     pairs: Annotated[int, typer.Option(min=1, help="Pairs to measure from each dataset.")] = 32,
     seed: Annotated[int, typer.Option(help="The same seed samples the same pairs.")] = 0,
     address: Address = None,
@@ -99,7 +99,7 @@ def doctor() -> int:
     return 0 if all(finding.ok for finding in findings if finding.needed) else 2
 
 
-def _verify(out: Path, n_pairs: int, seed: int, address: str | None = None, ndif_host: str | None = None) -> ExitCode:
+def _verify(out: str, n_pairs: int, seed: int, address: str | None = None, ndif_host: str | None = None) -> ExitCode:
     from attrib_batch.analysis.agreement import write_agreement
     from attrib_batch.run.driver import run_prepared
     from attrib_batch.run.progress import make_progress
@@ -115,7 +115,7 @@ def _verify(out: Path, n_pairs: int, seed: int, address: str | None = None, ndif
 
 def _run(
     job: Job,
-    out: Path,
+    out: str,
     address: str | None = None,
     ndif_host: str | None = None,
     *,

@@ -11,14 +11,13 @@ from attrib_batch.schema import PAIRS, REQUIRED_PAIR_COLUMNS
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
 DECODE_ERRORS = (pa.ArrowException, OSError, UnicodeDecodeError)
 """What pyarrow raises for files and pages that cannot be decoded: its own classes, OSError from a codec or a
 checksum, and UnicodeDecodeError for strings that are not UTF-8."""
 
 
-def check_columns(schema: pa.Schema, path: Path) -> None:
+def check_columns(schema: pa.Schema, path: str) -> None:
     """Check that a file has the columns of a table of pairs, in types that can be read as theirs.
 
     Raises:

@@ -9,10 +9,10 @@ import pyarrow as pa
 
 from attrib_batch.errors import DatasetError
 from attrib_batch.pairs.columns import DECODE_ERRORS, one_line
+from attrib_batch.pairs.files import check_answers
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
     import numpy.typing as npt
     import pyarrow.parquet as pq
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 _FIX = "Give every row an id of its own, or leave the column out: then the row number is used."
 
 
-def check_ids(file: pq.ParquetFile, path: Path, n_rows: int) -> None:
+def check_ids(file: pq.ParquetFile, path: str, n_rows: int) -> None:
     """Check that the first ``n_rows`` rows have ids, each its own.
 
     Raises:
@@ -38,7 +38,7 @@ def check_ids(file: pq.ParquetFile, path: Path, n_rows: int) -> None:
     )
 
 
-def repeated_id_rows(file: pq.ParquetFile, path: Path, n_rows: int) -> npt.NDArray[np.int64]:
+def repeated_id_rows(file: pq.ParquetFile, path: str, n_rows: int) -> npt.NDArray[np.int64]:
     """The rows, in order, whose id an earlier row has already; no memory is needed where ids rise.
 
     Raises:
@@ -52,7 +52,7 @@ def repeated_id_rows(file: pq.ParquetFile, path: Path, n_rows: int) -> npt.NDArr
     return np.sort(order[1:][again])
 
 
-def int64_ids(ids: pa.Array, first_row: int, path: Path) -> npt.NDArray[np.int64]:
+def int64_ids(ids: pa.Array, first_row: int, path: str) -> npt.NDArray[np.int64]:
     """The ids of consecutive rows as an array.
 
     Raises:
@@ -65,7 +65,7 @@ def int64_ids(ids: pa.Array, first_row: int, path: Path) -> npt.NDArray[np.int64
     return values
 
 
-def _ids_rise(file: pq.ParquetFile, path: Path, n_rows: int) -> bool:
+def _ids_rise(file: pq.ParquetFile, path: str, n_rows: int) -> bool:
     last: int | None = None
     for ids in _id_batches(file, path, n_rows):
         if (last is not None and ids[0] <= last) or np.any(ids[1:] <= ids[:-1]):
@@ -74,7 +74,7 @@ def _ids_rise(file: pq.ParquetFile, path: Path, n_rows: int) -> bool:
     return True
 
 
-def _all_ids(file: pq.ParquetFile, path: Path, n_rows: int) -> npt.NDArray[np.int64]:
+def _all_ids(file: pq.ParquetFile, path: str, n_rows: int) -> npt.NDArray[np.int64]:
     all_ids = np.empty(n_rows, np.int64)
     row = 0
     for ids in _id_batches(file, path, n_rows):
@@ -83,7 +83,7 @@ def _all_ids(file: pq.ParquetFile, path: Path, n_rows: int) -> npt.NDArray[np.in
     return all_ids
 
 
-def _id_batches(file: pq.ParquetFile, path: Path, n_rows: int) -> Iterator[npt.NDArray[np.int64]]:
+def _id_batches(file: pq.ParquetFile, path: str, n_rows: int) -> Iterator[npt.NDArray[np.int64]]:
     row = 0
     try:
         for group in range(file.metadata.num_row_groups):
@@ -94,4 +94,5 @@ def _id_batches(file: pq.ParquetFile, path: Path, n_rows: int) -> Iterator[npt.N
                 yield int64_ids(ids, row, path)
                 row += len(ids)
     except DECODE_ERRORS as error:
+        check_answers(error, path)
         raise DatasetError(f"{path}: pair_id cannot be read from row {row} on ({one_line(error)}).") from error

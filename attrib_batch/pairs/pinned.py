@@ -2,31 +2,36 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from attrib_batch.errors import DatasetError
+from attrib_batch.pairs.files import find_file
 from attrib_batch.pairs.reader import PairTable
 
 if TYPE_CHECKING:
     from attrib_batch.pairs.reader import Pair
 
-Stamp = tuple[int, int, int]
-
 
 class PinnedTable:
-    """Reads rows of a file whose content is known by its fingerprint.
+    """Reads rows of a file whose content is known.
 
-    The whole file is hashed at the first read, and again only when it looks touched: rows of two versions of a dataset
-    must never meet in one run's tables.
+    It is compared at the first read (a local file by its hash), and again only when it looks touched: rows of two
+    versions of a dataset must never meet in one run's tables.
     """
 
-    def __init__(self, path: str, limit: int | None, fingerprint: str) -> None:
-        self._path, self._limit, self._fingerprint = Path(path), limit, fingerprint
+    def __init__(self, path: str, limit: int | None, pin: str) -> None:
+        """Name a table; nothing is read yet.
+
+        Args:
+            path: the file.
+            limit: read only the first so many rows.
+            pin: what `PairTable.pin` said when the run was planned.
+        """
+        self._path, self._limit, self._pin = path, limit, pin
         self._table: PairTable | None = None
-        self._stamp: Stamp | None = None
+        self._stamp: object = None
         """The file as it was when it was opened."""
-        self._refused: Stamp | None = None
+        self._refused: object = None
         """The file as it was when it held something else."""
 
     def rows(self, start: int, stop: int) -> list[Pair]:
@@ -48,9 +53,10 @@ class PinnedTable:
                     return pairs
 
     def _open(self) -> PairTable:
-        stamp = _stamp(self._path)
+        # Taken first: what changes while the file is opened and compared is noticed when rows are read.
+        stamp = find_file(self._path).stamp()
         table = PairTable.open(self._path, self._limit)
-        if stamp is None or stamp == self._refused or table.fingerprint() != self._fingerprint:
+        if stamp is None or stamp == self._refused or table.pin() != self._pin:
             self._table, self._refused = None, stamp
             raise DatasetError(
                 f"{self._path} has changed since the run began: its rows are not the ones that were planned. "
@@ -60,13 +66,4 @@ class PinnedTable:
         return table
 
     def _touched(self) -> bool:
-        return _stamp(self._path) != self._stamp
-
-
-def _stamp(path: Path) -> Stamp | None:
-    """What changes when a file is written or replaced; None where there is none."""
-    try:
-        state = path.stat()
-    except OSError:
-        return None
-    return state.st_ino, state.st_size, state.st_mtime_ns
+        return find_file(self._path).stamp() != self._stamp

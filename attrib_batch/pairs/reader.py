@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,11 +11,13 @@ import pyarrow.parquet as pq
 
 from attrib_batch.errors import DatasetError
 from attrib_batch.pairs.columns import DECODE_ERRORS, check_columns, one_line
+from attrib_batch.pairs.files import LocalFile, PairFile, check_answers, find_file
 from attrib_batch.pairs.ids import check_ids, int64_ids, repeated_id_rows
 from attrib_batch.schema import PAIRS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
     import numpy.typing as npt
 
@@ -56,10 +56,12 @@ class PairTable:
     from there; one that starts before decodes its row group anew. Not safe to share between threads.
     """
 
-    def __init__(self, path: Path, file: pq.ParquetFile, n_rows: int) -> None:
-        self.path = path
+    def __init__(self, source: PairFile, file: pq.ParquetFile, n_rows: int) -> None:
+        self.path = str(source)
+        """Where the file is: a path, or a URL."""
         self.n_rows = n_rows
         """How many rows there are to read, after the limit."""
+        self._source = source
         self._file = file
         self._columns = [name for name in PAIRS.names if name in file.schema_arrow.names]
         sizes = [file.metadata.row_group(g).num_rows for g in range(file.metadata.num_row_groups)]
@@ -73,26 +75,24 @@ class PairTable:
         """Open a table and check that its columns are those of pairs; no row is read.
 
         Args:
-            path: a Parquet file with at least ``clean``, ``corrupted``, ``answers`` and ``wrong_answers``.
+            path: a Parquet file with at least ``clean``, ``corrupted``, ``answers`` and ``wrong_answers``; also a URL
+                that begins with ``s3://``, ``gs://`` or ``hf://datasets/``.
             limit: read only the first so many rows.
 
         Raises:
             DatasetError: no such file, not Parquet, empty, or columns missing or of the wrong type.
         """
-        path = Path(path)
         if limit is not None and limit < 1:
             raise DatasetError(f"{path}: limit must be at least 1, not {limit}")
-        if not path.exists():
-            raise DatasetError(
-                f"{path}: no such file. Paths are relative to the folder the command runs in ({Path.cwd()})."
-            )
-        if not path.is_file():
-            raise DatasetError(f"{path} is not a file; name one Parquet file of prompt pairs.")
+        source = find_file(path)
+        opened = source.open()
+        path = str(source)
         try:
             # Unbuffered, a whole column chunk is held in memory, and row groups can be of any size.
-            file = pq.ParquetFile(path, pre_buffer=False, buffer_size=_BUFFER_BYTES, page_checksum_verification=True)
+            file = pq.ParquetFile(opened, pre_buffer=False, buffer_size=_BUFFER_BYTES, page_checksum_verification=True)
             schema = file.schema_arrow
         except DECODE_ERRORS as error:
+            check_answers(error, path)
             raise DatasetError(
                 f"{path} is not a readable Parquet file ({one_line(error)}). Where it is CSV, TSV or JSON "
                 "lines, convert it with `attrib-batch pairs import`; where it is Parquet, it is truncated or "
@@ -102,7 +102,7 @@ class PairTable:
         if file.metadata.num_rows == 0:
             raise DatasetError(f"{path} has no rows: there is nothing to score.")
         n_rows = file.metadata.num_rows if limit is None else min(limit, file.metadata.num_rows)
-        return cls(path, file, n_rows)
+        return cls(source, file, n_rows)
 
     @property
     def has_ids(self) -> bool:
@@ -130,6 +130,7 @@ class PairTable:
                 self._advance(batch.num_rows)
         except DECODE_ERRORS as error:
             self._position = -1
+            check_answers(error, self.path)
             raise DatasetError(
                 f"{self.path}: rows {start} to {stop - 1} cannot be read ({one_line(error)}). The file is "
                 "damaged: copy or make it again."
@@ -146,9 +147,21 @@ class PairTable:
             yield self.rows(start, start + size)
 
     def fingerprint(self) -> str:
-        """The SHA-256 of the file's bytes, in hexadecimal."""
-        with self.path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        """What tells the file's content from any other: the SHA-256 of its bytes, in hexadecimal (see `files`)."""
+        return self._source.fingerprint()
+
+    @property
+    def is_local(self) -> bool:
+        """Whether the file lies on a file system."""
+        return isinstance(self._source, LocalFile)
+
+    def pin(self) -> str:
+        """What a worker compares to know that the file is still the one that was planned with."""
+        return self._source.pin()
+
+    def stamp(self) -> object:
+        """What changes when the file is written or replaced; None where it is gone."""
+        return self._source.stamp()
 
     def check_ids(self) -> None:
         """Check that every row has a ``pair_id`` of its own; 8 bytes of memory a row, none where ids rise.
@@ -198,7 +211,7 @@ class PairTable:
         self._position += n_rows
 
 
-def _decode(batch: pa.RecordBatch, first_row: int, path: Path) -> list[Pair]:
+def _decode(batch: pa.RecordBatch, first_row: int, path: str) -> list[Pair]:
     n = batch.num_rows
     columns: dict[str, list[Any]] = {
         name: batch.column(name).to_pylist() for name in batch.schema.names if name != "pair_id"

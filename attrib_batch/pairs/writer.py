@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import uuid
 from dataclasses import asdict
@@ -56,6 +57,13 @@ def write_pairs(path: str | Path, pairs: Iterable[Pair], *, row_group_rows: int 
             f"cannot write {path}: {error.strerror or error}. Free the disk or choose another file."
         ) from error
     return n_rows
+
+
+def encode_pairs(pairs: Iterable[Pair]) -> bytes:
+    """The file that :func:`write_pairs` would write, for few pairs."""
+    file = io.BytesIO()
+    _write(file, pairs, ROW_GROUP_ROWS)
+    return file.getvalue()
 
 
 def pairs_to_arrow(pairs: list[Pair]) -> pa.Table:

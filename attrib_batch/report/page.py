@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import jinja2
@@ -18,6 +17,7 @@ from attrib_batch.store import Store
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from pathlib import Path
 
     from attrib_batch.analysis import RunManifest, Summary
     from attrib_batch.report.verification import VerifiedCell
@@ -29,7 +29,7 @@ FIGURE_BUDGET = 3_000_000
 """Most characters of figures in a page; with plotly.js, 4.9 million, the page stays below 8 MB."""
 
 
-def write_report(out: Path) -> Path:
+def write_report(out: str | Path | Store) -> Path | str:
     """Write ``OUT/report.html``, after summarising the run if the summary is missing or older than a part.
 
     The page opens without a network: plotly.js, styles and numbers are in it. A sweep that would outgrow
@@ -45,12 +45,11 @@ def write_report(out: Path) -> Path:
         OutputError: see `attrib_batch.analysis.summarize`; or a verification does not match the scores; or the page
             cannot be written.
     """
-    out = Path(out)
-    manifest = read_manifest(out)
-    if not summary_is_current(out):
-        summarize(out)
-    store = Store(out)
-    page = render(manifest, read_summary(out), read_verification(out, manifest))
+    store = Store.parse(out)
+    manifest = read_manifest(store)
+    if not summary_is_current(store):
+        summarize(store)
+    page = render(manifest, read_summary(store), read_verification(store, manifest))
     store.write_bytes(REPORT, page.encode())
     return store.path(REPORT)
 

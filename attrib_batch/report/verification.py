@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from attrib_batch.analysis import RunManifest, Verified
     from attrib_batch.schema import Cell
+    from attrib_batch.store import Store
 
 MOST_POINTS = 3000
 _MOST_DISAGREEMENTS = 10
@@ -106,7 +107,7 @@ class ComparedMethod:
     agreement: Agreement
 
 
-def read_verification(out: Path, manifest: RunManifest) -> dict[Cell, VerifiedCell]:
+def read_verification(out: str | Path | Store, manifest: RunManifest) -> dict[Cell, VerifiedCell]:
     """What a page needs of every verified cell of a run; empty where nothing has been verified.
 
     Raises:

@@ -16,6 +16,7 @@ from attrib_batch.errors import DatasetError, ExitCode, OutputError, RunInterrup
 from attrib_batch.run.dispatch import Dispatch
 from attrib_batch.run.prepare import uncommitted
 from attrib_batch.run.progress import Tally
+from attrib_batch.schema import Table, parse_part_name
 from attrib_batch.workers.ndif_jobs import in_words, jobs_under_way
 from attrib_batch.workers.task import peak_memory
 
@@ -76,7 +77,11 @@ def run_prepared(prepared: PreparedRun, progress: ProgressView, *, address: str 
         DatasetError: some pairs cannot be read; all others are committed.
         RunInterruptedError: stopped by a signal, or no worker can be kept alive. What is committed stays.
     """
-    return _Driver(prepared, progress).run(address)
+    try:
+        return _Driver(prepared, progress).run(address)
+    except OutputError as error:
+        # It could be written when the run began, so the request itself is not wrong.
+        raise RunInterruptedError(str(error)) from error
 
 
 class _Driver:
@@ -158,12 +163,9 @@ class _Driver:
 
 def count_failures(prepared: PreparedRun) -> int:
     """Pairs in the failures tables of the whole run, earlier executions included."""
-    import pyarrow.parquet as pq
-
-    from attrib_batch.schema import Table
-
-    folder = prepared.store.path(Table.FAILURES)
-    return sum(pq.read_metadata(path).num_rows for path in folder.glob("**/part-*.parquet"))
+    store = prepared.store
+    files = store.list(Table.FAILURES, recursive=True)
+    return sum(store.count_rows(file.relative) for file in files if parse_part_name(file.name))
 
 
 @contextmanager

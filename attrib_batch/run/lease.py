@@ -147,8 +147,8 @@ class Lease:
 def _read(store: Store) -> Holder | None:
     """The holder that the file names; None where there is none, or none that can be read."""
     try:
-        return Holder(**json.loads(store.path(LEASE).read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError):
+        return Holder(**json.loads(store.read_bytes(LEASE)))
+    except (OSError, ValueError, TypeError, OutputError):
         return None
 
 

@@ -68,13 +68,14 @@ def read_manifest(store: Store) -> dict[str, Any] | None:
     Raises:
         OutputError: it is there and cannot be read.
     """
-    path = store.path(MANIFEST)
     try:
-        manifest: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError):
+        manifest: dict[str, Any] = json.loads(store.read_bytes(MANIFEST))
+    except FileNotFoundError:
         return None
-    except (OSError, ValueError) as error:
-        raise OutputError(f"{path} cannot be read as a manifest ({error}); choose another --out") from error
+    except ValueError as error:
+        raise OutputError(
+            f"{store.path(MANIFEST)} cannot be read as a manifest ({error}); choose another --out"
+        ) from error
     return manifest
 
 

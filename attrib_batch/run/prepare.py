@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 from attrib_batch.errors import OutputError
 from attrib_batch.models.sources import find_model
+from attrib_batch.pairs.files import resolve_path
 from attrib_batch.pairs.reader import PairTable
 from attrib_batch.run.lease import Lease
-from attrib_batch.run.manifest import build_manifest, check_run, open_run
+from attrib_batch.run.manifest import build_manifest, check_run, open_run, read_manifest
 from attrib_batch.run.plan import CellPlan, Task, plan_cells, tasks_by_model
 from attrib_batch.schema import Chunk, Table
 from attrib_batch.spec import parse_job
@@ -36,14 +37,13 @@ class PreparedRun:
     lease: Lease
     """Held until the run ends."""
 
-    @property
-    def fingerprints(self) -> dict[str, str]:
-        """What each dataset holds, by id."""
-        datasets: dict[str, str] = self.manifest["fingerprint"]["datasets"]
-        return datasets
+    fingerprints: dict[str, str]
+    """By dataset id, what workers compare with what they find: see `PairTable.pin`."""
 
 
-def prepare_run(job: Job, out: Path, *, ndif_host: str | None = None, retry_failures: bool = False) -> PreparedRun:
+def prepare_run(
+    job: Job, out: str | Path | Store, *, ndif_host: str | None = None, retry_failures: bool = False
+) -> PreparedRun:
     """Check everything that can be checked before a worker starts, take the lease, and write the manifest.
 
     Args:
@@ -56,7 +56,10 @@ def prepare_run(job: Job, out: Path, *, ndif_host: str | None = None, retry_fail
         RequestError: the datasets, models or output do not allow the job, it does not match what is there, or another
             driver is at work there.
     """
-    job = with_ndif_host(with_absolute_paths(job), ndif_host)
+    store = Store.parse(out).resolved()
+    if isinstance(store.root, Path) and store.root.exists() and not store.root.is_dir():
+        raise OutputError(f"--out {store.root} is a file; name a folder")
+    job = with_ndif_host(with_absolute_paths(job, read_manifest(store)), ndif_host)
     tables = {dataset.id: PairTable.open(dataset.path, dataset.limit) for dataset in job.datasets}
     for table in tables.values():
         table.check_ids()
@@ -66,16 +69,16 @@ def prepare_run(job: Job, out: Path, *, ndif_host: str | None = None, retry_fail
             from attrib_batch.models.sharded import check_degree
 
             check_degree(model, model.workers.shards)
+    fingerprints = {name: table.fingerprint() for name, table in tables.items()}
+    # Of a local file they are the same, and it has just been hashed.
+    pins = {name: fingerprints[name] if table.is_local else table.pin() for name, table in tables.items()}
     plan = plan_cells(job, {name: table.n_rows for name, table in tables.items()})
     manifest = build_manifest(
         job,
         plan,
-        datasets={name: table.fingerprint() for name, table in tables.items()},
+        datasets=fingerprints,
         models={model.name: find_model(model).fingerprint for model in job.models},
     )
-    store = Store(Path(out).expanduser().resolve())
-    if store.root.exists() and not store.root.is_dir():
-        raise OutputError(f"--out {store.root} is a file; name a folder")
     check_run(store, manifest)
     lease = Lease.take(store)
     try:
@@ -94,6 +97,7 @@ def prepare_run(job: Job, out: Path, *, ndif_host: str | None = None, retry_fail
         n_committed_pairs=n_pairs - sum(chunk.n_pairs for chunk in waiting),
         resumed=resumed,
         lease=lease,
+        fingerprints=pins,
     )
 
 
@@ -108,11 +112,15 @@ def uncommitted(store: Store, plan: list[CellPlan], *, retry_failures: bool = Fa
     return waiting
 
 
-def with_absolute_paths(job: Job) -> Job:
-    """The job with dataset paths and local model folders made absolute: workers run in other folders."""
+def with_absolute_paths(job: Job, earlier: dict[str, Any] | None = None) -> Job:
+    """The job with dataset paths and local model folders made absolute: workers run in other folders.
+
+    Datasets of the Hub are pinned to a commit: to that of the manifest of an earlier execution, if there is one.
+    """
     data = job.model_dump(mode="json")
+    before = {dataset["id"]: dataset["path"] for dataset in (earlier or {}).get("job", {}).get("datasets", ())}
     for dataset in data["datasets"]:
-        dataset["path"] = str(Path(dataset["path"]).expanduser().resolve())
+        dataset["path"] = resolve_path(dataset["path"], before.get(dataset["id"]))
     for model in data["models"]:
         if Path(model["id"]).expanduser().is_dir():
             model["id"] = str(Path(model["id"]).expanduser().resolve())

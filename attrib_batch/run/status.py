@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import pyarrow.parquet as pq
-
 from attrib_batch.errors import ExitCode, OutputError
 from attrib_batch.run.manifest import MANIFEST, read_manifest
 from attrib_batch.schema import Cell, Chunk, Table
@@ -50,29 +48,22 @@ class RunStatus:
         return ExitCode.SOME_FAILED if any(cell.failed for cell in self.cells) else ExitCode.OK
 
 
-def read_status(out: Path) -> RunStatus:
+def read_status(out: str | Path) -> RunStatus:
     """Count what is committed.
 
     Raises:
         OutputError: ``out`` is not the directory of a run.
     """
-    store = Store(out)
+    store = Store.parse(out)
     manifest = read_manifest(store)
     if manifest is None:
         raise OutputError(f"{out} has no {MANIFEST}: it is not the directory of a run")
     cells = []
     for entry in manifest["plan"]:
         cell = Cell(entry["model"], entry["dataset"], entry["method"])
-        scored = failed = 0
-        for start, stop in store.parts(Table.SCORES, cell.partition):
-            chunk = Chunk(cell, start, stop)
-            n_failed = _rows(store, chunk.path(Table.FAILURES)) if store.exists(chunk.path(Table.FAILURES)) else 0
-            failed += n_failed
-            scored += chunk.n_pairs - n_failed
-        cells.append(CellStatus(cell, entry["n_pairs"], scored, failed))
+        committed = store.parts(Table.SCORES, cell.partition)
+        done = sum(stop - start for start, stop in committed)
+        with_failures = committed & store.parts(Table.FAILURES, cell.partition)
+        failed = sum(store.count_rows(Chunk(cell, *part).path(Table.FAILURES)) for part in with_failures)
+        cells.append(CellStatus(cell, entry["n_pairs"], done - failed, failed))
     return RunStatus(cells, jobs_under_way(store))
-
-
-def _rows(store: Store, relative: str) -> int:
-    rows: int = pq.read_metadata(store.path(relative)).num_rows
-    return rows

@@ -13,11 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from attrib_batch.errors import OutputError, RequestError, ResumeMismatchError
 from attrib_batch.pairs.reader import PairTable
-from attrib_batch.pairs.writer import write_pairs
+from attrib_batch.pairs.writer import encode_pairs
 from attrib_batch.run.manifest import MANIFEST, read_manifest
 from attrib_batch.run.prepare import PreparedRun, prepare_run
 from attrib_batch.schema import Cell, Chunk, Table
@@ -58,7 +57,7 @@ class Verification:
                     continue
                 components = [str(component) for component in self.job.method(method).components]
                 for chunk in plan.chunks():
-                    table = pq.read_table(exact.path(chunk.path(Table.SCORES)))
+                    table = exact.read_table(chunk.path(Table.SCORES))
                     mine = pc.is_in(table["component"].cast(pa.string()), pa.array(components))
                     target = Chunk(Cell(plan.cell.model, plan.cell.dataset, method), chunk.start, chunk.stop)
                     written.append(f"{FOLDER}/{target.path(Table.SCORES)}")
@@ -66,7 +65,7 @@ class Verification:
         return written
 
 
-def prepare_verification(out: Path, *, n_pairs: int, seed: int, ndif_host: str | None = None) -> Verification:
+def prepare_verification(out: str | Path, *, n_pairs: int, seed: int, ndif_host: str | None = None) -> Verification:
     """Sample pairs that every method scored, and prepare their measurement.
 
     Args:
@@ -78,7 +77,7 @@ def prepare_verification(out: Path, *, n_pairs: int, seed: int, ndif_host: str |
     Raises:
         RequestError: there is nothing to check, or ``out`` was verified with another sample.
     """
-    store = Store(out)
+    store = Store.parse(out)
     manifest = read_manifest(store)
     if manifest is None:
         raise OutputError(f"{out} has no {MANIFEST}: it is not the directory of a run")
@@ -96,7 +95,7 @@ def prepare_verification(out: Path, *, n_pairs: int, seed: int, ndif_host: str |
     data["datasets"] = [{"id": name, "path": path} for name, path in samples.items()]
     exact = parse_job(data, source=FOLDER)
     try:
-        prepared = prepare_run(exact, store.path(f"{FOLDER}/exact"), ndif_host=ndif_host)
+        prepared = prepare_run(exact, store.below(f"{FOLDER}/exact"), ndif_host=ndif_host)
     except ResumeMismatchError as error:
         raise ResumeMismatchError(
             f"{store.path(FOLDER)} holds a verification of another sample or model; remove it to verify anew.\n{error}"
@@ -138,10 +137,10 @@ def _sample(store: Store, job: Job, dataset: str, manifest: dict[str, Any], *, n
         if len(chosen) >= n_pairs:
             break
         chosen |= units[unit]
-    path = store.path(f"{FOLDER}/pairs/{dataset}.parquet")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_pairs(path, (pair for batch in table.batches(READ_PAIRS) for pair in batch if pair.pair_id in chosen))
-    return str(path)
+    rows = (pair for batch in table.batches(READ_PAIRS) for pair in batch if pair.pair_id in chosen)
+    name = f"{FOLDER}/pairs/{dataset}.parquet"
+    store.write_bytes(name, encode_pairs(rows))
+    return str(store.path(name))
 
 
 def _scored_units(store: Store, cells: Sequence[Cell]) -> dict[tuple[bool, int], set[int]]:
@@ -156,6 +155,5 @@ def _scored_units(store: Store, cells: Sequence[Cell]) -> dict[tuple[bool, int],
 
 def _scored_pairs(store: Store, cell: Cell) -> Iterator[tuple[int, int | None]]:
     for start, stop in sorted(store.parts(Table.SCORES, cell.partition)):
-        part = pq.ParquetFile(store.path(Chunk(cell, start, stop).path(Table.BASELINES)))
-        rows = part.read(columns=["pair_id", "group"])
+        rows = store.read_table(Chunk(cell, start, stop).path(Table.BASELINES), ["pair_id", "group"])
         yield from zip(rows["pair_id"].to_pylist(), rows["group"].to_pylist(), strict=True)

@@ -39,12 +39,10 @@ def commit_chunk(store: Store, chunk: Chunk, *, scores: pa.Table, baselines: pa.
 
 def _failed(store: Store, chunk: Chunk) -> set[int]:
     """The pairs in a chunk's failures."""
-    import pyarrow.parquet as pq
-
-    if not store.exists(chunk.path(Table.FAILURES)):
+    try:
+        return set(store.read_table(chunk.path(Table.FAILURES), ["pair_id"])["pair_id"].to_pylist())
+    except FileNotFoundError:
         return set()
-    ids: list[int] = pq.read_table(store.path(chunk.path(Table.FAILURES)), columns=["pair_id"])["pair_id"].to_pylist()
-    return set(ids)
 
 
 def commit_given_up(store: Store, chunk: Chunk, pairs: Sequence[Pair], left_out: Sequence[LeftOut]) -> None:

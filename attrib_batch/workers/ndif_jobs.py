@@ -58,8 +58,10 @@ def job_name(chunk: Chunk, method: MethodJob, pair_ids: Sequence[int]) -> str:
 
 def forget_jobs(store: Store, chunk: Chunk, method: MethodJob) -> None:
     """Forget every job for pairs of a chunk that is committed, whichever way its pairs were divided."""
-    for path in store.path(FOLDER).glob(f"{_task_name(chunk, method)}-*.json"):
-        store.remove(f"{FOLDER}/{path.name}")
+    task = _task_name(chunk, method)
+    for file in store.list(FOLDER):
+        if file.name.startswith(f"{task}-"):
+            store.remove(file.relative)
 
 
 def _task_name(chunk: Chunk, method: MethodJob) -> str:
@@ -87,11 +89,11 @@ def read_job(store: Store, name: str) -> RemoteJob | None:
         OutputError: its file is there and cannot be read.
     """
     try:
-        data = json.loads(store.path(name).read_text(encoding="utf-8"))
+        data = json.loads(store.read_bytes(name))
         return RemoteJob(**{**data, "methods": tuple(data["methods"])})
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, TypeError, KeyError) as error:
+    except (ValueError, TypeError, KeyError) as error:
         raise OutputError(
             f"{store.path(name)} cannot be read as a job on an NDIF server ({error}); remove it"
         ) from error
@@ -99,8 +101,7 @@ def read_job(store: Store, name: str) -> RemoteJob | None:
 
 def jobs_under_way(store: Store) -> list[RemoteJob]:
     """Every job that was submitted and is not fetched yet, the oldest first."""
-    folder = store.path(FOLDER)
-    names = [f"{FOLDER}/{path.name}" for path in folder.glob("*.json")] if folder.is_dir() else []
+    names = [file.relative for file in store.list(FOLDER) if file.name.endswith(".json")]
     found = [job for name in names if (job := read_job(store, name)) is not None]
     return sorted(found, key=lambda job: job.submitted_at)
 

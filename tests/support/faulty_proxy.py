@@ -6,6 +6,7 @@ that the API hands out are changed to the proxy's own, so that downloads pass th
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
 import threading
@@ -24,14 +25,15 @@ BUCKET = "/ndif-results"
 UPSTREAM_SECONDS = 120
 KEY_HEADER = "ndif-api-key"
 
-Drop = Literal["before", "after"]
+Drop = Literal["before", "after", "never"]
 
 
 @dataclass(frozen=True)
 class Fault:
     """What happens to one request instead of its being answered: a status, or the end of the connection.
 
-    A connection dropped ``after`` is one whose request the server has got, and answered in vain.
+    A connection dropped ``after`` is one whose request the server has got, and answered in vain; one that is dropped
+    ``never`` stays open without an answer, until the proxy ends.
     """
 
     method: str
@@ -65,6 +67,7 @@ class FaultyProxy:
         self._faults: list[Fault] = []
         self._exchanges: list[Exchange] = []
         self._lock = threading.Lock()
+        self.ended = threading.Event()
         self._server = _Server(self)
         self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.05})
         self.url = f"http://{LOOPBACK}:{self._server.server_port}"
@@ -74,6 +77,7 @@ class FaultyProxy:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.ended.set()
         self._server.shutdown()
         self._thread.join()
         self._server.server_close()
@@ -95,8 +99,13 @@ class FaultyProxy:
         self._add(Fault(method, prefix, status=status, retry_after=retry_after, echo=echo), times)
 
     def drop(self, when: Drop, method: str, prefix: str = "/", *, times: int = 1) -> None:
-        """Drop the next connections of a method and a path prefix, before or after the request is forwarded."""
+        """Drop the next connections of a method and a path prefix, at some moment (see `Fault`)."""
         self._add(Fault(method, prefix, drop=when), times)
+
+    def forget_faults(self) -> None:
+        """Answer everything from now on."""
+        with self._lock:
+            self._faults.clear()
 
     def faults_left(self) -> int:
         """How many of the faults asked for have not happened yet."""
@@ -154,7 +163,10 @@ class FaultyProxy:
             connection.close()
         if self._object_store is not None and not stored:
             content = content.replace(self._object_store.encode(), self.url.encode())
+        length = response.getheader("Content-Length")
         headers = {name: value for name, value in response.getheaders() if name.lower() not in _HOP_BY_HOP}
+        if request.command == "HEAD" and length is not None:
+            headers["Content-Length"] = length  # of what a GET would bring
         return response.status, headers, content
 
 
@@ -176,7 +188,7 @@ class _Handler(BaseHTTPRequestHandler):
     def _handle(self) -> None:
         proxy = self.server.proxy
         # Read in any case: a client that is cut off while it still sends fails otherwise than one that waits.
-        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        body = self._read_body()
         fault = proxy.take_fault(self.command, self.path)
         if fault is not None and fault.status is not None:
             headers = {} if fault.retry_after is None else {"Retry-After": f"{fault.retry_after:g}"}
@@ -185,6 +197,9 @@ class _Handler(BaseHTTPRequestHandler):
                 said = f"Invalid API key format: '{self.headers.get(fault.echo, '')}'."
             content = json.dumps({"detail": said}).encode()
             self._answer(fault.status, headers, content, forwarded=False)
+        elif fault is not None and fault.drop == "never":
+            proxy.ended.wait()
+            self._drop(forwarded=False)
         elif fault is not None and fault.drop == "before":
             self._drop(forwarded=False)
         else:
@@ -194,6 +209,17 @@ class _Handler(BaseHTTPRequestHandler):
             else:
                 self._drop(forwarded=True)
 
+    def _read_body(self) -> bytes:
+        if self.headers.get("Transfer-Encoding", "").lower() != "chunked":
+            return self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        body = b""
+        while size := int(self.rfile.readline().split(b";")[0], 16):
+            body += self.rfile.read(size)
+            self.rfile.readline()
+        while self.rfile.readline().strip():
+            pass  # trailers
+        return body
+
     do_GET = do_HEAD = do_POST = do_PUT = do_DELETE = _handle  # noqa: N815 - the names the base class calls
 
     def _answer(self, status: int, headers: dict[str, str], content: bytes, *, forwarded: bool) -> None:
@@ -201,10 +227,12 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_response(status)
         for name, value in headers.items():
             self.send_header(name, value)
-        self.send_header("Content-Length", str(len(content)))
+        if "Content-Length" not in headers:
+            self.send_header("Content-Length", str(len(content)))
         self.end_headers()
         if self.command != "HEAD":
-            self.wfile.write(content)
+            with contextlib.suppress(ConnectionError):  # a client that has given up
+                self.wfile.write(content)
 
     def _drop(self, *, forwarded: bool) -> None:
         self.server.proxy.record(Exchange(self.command, self.path, forwarded, None, 0, self._key()))
