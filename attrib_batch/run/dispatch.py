@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from attrib_batch.run.log import ModelLog
+    from attrib_batch.run.metrics import RunMetrics
     from attrib_batch.run.plan import Task
     from attrib_batch.run.pool import Event
     from attrib_batch.run.prepare import PreparedRun
@@ -46,6 +47,7 @@ class Dispatch:
     tally: Tally
     progress: ProgressView
     log: ModelLog
+    metrics: RunMetrics
     unreadable: list[tuple[Task, str]] = field(default_factory=list)
     """Tasks whose pairs cannot be read, and why."""
 
@@ -126,6 +128,7 @@ class Dispatch:
                 scheduler.worker_failed_to_start(event.worker, event.message, now)
             case Done():
                 self.tally.add(event.worker, event.report)
+                self.metrics.committed(event.worker, event.report)
                 scheduler.done(event.worker, event.report.assignment, now)
             case CannotRead():
                 if all(event.message != message for _, message in scheduler.unreadable[-1:]):
@@ -149,6 +152,7 @@ class Dispatch:
             commit_given_up(self.prepared.store, chunk, pairs, given_up.pairs)
             forget_jobs(self.prepared.store, chunk, self.prepared.job.method(chunk.cell.method))
             self.tally.failed += chunk.n_pairs
+            self.metrics.given_up(chunk.n_pairs)
         return True
 
 

@@ -17,6 +17,7 @@ from attrib_batch.run.dispatch import Dispatch
 from attrib_batch.run.executions import record_execution
 from attrib_batch.run.gangs import NDIF_KEY
 from attrib_batch.run.log import Level, ModelLog, RunLog, What, log_name
+from attrib_batch.run.metrics import RunMetrics
 from attrib_batch.run.prepare import uncommitted
 from attrib_batch.run.progress import Tally
 from attrib_batch.run.sinks import open_sink
@@ -151,8 +152,8 @@ class _Driver:
         return RunResult(tally.total, tally.total - failed, failed, tally)
 
     def _run_model(self, model_name: str, tasks: list[Task], stop: _StopRequest) -> None:
-        log = ModelLog(self._log, model_name)
-        dispatch = Dispatch(self._prepared, model_name, tasks, self._tally, self._progress, log)
+        log, metrics = ModelLog(self._log, model_name), RunMetrics(self._log.run, model_name)
+        dispatch = Dispatch(self._prepared, model_name, tasks, self._tally, self._progress, log, metrics)
 
         def attend() -> bool | None:
             self._prepared.lease.check()
