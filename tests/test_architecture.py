@@ -85,6 +85,7 @@ def test_few_modules_talk_to_ray() -> None:
         "run/capacity.py",
         "run/driver.py",
         "run/gangs.py",
+        "run/metrics.py",
         "run/pool.py",
         "run/submit.py",
         "workers/shard.py",

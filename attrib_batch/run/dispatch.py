@@ -11,6 +11,7 @@ from attrib_batch.pairs.pinned import PinnedTable
 from attrib_batch.run.capacity import ClusterRoom
 from attrib_batch.run.deadlines import Deadlines
 from attrib_batch.run.gangs import TASKS_IN_HAND
+from attrib_batch.run.log import What
 from attrib_batch.run.pool import CannotRead, Done, FailedToStart, Lost, Started, WorkerPool
 from attrib_batch.run.scheduler import End, Give, GiveUp, Scheduler, Start
 from attrib_batch.workers.commit import commit_given_up
@@ -20,6 +21,8 @@ from attrib_batch.workers.ndif_jobs import forget_jobs
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from attrib_batch.run.log import ModelLog
+    from attrib_batch.run.metrics import RunMetrics
     from attrib_batch.run.plan import Task
     from attrib_batch.run.pool import Event
     from attrib_batch.run.prepare import PreparedRun
@@ -43,6 +46,8 @@ class Dispatch:
     tasks: list[Task]
     tally: Tally
     progress: ProgressView
+    log: ModelLog
+    metrics: RunMetrics
     unreadable: list[tuple[Task, str]] = field(default_factory=list)
     """Tasks whose pairs cannot be read, and why."""
 
@@ -80,9 +85,11 @@ class Dispatch:
             stop = attend()
             if stop is None:
                 break
-            if stop:
+            if stop and not scheduler.stopping:
+                self.log.write(What.STOP_ASKED, in_hand=scheduler.n_in_flight)
                 scheduler.stop_asked()
             if self._room.changed():
+                self.log.write(What.WORKERS_WANTED, count=self._room.wanted)
                 self.progress.note(f"{self.model_name}: workers {self._room.wanted}, as the cluster's nodes are now")
                 scheduler.want(self._room.wanted)
             self._obey()
@@ -105,10 +112,13 @@ class Dispatch:
                 self.progress.note(f"a worker was lost: {action.message}")
                 self._pool.end(action.worker)
             case GiveUp():
-                self._give_up(action)
+                if not self._give_up(action):
+                    return
+        self.log.decided(action)
 
     def _tell(self, event: Event) -> None:
         scheduler, now = self._scheduler, time.monotonic()
+        self.log.happened(event)
         match event:
             case Started():
                 self.tally.worker_ready(event.worker, event.ready)
@@ -118,6 +128,7 @@ class Dispatch:
                 scheduler.worker_failed_to_start(event.worker, event.message, now)
             case Done():
                 self.tally.add(event.worker, event.report)
+                self.metrics.committed(event.worker, event.report)
                 scheduler.done(event.worker, event.report.assignment, now)
             case CannotRead():
                 if all(event.message != message for _, message in scheduler.unreadable[-1:]):
@@ -127,18 +138,22 @@ class Dispatch:
                 self.progress.note(f"a worker was lost: {event.message}")
                 scheduler.lost(event.worker, event.message, now)
 
-    def _give_up(self, given_up: GiveUp) -> None:
+    def _give_up(self, given_up: GiveUp) -> bool:
+        """Commit a task untried; False where even the ids of its pairs cannot be read."""
         dataset = self.prepared.job.dataset(given_up.task[0].cell.dataset)
         try:
             table = PinnedTable(dataset.path, dataset.limit, self.prepared.fingerprints[dataset.id])
             pairs = table.rows(given_up.task[0].start, given_up.task[0].stop)
         except DatasetError as error:
             self.unreadable.append((given_up.task, str(error)))
-            return
+            self.log.unreadable(given_up.task, str(error))
+            return False
         for chunk in given_up.task:
             commit_given_up(self.prepared.store, chunk, pairs, given_up.pairs)
             forget_jobs(self.prepared.store, chunk, self.prepared.job.method(chunk.cell.method))
             self.tally.failed += chunk.n_pairs
+            self.metrics.given_up(chunk.n_pairs)
+        return True
 
 
 def _deadlines(workers: Workers) -> Deadlines:

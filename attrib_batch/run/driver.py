@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
+import socket
 import threading
 import time
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
-from attrib_batch.errors import DatasetError, ExitCode, OutputError, RunInterruptedError
+from attrib_batch._version import __version__
+from attrib_batch.errors import AttribBatchError, DatasetError, ExitCode, OutputError, RunInterruptedError
 from attrib_batch.run.dispatch import Dispatch
+from attrib_batch.run.executions import record_execution
+from attrib_batch.run.gangs import NDIF_KEY
+from attrib_batch.run.log import Level, ModelLog, RunLog, What, log_name
+from attrib_batch.run.metrics import RunMetrics
 from attrib_batch.run.prepare import uncommitted
 from attrib_batch.run.progress import Tally
+from attrib_batch.run.sinks import open_sink
 from attrib_batch.schema import Table, parse_part_name
 from attrib_batch.workers.ndif_jobs import in_words, jobs_under_way
-from attrib_batch.workers.task import peak_memory
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -31,7 +35,6 @@ LOOK_SECONDS = 2.0
 """How often jobs on NDIF servers are looked at."""
 STOP_GRACE_SECONDS = 20.0
 """How long a stopped run waits for the chunks in flight, so that their work is not lost."""
-EXECUTIONS = "executions"
 SHOWN_MESSAGES = 3
 """Most messages about a dataset that are shown at the end."""
 
@@ -94,8 +97,42 @@ class _Driver:
         self._on_ndif = any(model.workers.kind == "ndif" for model in prepared.job.models)
         self._look_again = 0.0
         self._unreadable: list[tuple[Task, str]] = []
+        execution = prepared.lease.execution
+        self._log = RunLog(
+            open_sink(prepared.store, log_name(execution)),
+            run=prepared.manifest["run_id"],
+            execution=execution,
+            secrets=[os.environ.get(NDIF_KEY, "").strip()],
+        )
 
     def run(self, address: str | None) -> RunResult:
+        log, tally = self._log, self._tally
+        log.write(What.EXECUTION_STARTED, version=__version__, total=tally.total, committed=tally.earlier)
+        log.write(What.LEASE_TAKEN, host=socket.gethostname(), pid=os.getpid())
+        code, message = ExitCode.UNFINISHED, None
+        try:
+            result = self._run(address)
+            code = result.exit_code
+        except BaseException as error:
+            if isinstance(error, AttribBatchError):
+                code = error.exit_code
+            message = str(error) or type(error).__name__
+            raise
+        else:
+            return result
+        finally:
+            log.write(
+                What.EXECUTION_ENDED,
+                Level.ERROR if message else Level.INFO,
+                exit_code=code,
+                pairs=tally.scored,
+                failed=tally.failed,
+                seconds=round(tally.seconds, 3),
+                message=message,
+            )
+            log.close()
+
+    def _run(self, address: str | None) -> RunResult:
         tally = self._tally
         if self._prepared.resumed:
             self._progress.note(f"resuming: {tally.earlier:,} of {tally.total:,} pairs are committed")
@@ -109,6 +146,7 @@ class _Driver:
         finally:
             self._progress.close(tally)
             self._prepared.lease.release()
+            self._log.write(What.LEASE_RELEASED)
             self._record()
         if missing := uncommitted(self._prepared.store, self._prepared.plan):
             raise RunInterruptedError(
@@ -119,7 +157,8 @@ class _Driver:
         return RunResult(tally.total, tally.total - failed, failed, tally)
 
     def _run_model(self, model_name: str, tasks: list[Task], stop: _StopRequest) -> None:
-        dispatch = Dispatch(self._prepared, model_name, tasks, self._tally, self._progress)
+        log, metrics = ModelLog(self._log, model_name), RunMetrics(self._log.run, model_name)
+        dispatch = Dispatch(self._prepared, model_name, tasks, self._tally, self._progress, log, metrics)
 
         def attend() -> bool | None:
             self._prepared.lease.check()
@@ -138,7 +177,7 @@ class _Driver:
 
     def _record(self) -> None:
         try:
-            _record_execution(self._prepared, self._tally)
+            record_execution(self._prepared, self._tally)
         except OutputError as error:  # no reason to hide how the run itself ended
             self._progress.note(str(error))
 
@@ -208,27 +247,3 @@ def _stop_on_signal() -> Iterator[_StopRequest]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def _record_execution(prepared: PreparedRun, tally: Tally) -> None:
-    """Leave what this execution did beside the tables: one small file, never rewritten."""
-    now = datetime.now(UTC)
-    record = {
-        "finished_at": now.isoformat(timespec="seconds"),
-        "seconds": round(tally.seconds, 3),
-        "pairs_scored": tally.scored,
-        "pairs_failed": tally.failed,
-        "pairs_committed_before": tally.earlier,
-        "pairs_per_second": round(tally.pairs_per_second, 3),
-        "tokens": tally.tokens,
-        "score_rows": tally.score_rows,
-        "score_bytes": tally.score_bytes,
-        "model_share": tally.model_share,
-        "driver_peak_bytes": peak_memory(),
-        "worker_peak_bytes": tally.worker_peak_bytes,
-        "worker_parameters": tally.worker_parameters,
-        "worker_load_seconds": round(tally.worker_load_seconds, 3),
-        "downloaded_bytes": tally.downloaded_bytes,
-    }
-    name = f"{EXECUTIONS}/{now:%Y%m%dT%H%M%S.%fZ}.json"
-    prepared.store.write_bytes(name, (json.dumps(record, indent=2) + "\n").encode())

@@ -58,6 +58,11 @@ class Holder:
         """Whether the lease was renewed lately, as far as two machines' clocks tell."""
         return abs(time.time() - self.renewed_at) < EXPIRES_SECONDS
 
+    @property
+    def seems_at_work(self) -> bool:
+        """Whether the holder is at work, as far as one look tells."""
+        return self.process_is_there() if self.is_here else self.fresh
+
     def process_is_there(self) -> bool:
         """Whether the process is there; asked on its own machine."""
         try:
@@ -108,13 +113,13 @@ class Lease:
     def release(self) -> None:
         """Let others have it."""
         self._released.set()
-        holder = _read(self.store)
+        holder = read_holder(self.store)
         if holder is not None and holder.execution == self.execution:
             self.store.remove(LEASE)
 
     def _keep(self) -> None:
         while not self._released.wait(RENEW_SECONDS):
-            holder = _read(self.store)
+            holder = read_holder(self.store)
             if holder is not None and holder.execution != self.execution:
                 self._lost = True
                 return
@@ -132,10 +137,10 @@ class Lease:
         if holder.fresh:
             return True
         time.sleep(WATCH_SECONDS)
-        return _read(self.store) not in {holder, None}
+        return read_holder(self.store) not in {holder, None}
 
     def _refuse_if_held(self) -> None:
-        holder = _read(self.store)
+        holder = read_holder(self.store)
         if holder is not None and holder.execution != self.execution and self._is_held(holder):
             raise OutputError(
                 f"another driver runs in {self.store.root}: process {holder.pid} on {holder.host}, last heard of "
@@ -144,7 +149,7 @@ class Lease:
             )
 
 
-def _read(store: Store) -> Holder | None:
+def read_holder(store: Store) -> Holder | None:
     """The holder that the file names; None where there is none, or none that can be read."""
     try:
         return Holder(**json.loads(store.read_bytes(LEASE)))

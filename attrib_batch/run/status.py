@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections import Counter
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from attrib_batch.errors import ExitCode, OutputError
+from attrib_batch.run.history import read_history
+from attrib_batch.run.lease import read_holder
 from attrib_batch.run.manifest import MANIFEST, read_manifest
 from attrib_batch.schema import Cell, Chunk, Table
 from attrib_batch.store import Store
@@ -14,6 +17,8 @@ from attrib_batch.workers.ndif_jobs import jobs_under_way
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from attrib_batch.run.history import History, InHand
+    from attrib_batch.run.lease import Holder
     from attrib_batch.workers.ndif_jobs import RemoteJob
 
 
@@ -25,6 +30,8 @@ class CellStatus:
     expected: int
     scored: int
     failed: int
+    reasons: Counter[str] = field(default_factory=Counter)
+    """Why pairs failed, and how many."""
 
     @property
     def waiting(self) -> int:
@@ -39,17 +46,47 @@ class RunStatus:
     cells: list[CellStatus]
     remote_jobs: list[RemoteJob]
     """Jobs on NDIF servers whose results are not fetched yet."""
+    holder: Holder | None
+    """Who has the lease; one that died may have left it."""
+    running: bool
+    """Whether a driver is at work, as far as the lease tells."""
+    history: History | None
+    """What the newest log tells."""
 
     @property
     def exit_code(self) -> ExitCode:
         """What the run would end with if it ended now."""
-        if any(cell.waiting for cell in self.cells):
+        if self.waiting:
             return ExitCode.UNFINISHED
         return ExitCode.SOME_FAILED if any(cell.failed for cell in self.cells) else ExitCode.OK
 
+    @property
+    def waiting(self) -> int:
+        """Pairs in no committed chunk, in all cells."""
+        return sum(cell.waiting for cell in self.cells)
+
+    @property
+    def in_flight(self) -> list[InHand]:
+        """What workers have in hand; nothing where no driver is at work, since workers end with it."""
+        if not self.running or self.history is None or self.holder is None:
+            return []
+        return self.history.in_hand if self.history.execution == self.holder.execution else []
+
+    @property
+    def seconds_left(self) -> float | None:
+        """Estimated time to the end; None where nothing is waiting, at work, or known."""
+        if not self.running or not self.waiting or self.history is None or not self.history.pairs_per_second:
+            return None
+        return self.waiting / self.history.pairs_per_second
+
+    @property
+    def reasons(self) -> Counter[str]:
+        """Why pairs failed, in all cells."""
+        return sum((cell.reasons for cell in self.cells), Counter())
+
 
 def read_status(out: str | Path) -> RunStatus:
-    """Count what is committed.
+    """Count what is committed, and look for who is at work.
 
     Raises:
         OutputError: ``out`` is not the directory of a run.
@@ -58,12 +95,29 @@ def read_status(out: str | Path) -> RunStatus:
     manifest = read_manifest(store)
     if manifest is None:
         raise OutputError(f"{out} has no {MANIFEST}: it is not the directory of a run")
+    # Before the tables: what is in hand now may be committed when they are counted, never the other way round.
+    holder = read_holder(store)
+    running = holder is not None and holder.seems_at_work
+    history = read_history(store, heard_of_at=holder.renewed_at if holder and running else 0.0)
     cells = []
     for entry in manifest["plan"]:
         cell = Cell(entry["model"], entry["dataset"], entry["method"])
-        committed = store.parts(Table.SCORES, cell.partition)
-        done = sum(stop - start for start, stop in committed)
-        with_failures = committed & store.parts(Table.FAILURES, cell.partition)
-        failed = sum(store.count_rows(Chunk(cell, *part).path(Table.FAILURES)) for part in with_failures)
-        cells.append(CellStatus(cell, entry["n_pairs"], done - failed, failed))
-    return RunStatus(cells, jobs_under_way(store))
+        cells.append(_count(store, cell, entry["n_pairs"]))
+    return RunStatus(cells, jobs_under_way(store), holder, running, history)
+
+
+def _count(store: Store, cell: Cell, expected: int) -> CellStatus:
+    committed = store.parts(Table.SCORES, cell.partition)
+    with_failures = committed & store.parts(Table.FAILURES, cell.partition)
+    reasons: Counter[str] = Counter()
+    for start, stop in with_failures:
+        reasons += _reasons(store, Chunk(cell, start, stop).path(Table.FAILURES))
+    failed = reasons.total()
+    return CellStatus(cell, expected, sum(stop - start for start, stop in committed) - failed, failed, reasons)
+
+
+def _reasons(store: Store, relative: str) -> Counter[str]:
+    try:
+        return Counter(store.read_table(relative, ["error"])["error"].to_pylist())
+    except FileNotFoundError:  # a run that tries failures again has just replaced the chunk
+        return Counter()

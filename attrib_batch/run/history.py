@@ -1,0 +1,147 @@
+"""What the newest log of a run tells: what was in hand when it was last written, the speed, what went wrong."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
+
+from attrib_batch.run.log import LOGS, SUFFIX, Level, What
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from attrib_batch.store import Store
+
+SPEED_SECONDS = 300.0
+"""The speed is that of so many seconds before the end of the log."""
+SPEED_COMMITS = 8
+"""Or of so many commits, where these take longer: one commit in a window says little."""
+SHOWN_MESSAGES = 5
+
+_GIVES = {What.TASK_GIVEN, What.PROBE_GIVEN}
+_COMMITS = {What.TASK_COMMITTED, What.TASK_GIVEN_UP}
+_ENDS = {What.TASK_COMMITTED, What.TASK_UNREADABLE, What.PROBE_SURVIVED}
+_ENDS_ALL_OF_WORKER = {What.WORKER_LOST, What.WORKER_ENDED}
+
+
+@dataclass(frozen=True)
+class InHand:
+    """What a worker was given and has not ended."""
+
+    model: str
+    worker: int
+    dataset: str
+    methods: tuple[str, ...]
+    start: int
+    stop: int
+    """The rows [start, stop) of the dataset; those that are probed, if it is a probe."""
+
+    @property
+    def n_pairs(self) -> int:
+        """How many pairs, counted once for each method as everywhere."""
+        return (self.stop - self.start) * len(self.methods)
+
+
+@dataclass(frozen=True)
+class Message:
+    """Something that went wrong."""
+
+    at: datetime
+    event: str
+    text: str
+
+
+@dataclass(frozen=True)
+class History:
+    """One execution, as its log tells it."""
+
+    execution: str
+    in_hand: list[InHand]
+    pairs_per_second: float | None
+    """Lately, pairs that failed included; None before the first commit."""
+    messages: list[Message]
+    """The last ones, the newest last."""
+    exit_code: int | None
+    """None while it goes on, and where it ended without a word."""
+    last_line_at: datetime
+
+
+def read_history(store: Store, *, heard_of_at: float = 0.0) -> History | None:
+    """What the newest log tells; None where there is none.
+
+    Args:
+        store: the run's directory.
+        heard_of_at: when the driver was last heard of by other ways, by its own clock, in seconds since 1970; what it
+            has not committed by then counts against its speed.
+    """
+    logs = [file for file in store.list(LOGS) if file.name.endswith(SUFFIX)]
+    if not logs:
+        return None
+    newest = max(logs, key=lambda file: file.modified_ns)
+    return tell(store.read_bytes(newest.relative).splitlines(), heard_of_at=heard_of_at)
+
+
+def tell(lines: Iterable[bytes], *, heard_of_at: float = 0.0) -> History | None:
+    """What the lines of a log tell; None where there is none that can be read."""
+    events = [event for line in lines if (event := _parse(line)) is not None]
+    if not events:
+        return None
+    ended = [event["exit_code"] for event in events if event["event"] == What.EXECUTION_ENDED]
+    messages = [
+        Message(event["time"], event["event"], event["message"])
+        for event in events
+        if event["level"] != Level.INFO and "message" in event
+    ]
+    return History(
+        execution=events[-1]["execution"],
+        in_hand=[] if ended else _in_hand(events),
+        pairs_per_second=_speed(events, 0.0 if ended else heard_of_at),
+        messages=messages[-SHOWN_MESSAGES:],
+        exit_code=ended[-1] if ended else None,
+        last_line_at=events[-1]["time"],
+    )
+
+
+def _parse(line: bytes) -> dict[str, Any] | None:
+    """An event, or None for a line that was cut off: the disk was full, or it is being written now."""
+    try:
+        event: dict[str, Any] = json.loads(line)
+        return event | {"time": datetime.fromisoformat(event["time"])}
+    except (ValueError, TypeError, KeyError):
+        return None
+
+
+def _in_hand(events: Iterable[dict[str, Any]]) -> list[InHand]:
+    """What was given and has not ended, in the order in which it was given."""
+    found: dict[InHand, None] = {}
+    for event in events:
+        what = event["event"]
+        if what in _GIVES:
+            found[_task(event)] = None
+        elif what in _ENDS and "worker" in event:
+            found.pop(_task(event), None)
+        elif what in _ENDS_ALL_OF_WORKER:
+            gone = (event["model"], event["worker"])
+            found = {task: None for task in found if (task.model, task.worker) != gone}
+    return list(found)
+
+
+def _task(event: dict[str, Any]) -> InHand:
+    start, stop = event.get("probe", (event["start"], event["stop"]))
+    return InHand(event["model"], event["worker"], event["dataset"], tuple(event["methods"]), start, stop)
+
+
+def _speed(events: Sequence[dict[str, Any]], heard_of_at: float) -> float | None:
+    commits = [
+        (event["time"].timestamp(), event["pairs"] + event["failed"]) for event in events if event["event"] in _COMMITS
+    ]
+    if not commits:
+        return None
+    # Of an execution that has ended, what came after its last commit is no work.
+    end = max(commits[-1][0], heard_of_at)
+    ready = min((e["time"].timestamp() for e in events if e["event"] == What.WORKER_READY), default=commits[0][0])
+    few = commits[-SPEED_COMMITS - 1][0] if len(commits) > SPEED_COMMITS else ready
+    start = max(ready, min(end - SPEED_SECONDS, few))
+    return sum(pairs for at, pairs in commits if at > start) / (end - start) if end > start else None
