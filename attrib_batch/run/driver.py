@@ -80,11 +80,7 @@ def run_prepared(prepared: PreparedRun, progress: ProgressView, *, address: str 
         DatasetError: some pairs cannot be read; all others are committed.
         RunInterruptedError: stopped by a signal, or no worker can be kept alive. What is committed stays.
     """
-    try:
-        return _Driver(prepared, progress).run(address)
-    except OutputError as error:
-        # It could be written when the run began, so the request itself is not wrong.
-        raise RunInterruptedError(str(error)) from error
+    return _Driver(prepared, progress).run(address)
 
 
 class _Driver:
@@ -111,7 +107,11 @@ class _Driver:
         log.write(What.LEASE_TAKEN, host=socket.gethostname(), pid=os.getpid())
         code, message = ExitCode.UNFINISHED, None
         try:
-            result = self._run(address)
+            try:
+                result = self._run(address)
+            except OutputError as error:
+                # It could be written when the run began, so the request itself is not wrong.
+                raise RunInterruptedError(str(error)) from error
             code = result.exit_code
         except BaseException as error:
             if isinstance(error, AttribBatchError):

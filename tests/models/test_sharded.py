@@ -78,9 +78,15 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
 # What runs in the ranks.
 
 
-@cache
+LOADED: dict[tuple[str, int], LoadedModel] = {}
+"""What this rank has loaded, by the job's model and the number of shards."""
+
+
 def shard(model: ModelJob, shards: int) -> LoadedModel:
-    return load_shard(model, shards)
+    key = model.model_dump_json(), shards
+    if key not in LOADED:
+        LOADED[key] = load_shard(model, shards)
+    return LOADED[key]
 
 
 def score_on_shard(
