@@ -17,6 +17,7 @@ import psutil
 import pytest
 import torch
 
+from attrib_batch.attribution import metrics
 from attrib_batch.attribution.metrics import register_metric
 from attrib_batch.errors import AttribBatchError
 from attrib_batch.pairs.writer import write_pairs
@@ -279,13 +280,21 @@ def fails_for_some(logits: Tensor, clean_logits: Tensor, answers: Any) -> Tensor
     return found + torch.where((answers.right == 2).any(-1), torch.nan, 0.0)
 
 
-register_metric("test-fails-for-some", fails_for_some)
+@pytest.fixture
+def own_metric(monkeypatch: pytest.MonkeyPatch) -> str:
+    """A metric of one's own; other tests do not know it."""
+    names: set[str] = set()
+    monkeypatch.setattr(metrics, "_METRICS", dict(metrics._METRICS))
+    monkeypatch.setattr(metrics, "registered_names", names)
+    monkeypatch.setattr("attrib_batch.metric_names.registered_names", names)
+    register_metric("test-fails-for-some", fails_for_some)
+    return "test-fails-for-some"
 
 
 def test_pairs_that_cannot_be_scored_there_are_named_and_the_others_scored(
-    ndif_server: NdifServer, job: TinyJob, tmp_path: Path
+    ndif_server: NdifServer, job: TinyJob, tmp_path: Path, own_metric: str
 ) -> None:
-    methods = [{"id": "own", "kind": "atp", "metric": "test-fails-for-some"}]
+    methods = [{"id": "own", "kind": "atp", "metric": own_metric}]
     path = job.write("own.yaml", models=[model(job, ndif_server.url)], methods=methods, chunk_pairs=N_PAIRS)
     score_here(path, tmp_path / "out")
     failures = read_table(tmp_path / "out", "failures")
