@@ -54,8 +54,8 @@ def assert_same_scores(out: Path, expected: Path) -> None:
     assert abs(ours["clean_metric"].to_numpy() - others["clean_metric"].to_numpy()).max() < 1e-5
 
 
-def test_a_gang_writes_what_a_replica_writes(job: TinyJob, replica: Path, tmp_path: Path) -> None:
-    path = job.write("gang.yaml", models=models(job), methods=METHODS, chunk_pairs=20)
+def test_gangs_side_by_side_write_what_a_replica_writes(job: TinyJob, replica: Path, tmp_path: Path) -> None:
+    path = job.write("gang.yaml", models=models(job, count=2, cpus=0.25), methods=METHODS, chunk_pairs=10)
     ended = attrib_batch("run", path, "--out", tmp_path / "out")
     assert ended.code == 0, ended.said
     assert_same_scores(tmp_path / "out", replica)
