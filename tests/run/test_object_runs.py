@@ -195,7 +195,7 @@ def test_buckets_that_cannot_be_used_are_refused_at_once(
         assert "manifest.json" in ended.said
     ended = attrib_batch("run", job_file, "--out", "s3://no-such-bucket/x")
     assert ended.code == 2, ended.said
-    assert "cannot write s3://no-such-bucket/x/manifest.json" in ended.messages
+    assert "cannot write s3://no-such-bucket/x/lease.json" in ended.messages
     assert ended.messages.count("error:") == 1
     with FaultyProxy(object_store.url) as proxy:
         monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.url)
