@@ -41,8 +41,8 @@ def test_all_pairs_are_scored(demo: Path) -> None:
 def test_the_model_solves_the_tutorials_prompts(demo: Path) -> None:
     baselines = pl.read_parquet(demo / "baselines/**/*.parquet", hive_partitioning=True)
     tutorial = baselines.filter(pl.col("dataset") == "tutorial")
-    assert tutorial["clean_metric"].min() > 3.0  # type: ignore[operator]
-    assert tutorial["clean_metric"].max() < 12.0  # type: ignore[operator]
+    assert tutorial["clean_metric"].min() > 3.0  # type: ignore[operator]  # a number here
+    assert tutorial["clean_metric"].max() < 12.0  # type: ignore[operator]  # a number here
     # Every prompt is clean once and corrupted once, with right and wrong exchanged.
     assert tutorial["corrupted_metric"].sum() == pytest.approx(-tutorial["clean_metric"].sum(), rel=1e-5)
 

@@ -57,7 +57,7 @@ def test_paths_of_one_machine_need_a_word(shared: bool, job: TinyJob, tmp_path: 
 
     def check(what: object, out: str) -> str:
         try:
-            check_places(what, out, job.folder, shared=lambda: shared)  # type: ignore[arg-type]
+            check_places(what, out, job.folder, shared=lambda: shared)  # type: ignore[arg-type]  # a stand-in
         except RequestError as error:
             return str(error)
         return ""

@@ -135,7 +135,7 @@ def test_two_gpus_spread_the_model_with_a_device_map(tmp_path: Path, monkeypatch
 def _convert(cache: str) -> str:
     import platformdirs
 
-    platformdirs.user_cache_dir = lambda *_: cache  # type: ignore[assignment]
+    platformdirs.user_cache_dir = lambda *_: cache  # type: ignore[assignment]  # a stand-in
     from attrib_batch.models.bundled import bundled_folder
 
     return str(bundled_folder(find_model(job("smollm2-135m"))))

@@ -52,7 +52,7 @@ class Runs:
         return self.job.write(file, models=[model], methods=methods, chunk_pairs=CHUNK)
 
     def environment(self, **faults: object) -> dict[str, str]:
-        return faulty_environment(self.packages, **faults)  # type: ignore[arg-type]
+        return faulty_environment(self.packages, **faults)  # type: ignore[arg-type]  # passed on
 
     def run(self, out: Path, *options: str, env: dict[str, str] | None = None, job: Path | None = None) -> Ended:
         """Run the job to its end, whatever that is."""

@@ -107,14 +107,14 @@ def test_a_disk_that_refuses_the_log_ends_nothing(tmp_path: Path) -> None:
 
 def test_the_sink_suits_the_store(tmp_path: Path) -> None:
     assert isinstance(open_sink(Store(tmp_path), "logs/x.jsonl"), FileSink)
-    sink = open_sink(Bucket(), "logs/x.jsonl")  # type: ignore[arg-type]
+    sink = open_sink(Bucket(), "logs/x.jsonl")  # type: ignore[arg-type]  # a stand-in
     assert isinstance(sink, ObjectSink)
     sink.close()
 
 
 def test_an_object_store_gets_the_whole_log_now_and_then_and_at_the_end() -> None:
     bucket = Bucket()
-    sink = ObjectSink(bucket, "logs/x.jsonl", seconds=0.05)  # type: ignore[arg-type]
+    sink = ObjectSink(bucket, "logs/x.jsonl", seconds=0.05)  # type: ignore[arg-type]  # a stand-in
     sink.write(b"1\n")
     deadline = time.monotonic() + 10
     while not bucket.objects:
