@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import json
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -134,7 +135,8 @@ def _file_hash(path: Path) -> str:
         while block := file.read(_READ_BYTES):
             digest.update(block)
     memory.parent.mkdir(parents=True, exist_ok=True)
-    temporary = memory.with_suffix(f".{digest.hexdigest()[:8]}.tmp")
-    temporary.write_text(json.dumps({"file": str(path), "sha256": digest.hexdigest()}), encoding="utf-8")
-    temporary.replace(memory)
+    # Processes that start at once hash the same weights: each writes a file of its own and renames that.
+    with tempfile.NamedTemporaryFile("w", dir=memory.parent, suffix=".tmp", delete=False, encoding="utf-8") as note:
+        json.dump({"file": str(path), "sha256": digest.hexdigest()}, note)
+    Path(note.name).replace(memory)
     return digest.hexdigest()

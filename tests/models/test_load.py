@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import multiprocessing
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Barrier
 
 import pytest
 import torch
@@ -149,6 +151,24 @@ def test_processes_that_start_at_once_convert_the_bundled_model_once(tmp_path: P
     assert len(set(folders)) == 1
     assert [path.name for path in models.iterdir() if path.is_dir()] == [Path(folders[0]).name]
     assert (Path(folders[0]) / "model.safetensors").stat().st_size > 5e8
+
+
+def test_two_that_hash_a_file_at_once_do_not_share_a_temporary_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, both_have_written = save_tiny("gpt2", tmp_path / "m"), Barrier(2, timeout=30)
+    replace = Path.replace
+
+    def replace_together(self: Path, target: Path) -> Path:
+        both_have_written.wait()
+        return replace(self, target)
+
+    monkeypatch.setattr(sources.platformdirs, "user_cache_dir", lambda *_: str(tmp_path / "cache"))
+    monkeypatch.setattr(Path, "replace", replace_together)
+    with ThreadPoolExecutor(2) as threads:
+        first, second = threads.map(find_model, [job(folder)] * 2)
+    assert first.fingerprint == second.fingerprint
+    assert not list((tmp_path / "cache").rglob("*.tmp"))
 
 
 def test_the_module_says_where_files_come_from() -> None:
