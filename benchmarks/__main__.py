@@ -1,4 +1,4 @@
-"""``python -m benchmarks``: run everything and write ``benchmarks/RESULTS.md``."""
+"""``python -m benchmarks``: what the engine costs; writes its part of ``benchmarks/RESULTS.md``."""
 
 from __future__ import annotations
 
@@ -8,9 +8,8 @@ from pathlib import Path
 
 from benchmarks import machine, memory, share, speed
 from benchmarks.models import MODEL_ID
+from benchmarks.page import RESULTS, replace_part
 from benchmarks.tables import render
-
-RESULTS = Path(__file__).parent / "RESULTS.md"
 
 
 def main() -> int:
@@ -19,7 +18,7 @@ def main() -> int:
     parser.add_argument("--model", default=MODEL_ID, help="bundled name, local folder or Hub id; of the Llama family")
     parser.add_argument("--pairs", type=int, default=64, help="pairs in a batch")
     parser.add_argument("--rounds", type=int, default=7, help="rounds of each comparison")
-    parser.add_argument("--out", type=Path, default=RESULTS, help="the Markdown file to write")
+    parser.add_argument("--out", type=Path, default=RESULTS, help="the Markdown file whose part is replaced")
     options = parser.parse_args()
 
     speeds = speed.measure(options.model, n_pairs=options.pairs, n_rounds=options.rounds)
@@ -27,7 +26,7 @@ def main() -> int:
     run = share.model_share(options.model)
     peaks = memory.peaks(options.model)
     text = render(machine.describe(), options.model, speeds, run, peaks)
-    options.out.write_text(text, encoding="utf-8")
+    replace_part(options.out, "engine", text)
     print(text)
     return 0
 

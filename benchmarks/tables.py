@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from statistics import median
 from typing import TYPE_CHECKING
 
-from benchmarks import speed
+from benchmarks import second_worker, speed
+from benchmarks.models import MODEL_ID
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from benchmarks.memory import Peak
     from benchmarks.rounds import Timings
+    from benchmarks.scale import Scale
+    from benchmarks.second_worker import SecondWorker
     from benchmarks.share import RunShare
     from benchmarks.speed import Comparison
 
@@ -30,9 +34,8 @@ _FORWARD_TARGETS = {"plain pairs": "1.9", "pairs with their mirrors": "1.3"}
 
 
 def render(machine: str, model_id: str, comparisons: Sequence[Comparison], run: RunShare, peaks: Sequence[Peak]) -> str:
-    """The whole page."""
+    """The engine's part of the page."""
     parts = [
-        "# Benchmarks",
         f"Written by `make bench`. {machine}",
         (
             f"Model {model_id}, float32; `z` scores by logit difference; batches of {comparisons[0].n_pairs} pairs. "
@@ -63,6 +66,53 @@ def render(machine: str, model_id: str, comparisons: Sequence[Comparison], run: 
         ),
         "## (e) Peak memory against batch size",
         _memory(peaks),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def render_scale(machine: str, scale: Scale, second: SecondWorker) -> str:
+    """The part of the page about long runs."""
+    parts = [
+        "## (f) A run of many pairs",
+        f"Written by `make bench-scale`. {machine}",
+        (
+            f"{scale.n_pairs:,} generated IOI pairs in {scale.n_chunks:,} chunks, a random Llama of two layers and two "
+            "heads, two workers of one thread: what is measured is everything but the model. The driver is killed with "
+            "SIGKILL when 99 % are committed, and the same command goes on."
+        ),
+        _table(
+            ["pairs done", "driver, MiB", "larger worker, MiB", "Ray's own processes, MiB"],
+            [
+                [f"{moment.n_pairs:,}", f"{moment.driver:.0f}", f"{moment.worker:.0f}", f"{moment.services:.0f}"]
+                for moment in scale.moments
+            ],
+        ),
+        _table(
+            ["figure", "value", "target"],
+            [
+                ["the driver's memory grows, for every 100,000 pairs", f"{scale.driver_growth:+.2f} MiB", "flat"],
+                ["a worker's memory grows, for every 100,000 pairs", f"{scale.worker_growth:+.2f} MiB", "flat"],
+                ["the driver's processor time for a chunk", f"{1e3 * scale.driver_cpu_per_chunk:.1f} ms", ""],
+                ["pairs a second, two workers together", f"{scale.pairs_per_second:,.0f}", ""],
+                ["rows of scores", f"{scale.n_rows:,}", ""],
+                ["bytes for a row of scores", f"{scale.score_bytes / scale.n_rows:.2f}", "at most 4.0"],
+                ["files", f"{scale.n_files:,}", ""],
+                ["`status` with 99 % done, whole command", f"{scale.status_seconds:.1f} s", ""],
+                ["resume with 99 % done, up to the first task", f"{scale.resume_seconds:.1f} s", "seconds"],
+                ["the same, whole command, the last percent computed", f"{scale.rest_seconds:.1f} s", ""],
+                ["the same command when all is done", f"{scale.nothing_seconds:.1f} s", ""],
+                ["`summarize`", f"{scale.summarize.seconds:.1f} s, {scale.summarize.peak:,.0f} MiB", ""],
+                ["`report`", f"{scale.report.seconds:.1f} s, {scale.report.peak:,.0f} MiB", ""],
+            ],
+        ),
+        "## (g) What a second worker brings",
+        (
+            f"{MODEL_ID}, {second_worker.N_PAIRS} pairs in chunks of {second_worker.CHUNK_PAIRS}, workers of one "
+            f"thread; {len(second.one)} alternating rounds; the time in which every worker is at work. Two workers do "
+            f"{second.ratio:.2f} times as many pairs a second as one (rounds: "
+            f"{', '.join(f'{ratio:.2f}' for ratio in second.ratios)}; target 1.9): "
+            f"{median(second.two):.1f} beside {median(second.one):.1f}."
+        ),
     ]
     return "\n\n".join(parts) + "\n"
 
