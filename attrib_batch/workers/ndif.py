@@ -15,7 +15,7 @@ from attrib_batch.errors import ModelError, RunInterruptedError
 from attrib_batch.schema import FailureReason
 from attrib_batch.workers.ndif_jobs import RemoteJob, forget_jobs, job_name, read_job, write_job
 from attrib_batch.workers.ndif_server import PUBLIC_HOST, JobFailedError, JobGoneError, JobTooLongError, NdifServer
-from attrib_batch.workers.task import Ready, TaskReader, TaskReport, TaskResults, peak_memory
+from attrib_batch.workers.task import Ready, TaskReader, TaskReport, peak_memory
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -68,7 +68,7 @@ class NdifWorker:
         self._server.check(self._model, seconds=self._seconds)
         self._reader = TaskReader(self.job, self._model_job, self._model, self.fingerprints)
         # Two tasks may be in hand: one is read or written while the server works on the other.
-        self._reading, self._session = threading.Lock(), threading.Lock()
+        self._session = threading.Lock()
         self._most_pairs: dict[str, int] = {}
         return Ready(peak_memory(), parameters=0, seconds=time.perf_counter() - started)
 
@@ -82,9 +82,7 @@ class NdifWorker:
             OutputError: the tables cannot be written.
         """
         started = time.perf_counter()
-        with self._reading:
-            pairs, failures = self._reader.read(assignment)
-        results = TaskResults(self.job, assignment, failures)
+        pairs, results = self._reader.begin(assignment)
         with self._session:
             scoring, downloaded = time.perf_counter(), self._server.downloaded_bytes
             for method, outcome in self._scored(assignment.task, pairs, results.methods):
@@ -97,9 +95,8 @@ class NdifWorker:
             model_seconds=model_seconds,
             downloaded_bytes=downloaded,
         )
-        forget_jobs(
-            self.store, assignment.task[0], results.methods[0]
-        )  # only now: who comes after a death finds the results
+        # Only now: who comes after a death finds the results.
+        forget_jobs(self.store, assignment.task[0], results.methods[0])
         return report
 
     def _scored(

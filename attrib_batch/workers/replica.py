@@ -10,7 +10,7 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from attrib_batch.workers.task import Ready, TaskReader, TaskReport, TaskResults, peak_memory
+from attrib_batch.workers.task import Ready, TaskReader, TaskReport, peak_memory
 
 if TYPE_CHECKING:
     from attrib_batch.spec import Job
@@ -48,7 +48,7 @@ class ReplicaWorker:
         self._budget = TokenBudget(model_job.batch_tokens)
         self._reader = TaskReader(self.job, model_job, self._model, self.fingerprints)
         # Two tasks may be in hand, each in a thread: one is read or written while the other computes.
-        self._reading, self._scoring = threading.Lock(), threading.Lock()
+        self._scoring = threading.Lock()
         return Ready(
             peak_memory(),
             parameters=sum(parameter.numel() for parameter in self._model.module.parameters()),
@@ -67,9 +67,7 @@ class ReplicaWorker:
         from attrib_batch.attribution.engine import score_pairs
 
         started = time.perf_counter()
-        with self._reading:
-            pairs, failures = self._reader.read(assignment)
-        results = TaskResults(self.job, assignment, failures)
+        pairs, results = self._reader.begin(assignment)
         with self._scoring:
             scoring = time.perf_counter()
             for method, outcome in score_pairs(self._model, pairs, results.methods, self._budget):

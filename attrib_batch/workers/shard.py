@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
-from attrib_batch.workers.task import Ready, TaskReader, TaskReport, TaskResults, peak_memory
+from attrib_batch.workers.task import Ready, TaskReader, TaskReport, peak_memory
 
 if TYPE_CHECKING:
     from attrib_batch.spec import Job
@@ -75,8 +75,7 @@ class ShardWorker:
         from attrib_batch.attribution.engine import score_pairs
 
         started = time.perf_counter()
-        pairs, failures = self._reader.read(assignment)
-        results = TaskResults(self.job, assignment, failures)
+        pairs, results = self._reader.begin(assignment)
         scoring = time.perf_counter()
         for method, outcome in score_pairs(
             self._model, pairs, results.methods, self._budget, agree=self._agreement.agree

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import resource
 import sys
+import threading
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -71,16 +72,22 @@ class TaskReader:
     fingerprints: dict[str, str]
     """What each dataset holds, by id."""
     _tables: dict[str, PinnedTable] = field(default_factory=dict, init=False, repr=False)
+    _one_at_a_time: threading.Lock = field(default_factory=threading.Lock, init=False, repr=False)
 
-    def read(self, assignment: Assignment) -> tuple[list[EncodedPair], list[dict[str, Any]]]:
-        """The pairs to score, and rows of the failures table for those that are not scored.
+    def begin(self, assignment: Assignment) -> tuple[list[EncodedPair], TaskResults]:
+        """The pairs of a task that are to be scored, and its results, which hold those that are not.
 
         These are what is no pair of equally long prompts with known answers, and the pairs that are left out; the
-        latter are not even tokenised.
+        latter are not even tokenised. Threads take turns.
 
         Raises:
             DatasetError: the rows cannot be read.
         """
+        with self._one_at_a_time:
+            pairs, failures = self._read(assignment)
+        return pairs, TaskResults(self.job, assignment, failures)
+
+    def _read(self, assignment: Assignment) -> tuple[list[EncodedPair], list[dict[str, Any]]]:
         start, stop = assignment.rows
         rows = self._table(assignment.task[0].cell.dataset).rows(start, stop)
         left_out = {pair.row for pair in assignment.left_out}
