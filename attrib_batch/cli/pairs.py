@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from attrib_batch.errors import ExitCode, RequestError
+from attrib_batch.cli.named import named_values
+from attrib_batch.errors import ExitCode
 from attrib_batch.pairs.ioi import Counterfactual
 
 app = typer.Typer(
@@ -57,12 +58,8 @@ def import_table(
     """Make a table of prompt pairs from a file with other column names or another format."""
     from attrib_batch.pairs.importer import import_pairs
 
-    mapping = {}
-    for column in columns or []:
-        ours, equals, theirs = column.partition("=")
-        if not (ours and equals and theirs):
-            raise RequestError(f"--column {column!r}: write OURS=THEIRS, for example --column clean=prompt")
-        mapping[theirs] = ours
+    named = named_values("--column", "OURS=THEIRS, for example --column clean=prompt", columns or [])
+    mapping = {theirs: ours for ours, theirs in named}
     typer.echo(f"{import_pairs(source, out, mapping):,} pairs -> {out}")
 
 

@@ -83,6 +83,11 @@ def resolve_path(path: str, before: str | None = None) -> str:
     return str(file.path.expanduser().resolve()) if isinstance(file, LocalFile) else str(file)
 
 
+def is_local(path: str) -> bool:
+    """Whether a dataset's path leads to a file system, and not to an object store or the Hub."""
+    return isinstance(find_file(path), LocalFile)
+
+
 @dataclass(frozen=True)
 class LocalFile:
     """A file that every worker sees under the same path."""
