@@ -17,14 +17,14 @@ from datetime import timedelta
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, TypeVar
 
+import pyarrow as pa
 from pyarrow import fs
 
 from attrib_batch.errors import OutputError, RequestError, StorageError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-
-    import pyarrow as pa
+    from pathlib import Path
 
 REQUEST_SECONDS = 5.0
 """How long a store may send nothing before a request is made again."""
@@ -180,12 +180,23 @@ class ObjectReader(io.RawIOBase):
         super().close()
 
 
-def put(url: ObjectUrl, data: bytes | pa.Buffer) -> None:
+def put(url: ObjectUrl, data: bytes | pa.Buffer, *, in_turn: bool = False) -> None:
     """Write an object whole: it is there with all of ``data``, or as it was before.
 
     pyarrow publishes what an output stream has got when the stream is closed, and also when it is only dropped. So
     nothing may come between the opening of a stream and its end: the whole content is given at once, and in a thread
     that no signal reaches. A failed part of a larger object keeps pyarrow from publishing it.
+
+    The parts of an upload that failed, or whose process was killed, stay in the bucket: nobody sees them, and they cost
+    what objects cost. pyarrow has no way to abort an upload, nor to list those that were begun. So a bucket of S3 needs
+    a lifecycle rule: AbortIncompleteMultipartUpload, DaysAfterInitiation 1. On Google Cloud Storage, uploads that are
+    not finished expire by themselves.
+
+    Args:
+        url: where.
+        data: the content.
+        in_turn: send the parts of a larger object one after the other; otherwise each is copied, and all are sent at
+            once.
 
     Raises:
         OutputError: it cannot be written.
@@ -198,7 +209,8 @@ def put(url: ObjectUrl, data: bytes | pa.Buffer) -> None:
         try:
             # Without a request at its opening, a stream could fail when it is written to, and publish when dropped;
             # with so little content nothing is sent before it is closed.
-            stream = _file_system(url.scheme, url.bucket, _endpoint(), single_put=small).open_output_stream(url.path)
+            system = _file_system(url.scheme, url.bucket, _endpoint(), single_put=small, in_turn=in_turn)
+            stream = system.open_output_stream(url.path)
             stream.write(data)
             stream.close()
         except BaseException as error:  # noqa: BLE001 - it is raised where it can be handled
@@ -210,6 +222,12 @@ def put(url: ObjectUrl, data: bytes | pa.Buffer) -> None:
     if failed:
         with complaining("write", url):
             raise failed[0]
+
+
+def put_file(url: ObjectUrl, path: Path) -> None:
+    """Write an object whole from a local file of any size, a part of it in memory at most; raises what `put` raises."""
+    with pa.memory_map(str(path)) as file:
+        put(url, file.read_buffer(), in_turn=True)
 
 
 @contextmanager
@@ -243,7 +261,9 @@ def _endpoint() -> str | None:
 
 
 @lru_cache(maxsize=32)
-def _file_system(scheme: str, bucket: str, endpoint: str | None, *, single_put: bool) -> fs.FileSystem:
+def _file_system(
+    scheme: str, bucket: str, endpoint: str | None, *, single_put: bool, in_turn: bool = False
+) -> fs.FileSystem:
     if scheme == "gs":
         return fs.GcsFileSystem(retry_time_limit=timedelta(seconds=GS_RETRY_SECONDS))
     return fs.S3FileSystem(
@@ -252,6 +272,7 @@ def _file_system(scheme: str, bucket: str, endpoint: str | None, *, single_put: 
         connect_timeout=REQUEST_SECONDS,
         retry_strategy=fs.AwsStandardS3RetryStrategy(max_attempts=ATTEMPTS),
         allow_delayed_open=single_put,
+        background_writes=not in_turn,
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from pathlib import Path  # noqa: TC003 - typer reads it
 from typing import Annotated
 
 import typer
@@ -22,7 +22,9 @@ app.add_typer(make, name="make")
 Table = Annotated[
     str, typer.Argument(metavar="FILE", help="A Parquet table of prompt pairs: a path, s3://, gs:// or hf://datasets/.")
 ]
-OutFile = Annotated[Path, typer.Option("--out", metavar="FILE", help="The Parquet file to write.")]
+OutFile = Annotated[
+    str, typer.Option("--out", metavar="FILE", help="The Parquet file to write: a path, s3:// or gs://bucket/file.")
+]
 
 
 @make.command("ioi")
