@@ -98,7 +98,7 @@ def is_object_url(text: object) -> bool:
 
 def file_system(url: ObjectUrl) -> fs.FileSystem:
     """The file system that holds an object: one per process, bucket and endpoint."""
-    return _file_system(url.scheme, url.bucket, _endpoint(), single_put=False)
+    return _file_system(url.scheme, url.bucket, _endpoint(url.scheme), single_put=False)
 
 
 def persistently(read: Callable[[], T]) -> T:
@@ -209,7 +209,8 @@ def put(url: ObjectUrl, data: bytes | pa.Buffer, *, in_turn: bool = False) -> No
         try:
             # Without a request at its opening, a stream could fail when it is written to, and publish when dropped;
             # with so little content nothing is sent before it is closed.
-            system = _file_system(url.scheme, url.bucket, _endpoint(), single_put=small, in_turn=in_turn)
+            endpoint = _endpoint(url.scheme)
+            system = _file_system(url.scheme, url.bucket, endpoint, single_put=small, in_turn=in_turn)
             stream = system.open_output_stream(url.path)
             stream.write(data)
             stream.close()
@@ -221,6 +222,8 @@ def put(url: ObjectUrl, data: bytes | pa.Buffer, *, in_turn: bool = False) -> No
     thread.join()
     if failed:
         with complaining("write", url):
+            if isinstance(failed[0], FileNotFoundError):  # what Google's store says of the bucket
+                raise OutputError(f"cannot write {url}: there is no bucket {url.bucket}.") from failed[0]
             raise failed[0]
 
 
@@ -255,7 +258,10 @@ def complaining(verb: str, place: object) -> Iterator[None]:
         ) from error
 
 
-def _endpoint() -> str | None:
+def _endpoint(scheme: str) -> str | None:
+    """The server that the environment names in the place of Amazon's or Google's; of the latter an emulator."""
+    if scheme == "gs":
+        return os.environ.get("STORAGE_EMULATOR_HOST") or None
     # Not every release of the SDK in pyarrow reads these by itself.
     return os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or None
 
@@ -265,7 +271,7 @@ def _file_system(
     scheme: str, bucket: str, endpoint: str | None, *, single_put: bool, in_turn: bool = False
 ) -> fs.FileSystem:
     if scheme == "gs":
-        return fs.GcsFileSystem(retry_time_limit=timedelta(seconds=GS_RETRY_SECONDS))
+        return fs.GcsFileSystem(retry_time_limit=timedelta(seconds=GS_RETRY_SECONDS), **_emulator(endpoint))
     return fs.S3FileSystem(
         **_place(bucket, endpoint),
         request_timeout=REQUEST_SECONDS,
@@ -274,6 +280,14 @@ def _file_system(
         allow_delayed_open=single_put,
         background_writes=not in_turn,
     )
+
+
+def _emulator(endpoint: str | None) -> dict[str, Any]:
+    """An emulator of Google's store asks for no credentials."""
+    if endpoint is None:
+        return {}
+    scheme, separator, address = endpoint.rstrip("/").rpartition("://")
+    return {"anonymous": True, "endpoint_override": address, "scheme": scheme if separator else "http"}
 
 
 def _place(bucket: str, endpoint: str | None) -> dict[str, Any]:

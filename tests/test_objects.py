@@ -255,6 +255,12 @@ def test_what_is_asked_of_pyarrow(monkeypatch: pytest.MonkeyPatch) -> None:
     make = objects._file_system.__wrapped__
     google = make("gs", "b", None, single_put=False)
     assert google.keys() == {"retry_time_limit"}
+    emulated = make("gs", "b", "127.0.0.1:9000", single_put=False)
+    assert (emulated["endpoint_override"], emulated["scheme"], emulated["anonymous"]) == (
+        "127.0.0.1:9000",
+        "http",
+        True,
+    )
     amazon = make("s3", "b", None, single_put=False)
     assert amazon["region"] == "region-of-b"
     assert not {"access_key", "secret_key", "endpoint_override"} & amazon.keys()
@@ -268,6 +274,6 @@ def test_what_is_asked_of_pyarrow(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_the_endpoint_of_s3_alone_comes_first(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://all")
-    assert objects._endpoint() == "http://all"
+    assert objects._endpoint("s3") == "http://all"
     monkeypatch.setenv("AWS_ENDPOINT_URL_S3", "http://s3")
-    assert objects._endpoint() == "http://s3"
+    assert objects._endpoint("s3") == "http://s3"
