@@ -6,6 +6,7 @@ Credentials are found as pyarrow finds them (``AWS_ACCESS_KEY_ID`` and the like,
 
 from __future__ import annotations
 
+import io
 import os
 import re
 import threading
@@ -16,14 +17,14 @@ from datetime import timedelta
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, TypeVar
 
+import pyarrow as pa
 from pyarrow import fs
 
 from attrib_batch.errors import OutputError, RequestError, StorageError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-
-    import pyarrow as pa
+    from pathlib import Path
 
 REQUEST_SECONDS = 5.0
 """How long a store may send nothing before a request is made again."""
@@ -97,7 +98,7 @@ def is_object_url(text: object) -> bool:
 
 def file_system(url: ObjectUrl) -> fs.FileSystem:
     """The file system that holds an object: one per process, bucket and endpoint."""
-    return _file_system(url.scheme, url.bucket, _endpoint(), single_put=False)
+    return _file_system(url.scheme, url.bucket, _endpoint(url.scheme), single_put=False)
 
 
 def persistently(read: Callable[[], T]) -> T:
@@ -112,12 +113,90 @@ def persistently(read: Callable[[], T]) -> T:
     return read()
 
 
-def put(url: ObjectUrl, data: bytes | pa.Buffer) -> None:
+class ObjectReader(io.RawIOBase):
+    """An object as a file that is read anywhere, each read made again where :func:`persistently` does."""
+
+    def __init__(self, url: ObjectUrl) -> None:
+        """Open it.
+
+        Raises:
+            FileNotFoundError: it is not there.
+            OutputError: the store refuses.
+            StorageError: it gives no answer.
+        """
+        super().__init__()
+        self._url = url
+        with complaining("read", url):
+            self._file = file_system(url).open_input_file(url.path)
+            self._size: int = self._file.size()
+        self._position = 0
+
+    def read(self, size: int | None = -1) -> bytes:
+        """The next ``size`` bytes, or all that are left; raises what opening raises."""
+        left = max(0, self._size - self._position)
+        wanted = left if size is None or size < 0 else min(size, left)
+
+        def read() -> bytes:
+            with complaining("read", self._url):
+                data: bytes = self._file.read_at(wanted, self._position)
+                return data
+
+        data = persistently(read) if wanted else b""
+        self._position += len(data)
+        return data
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        """Go to a byte."""
+        start = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._size}[whence]
+        self._position = start + offset
+        return self._position
+
+    def tell(self) -> int:
+        """The byte that is read next."""
+        return self._position
+
+    def readable(self) -> bool:
+        """It is."""
+        return True
+
+    def seekable(self) -> bool:
+        """It is."""
+        return True
+
+    @property
+    def size(self) -> int:
+        """Bytes in all."""
+        return self._size
+
+    def metadata(self) -> dict[str, str]:
+        """What the store says of it, by names in lower case."""
+        with complaining("read", self._url):
+            return {name.lower(): value.decode() for name, value in (self._file.metadata() or {}).items()}
+
+    def close(self) -> None:
+        """Let go of it."""
+        if not self.closed:
+            self._file.close()
+        super().close()
+
+
+def put(url: ObjectUrl, data: bytes | pa.Buffer, *, in_turn: bool = False) -> None:
     """Write an object whole: it is there with all of ``data``, or as it was before.
 
     pyarrow publishes what an output stream has got when the stream is closed, and also when it is only dropped. So
     nothing may come between the opening of a stream and its end: the whole content is given at once, and in a thread
     that no signal reaches. A failed part of a larger object keeps pyarrow from publishing it.
+
+    The parts of an upload that failed, or whose process was killed, stay in the bucket: nobody sees them, and they cost
+    what objects cost. pyarrow has no way to abort an upload, nor to list those that were begun. So a bucket of S3 needs
+    a lifecycle rule: AbortIncompleteMultipartUpload, DaysAfterInitiation 1. On Google Cloud Storage, uploads that are
+    not finished expire by themselves.
+
+    Args:
+        url: where.
+        data: the content.
+        in_turn: send the parts of a larger object one after the other; otherwise each is copied, and all are sent at
+            once.
 
     Raises:
         OutputError: it cannot be written.
@@ -130,7 +209,9 @@ def put(url: ObjectUrl, data: bytes | pa.Buffer) -> None:
         try:
             # Without a request at its opening, a stream could fail when it is written to, and publish when dropped;
             # with so little content nothing is sent before it is closed.
-            stream = _file_system(url.scheme, url.bucket, _endpoint(), single_put=small).open_output_stream(url.path)
+            endpoint = _endpoint(url.scheme)
+            system = _file_system(url.scheme, url.bucket, endpoint, single_put=small, in_turn=in_turn)
+            stream = system.open_output_stream(url.path)
             stream.write(data)
             stream.close()
         except BaseException as error:  # noqa: BLE001 - it is raised where it can be handled
@@ -141,7 +222,15 @@ def put(url: ObjectUrl, data: bytes | pa.Buffer) -> None:
     thread.join()
     if failed:
         with complaining("write", url):
+            if isinstance(failed[0], FileNotFoundError):  # what Google's store says of the bucket
+                raise OutputError(f"cannot write {url}: there is no bucket {url.bucket}.") from failed[0]
             raise failed[0]
+
+
+def put_file(url: ObjectUrl, path: Path) -> None:
+    """Write an object whole from a local file of any size, a part of it in memory at most; raises what `put` raises."""
+    with pa.memory_map(str(path)) as file:
+        put(url, file.read_buffer(), in_turn=True)
 
 
 @contextmanager
@@ -169,22 +258,36 @@ def complaining(verb: str, place: object) -> Iterator[None]:
         ) from error
 
 
-def _endpoint() -> str | None:
+def _endpoint(scheme: str) -> str | None:
+    """The server that the environment names in the place of Amazon's or Google's; of the latter an emulator."""
+    if scheme == "gs":
+        return os.environ.get("STORAGE_EMULATOR_HOST") or None
     # Not every release of the SDK in pyarrow reads these by itself.
     return os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or None
 
 
 @lru_cache(maxsize=32)
-def _file_system(scheme: str, bucket: str, endpoint: str | None, *, single_put: bool) -> fs.FileSystem:
+def _file_system(
+    scheme: str, bucket: str, endpoint: str | None, *, single_put: bool, in_turn: bool = False
+) -> fs.FileSystem:
     if scheme == "gs":
-        return fs.GcsFileSystem(retry_time_limit=timedelta(seconds=GS_RETRY_SECONDS))
+        return fs.GcsFileSystem(retry_time_limit=timedelta(seconds=GS_RETRY_SECONDS), **_emulator(endpoint))
     return fs.S3FileSystem(
         **_place(bucket, endpoint),
         request_timeout=REQUEST_SECONDS,
         connect_timeout=REQUEST_SECONDS,
         retry_strategy=fs.AwsStandardS3RetryStrategy(max_attempts=ATTEMPTS),
         allow_delayed_open=single_put,
+        background_writes=not in_turn,
     )
+
+
+def _emulator(endpoint: str | None) -> dict[str, Any]:
+    """An emulator of Google's store asks for no credentials."""
+    if endpoint is None:
+        return {}
+    scheme, separator, address = endpoint.rstrip("/").rpartition("://")
+    return {"anonymous": True, "endpoint_override": address, "scheme": scheme if separator else "http"}
 
 
 def _place(bucket: str, endpoint: str | None) -> dict[str, Any]:

@@ -156,6 +156,27 @@ def test_a_last_part_that_fails_leaves_what_was_there(
     assert object_store.get(f"{bucket}/part/x") == b"before"
 
 
+def test_a_large_file_is_put_part_by_part(
+    proxy: FaultyProxy, object_store: ObjectStore, bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = b"0123456789abcdef" * (3 * LARGE // 16)
+    (tmp_path / "file").write_bytes(data)
+    held = []
+    take = proxy.take_fault
+
+    def watch(method: str, path: str) -> Fault | None:
+        if method == "PUT":
+            held.append(pa.total_allocated_bytes() - before)
+        return take(method, path)
+
+    monkeypatch.setattr(proxy, "take_fault", watch)
+    before = pa.total_allocated_bytes()
+    objects.put_file(ObjectUrl("s3", bucket, "large/file"), tmp_path / "file")
+    assert len(held) == 4
+    assert max(held) < LARGE  # one part
+    assert object_store.get(f"{bucket}/large/file") == data
+
+
 @pytest.mark.parametrize("status", [500, 503])
 def test_what_passes_is_tried_again(proxy: FaultyProxy, bucket: str, status: int) -> None:
     store = Store.parse(f"s3://{bucket}/passing-{status}")
@@ -234,6 +255,12 @@ def test_what_is_asked_of_pyarrow(monkeypatch: pytest.MonkeyPatch) -> None:
     make = objects._file_system.__wrapped__
     google = make("gs", "b", None, single_put=False)
     assert google.keys() == {"retry_time_limit"}
+    emulated = make("gs", "b", "127.0.0.1:9000", single_put=False)
+    assert (emulated["endpoint_override"], emulated["scheme"], emulated["anonymous"]) == (
+        "127.0.0.1:9000",
+        "http",
+        True,
+    )
     amazon = make("s3", "b", None, single_put=False)
     assert amazon["region"] == "region-of-b"
     assert not {"access_key", "secret_key", "endpoint_override"} & amazon.keys()
@@ -247,6 +274,6 @@ def test_what_is_asked_of_pyarrow(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_the_endpoint_of_s3_alone_comes_first(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://all")
-    assert objects._endpoint() == "http://all"
+    assert objects._endpoint("s3") == "http://all"
     monkeypatch.setenv("AWS_ENDPOINT_URL_S3", "http://s3")
-    assert objects._endpoint() == "http://s3"
+    assert objects._endpoint("s3") == "http://s3"

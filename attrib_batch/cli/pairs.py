@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from pathlib import Path  # noqa: TC003 - typer reads it
 from typing import Annotated
 
 import typer
 
-from attrib_batch.errors import ExitCode, RequestError
+from attrib_batch.cli.named import named_values
+from attrib_batch.errors import ExitCode
 from attrib_batch.pairs.ioi import Counterfactual
 
 app = typer.Typer(
@@ -21,7 +22,9 @@ app.add_typer(make, name="make")
 Table = Annotated[
     str, typer.Argument(metavar="FILE", help="A Parquet table of prompt pairs: a path, s3://, gs:// or hf://datasets/.")
 ]
-OutFile = Annotated[Path, typer.Option("--out", metavar="FILE", help="The Parquet file to write.")]
+OutFile = Annotated[
+    str, typer.Option("--out", metavar="FILE", help="The Parquet file to write: a path, s3:// or gs://bucket/file.")
+]
 
 
 @make.command("ioi")
@@ -57,12 +60,8 @@ def import_table(
     """Make a table of prompt pairs from a file with other column names or another format."""
     from attrib_batch.pairs.importer import import_pairs
 
-    mapping = {}
-    for column in columns or []:
-        ours, equals, theirs = column.partition("=")
-        if not (ours and equals and theirs):
-            raise RequestError(f"--column {column!r}: write OURS=THEIRS, for example --column clean=prompt")
-        mapping[theirs] = ours
+    named = named_values("--column", "OURS=THEIRS, for example --column clean=prompt", columns or [])
+    mapping = {theirs: ours for ours, theirs in named}
     typer.echo(f"{import_pairs(source, out, mapping):,} pairs -> {out}")
 
 

@@ -74,11 +74,11 @@ def _driver(found: RunStatus) -> str:
 def _history(found: RunStatus) -> Iterator[str]:
     from attrib_batch.run.progress import duration
 
+    if found.pairs_per_second is not None:
+        left = f", about {duration(found.seconds_left)} left" if found.seconds_left is not None else ""
+        yield f"{'speed' if found.running else 'last speed'}: {found.pairs_per_second:.1f} pairs/s{left}"
     if (history := found.history) is None:
         return
-    if history.pairs_per_second is not None:
-        left = f", about {duration(found.seconds_left)} left" if found.seconds_left is not None else ""
-        yield f"{'speed' if found.running else 'last speed'}: {history.pairs_per_second:.1f} pairs/s{left}"
     if history.messages:
         yield "last errors:"
     for message in history.messages:

@@ -9,11 +9,13 @@ import typer
 from rich.console import Console
 from rich.table import Table as RichTable
 
+from attrib_batch.cli.named import named_values
 from attrib_batch.errors import ExitCode, RequestError
 from attrib_batch.spec import load_job
 
 if TYPE_CHECKING:
     from attrib_batch.run.driver import RunResult
+    from attrib_batch.run.inputs import Places
     from attrib_batch.spec import Job
 
 JobPath = Annotated[Path, typer.Argument(metavar="JOB", help="The job file (YAML).")]
@@ -80,11 +82,26 @@ def verify(
     out: Annotated[str, typer.Argument(metavar="OUT", help="The run's directory.")],
     pairs: Annotated[int, typer.Option(min=1, help="Pairs to measure from each dataset.")] = 32,
     seed: Annotated[int, typer.Option(help="The same seed samples the same pairs.")] = 0,
+    *,
     address: Address = None,
     ndif_host: NdifHost = None,
+    datasets: Annotated[
+        list[str] | None,
+        typer.Option("--dataset", metavar="ID=PATH", help="Where a dataset lies now, if not where the run read it."),
+    ] = None,
+    models: Annotated[
+        list[str] | None,
+        typer.Option("--model", metavar="NAME=PATH", help="Where a local model's folder lies now, likewise."),
+    ] = None,
 ) -> int:
     """Measure a sample of pairs with activation patching, and compare: can the scores be trusted?"""
-    return int(_verify(out, pairs, seed, address, ndif_host))
+    from attrib_batch.run.inputs import Places
+
+    places = Places(
+        dict(named_values("--dataset", "ID=PATH", datasets or [])),
+        dict(named_values("--model", "NAME=PATH", models or [])),
+    )
+    return int(_verify(out, pairs, seed, address=address, ndif_host=ndif_host, places=places))
 
 
 def doctor() -> int:
@@ -99,13 +116,21 @@ def doctor() -> int:
     return 0 if all(finding.ok for finding in findings if finding.needed) else 2
 
 
-def _verify(out: str, n_pairs: int, seed: int, address: str | None = None, ndif_host: str | None = None) -> ExitCode:
+def _verify(
+    out: str,
+    n_pairs: int,
+    seed: int,
+    *,
+    address: str | None = None,
+    ndif_host: str | None = None,
+    places: Places | None = None,
+) -> ExitCode:
     from attrib_batch.analysis.agreement import write_agreement
     from attrib_batch.run.driver import run_prepared
     from attrib_batch.run.progress import make_progress
     from attrib_batch.run.verify import prepare_verification
 
-    verification = prepare_verification(out, n_pairs=n_pairs, seed=seed, ndif_host=ndif_host)
+    verification = prepare_verification(out, n_pairs=n_pairs, seed=seed, ndif_host=ndif_host, places=places)
     result = run_prepared(verification.prepared, make_progress(Console(stderr=True)), address=address)
     verification.publish()
     agreement = write_agreement(out, seed=seed)

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from urllib.parse import unquote
 
 from attrib_batch.errors import DatasetError, OutputError, StorageError
-from attrib_batch.objects import ObjectUrl, complaining, file_system, is_object_url
+from attrib_batch.objects import ObjectReader, ObjectUrl, complaining, is_object_url
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -83,6 +83,11 @@ def resolve_path(path: str, before: str | None = None) -> str:
     return str(file.path.expanduser().resolve()) if isinstance(file, LocalFile) else str(file)
 
 
+def is_local(path: str) -> bool:
+    """Whether a dataset's path leads to a file system, and not to an object store or the Hub."""
+    return isinstance(find_file(path), LocalFile)
+
+
 @dataclass(frozen=True)
 class LocalFile:
     """A file that every worker sees under the same path."""
@@ -129,11 +134,11 @@ class ObjectFile:
     def __str__(self) -> str:
         return str(self.url)
 
-    def open(self) -> Any:
-        """A stream that reads any range."""
+    def open(self) -> ObjectReader:
+        """A stream that reads any range, and asks again for what did not come."""
         try:
             with _reading(self.url):
-                return file_system(self.url).open_input_file(self.url.path)
+                return ObjectReader(self.url)
         except FileNotFoundError as error:
             raise DatasetError(f"{self.url}: no such object, or no such bucket.") from error
 
@@ -145,7 +150,7 @@ class ObjectFile:
         """
         before = self.pin()
         with self.open() as stream, _reading(self.url):
-            if stream.size() > HASHED_BYTES:
+            if stream.size > HASHED_BYTES:
                 return before
             digest = hashlib.sha256()
             while block := stream.read(_BLOCK_BYTES):
@@ -157,10 +162,10 @@ class ObjectFile:
     def pin(self) -> str:
         """Its entity tag and size."""
         with self.open() as stream, _reading(self.url):
-            metadata = {name.lower(): value.decode() for name, value in (stream.metadata() or {}).items()}
+            metadata = stream.metadata()
             tag = metadata.get("etag") or metadata.get("generation") or metadata.get("last-modified", "")
             tag = tag.strip('"')
-            return f"etag:{tag};size:{stream.size()}"
+            return f"etag:{tag};size:{stream.size}"
 
     def stamp(self) -> str | None:
         """The pin."""
@@ -232,17 +237,6 @@ class HubFile:
     def stamp(self) -> str:
         """The commit."""
         return str(self)
-
-
-def check_answers(error: BaseException, path: str) -> None:
-    """Tell a store that gives no answer from a damaged file.
-
-    Raises:
-        StorageError: ``error`` is of that kind.
-    """
-    if isinstance(error, OSError) and is_object_url(path) and "AWS Error" in str(error):
-        with complaining("read", path):
-            raise error
 
 
 @contextmanager

@@ -9,7 +9,6 @@ import pyarrow as pa
 
 from attrib_batch.errors import DatasetError
 from attrib_batch.pairs.columns import DECODE_ERRORS, one_line
-from attrib_batch.pairs.files import check_answers
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -94,5 +93,4 @@ def _id_batches(file: pq.ParquetFile, path: str, n_rows: int) -> Iterator[npt.ND
                 yield int64_ids(ids, row, path)
                 row += len(ids)
     except DECODE_ERRORS as error:
-        check_answers(error, path)
         raise DatasetError(f"{path}: pair_id cannot be read from row {row} on ({one_line(error)}).") from error

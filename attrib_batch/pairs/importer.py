@@ -38,7 +38,7 @@ def import_pairs(source: str | Path, target: str | Path, mapping: Mapping[str, s
 
     Args:
         source: a ``.csv``, ``.tsv``, ``.jsonl``, ``.ndjson`` or ``.parquet`` file, UTF-8 where it is text.
-        target: the Parquet file to write; appears when it is complete.
+        target: the Parquet file to write, or the URL of an object; appears when it is complete.
         mapping: the source's column names to ours; columns that have our name already need none.
 
     Raises:

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 
 from attrib_batch.errors import DatasetError
 from attrib_batch.pairs.columns import DECODE_ERRORS, check_columns, one_line
-from attrib_batch.pairs.files import LocalFile, PairFile, check_answers, find_file
+from attrib_batch.pairs.files import LocalFile, PairFile, find_file
 from attrib_batch.pairs.ids import check_ids, int64_ids, repeated_id_rows
 from attrib_batch.schema import PAIRS
 
@@ -92,7 +92,6 @@ class PairTable:
             file = pq.ParquetFile(opened, pre_buffer=False, buffer_size=_BUFFER_BYTES, page_checksum_verification=True)
             schema = file.schema_arrow
         except DECODE_ERRORS as error:
-            check_answers(error, path)
             raise DatasetError(
                 f"{path} is not a readable Parquet file ({one_line(error)}). Where it is CSV, TSV or JSON "
                 "lines, convert it with `attrib-batch pairs import`; where it is Parquet, it is truncated or "
@@ -130,7 +129,6 @@ class PairTable:
                 self._advance(batch.num_rows)
         except DECODE_ERRORS as error:
             self._position = -1
-            check_answers(error, self.path)
             raise DatasetError(
                 f"{self.path}: rows {start} to {stop - 1} cannot be read ({one_line(error)}). The file is "
                 "damaged: copy or make it again."

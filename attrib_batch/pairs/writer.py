@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import tempfile
 import uuid
 from dataclasses import asdict
 from itertools import islice
@@ -13,7 +14,8 @@ from typing import TYPE_CHECKING, BinaryIO
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from attrib_batch.errors import OutputError
+from attrib_batch.errors import OutputError, RequestError
+from attrib_batch.objects import ObjectUrl, is_object_url, put_file
 from attrib_batch.schema import PAIRS
 from attrib_batch.store import TEMPORARY_PREFIX
 
@@ -30,16 +32,22 @@ def write_pairs(path: str | Path, pairs: Iterable[Pair], *, row_group_rows: int 
     """Write pairs to a Parquet file; returns how many.
 
     The file appears under its name when it is complete: an error, also one raised by ``pairs``, leaves no
-    file, and leaves one of that name as it was. At most ``row_group_rows`` pairs are in memory.
+    file, and leaves one of that name as it was. At most ``row_group_rows`` pairs are in memory. What goes into an
+    object store is complete on this machine's disk first, in its folder for temporary files.
 
     Args:
-        path: the file; its folder is made where it is missing.
+        path: the file, whose folder is made where it is missing; or s3:// or gs://bucket/file.
         pairs: the rows, in order.
         row_group_rows: rows in a Parquet row group, the unit that a reader can skip to.
 
     Raises:
+        RequestError: ``path`` is the URL of no such place.
         OutputError: the file cannot be written.
     """
+    if is_object_url(path):
+        return _write_object(ObjectUrl.parse(str(path)), pairs, row_group_rows)
+    if "://" in str(path):
+        raise RequestError(f"{path}: pairs are written to local paths, s3:// and gs://")
     path = Path(path)
     temporary = path.with_name(f"{TEMPORARY_PREFIX}{uuid.uuid4().hex}-{path.name}")
     try:
@@ -69,6 +77,23 @@ def encode_pairs(pairs: Iterable[Pair]) -> bytes:
 def pairs_to_arrow(pairs: list[Pair]) -> pa.Table:
     """The pairs as a table of schema ``PAIRS``."""
     return pa.Table.from_pylist([asdict(pair) for pair in pairs], schema=PAIRS)
+
+
+def _write_object(url: ObjectUrl, pairs: Iterable[Pair], row_group_rows: int) -> int:
+    if not url.key:
+        raise RequestError(f"{url} is a bucket; name a file in it")
+    with tempfile.TemporaryDirectory() as scratch:
+        path = Path(scratch) / "pairs.parquet"
+        try:
+            with path.open("xb") as file:
+                n_rows = _write(file, pairs, row_group_rows)
+        except OSError as error:
+            raise OutputError(
+                f"cannot write {path}, which is to become {url}: {error.strerror or error}. Free that disk, or name a "
+                "folder on another in TMPDIR."
+            ) from error
+        put_file(url, path)
+    return n_rows
 
 
 def _write(file: BinaryIO, pairs: Iterable[Pair], row_group_rows: int) -> int:

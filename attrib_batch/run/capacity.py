@@ -24,6 +24,8 @@ FIRST_NODE_SECONDS = 60.0
 """How long a run without a worker waits when no node that could hold one is on its way."""
 NEXT_NODE_SECONDS = 1800.0
 """How long it waits when there was one before: whoever took it may give it back."""
+UNPLACED_SECONDS = 45.0
+"""How long workers wait for room before that is said."""
 ROUNDING = 1e-6
 """Ray counts resources in steps of 1e-4; sums of binary fractions are off by much less."""
 
@@ -171,6 +173,42 @@ class ClusterRoom:
                 f"no worker fits, and in {waited:.0f} s the cluster added no node for one: "
                 f"{_asked_and_there(self.workers, self.nodes())}. Ask for what its nodes can have."
             )
+
+
+@dataclass
+class Queue:
+    """Notices workers that wait for room which the nodes have, and others use."""
+
+    workers: Workers
+    free: Callable[[], Node] = field(default_factory=lambda: free_resources)
+    _since: float | None = field(default=None, init=False)
+    _said: bool = field(default=False, init=False)
+
+    def told(self, n_unplaced: int) -> str | None:
+        """What to say of so many workers that wait now: once, when some have waited for a while."""
+        if not n_unplaced:
+            self._since, self._said = None, False
+            return None
+        now = time.monotonic()
+        if self._since is None:
+            self._since = now
+        if self._said or now - self._since < UNPLACED_SECONDS:
+            return None
+        self._said = True
+        asked, free = actor_resources(self.workers), self.free()
+        return (
+            f"{n_unplaced} workers wait for room: an actor asks for "
+            f"{', '.join(_amount(name, amount) for name, amount in asked.items())}, and free in the whole cluster are "
+            f"{', '.join(_amount(name, free.get(name, 0.0)) for name in asked)}. They start when there is room."
+        )
+
+
+def free_resources() -> Node:
+    """What nobody uses now, of all nodes together."""
+    import ray
+
+    free: Node = ray.available_resources()
+    return free
 
 
 def alive_nodes() -> list[Node]:

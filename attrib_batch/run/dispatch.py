@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING
 
 from attrib_batch.errors import DatasetError, RunInterruptedError
 from attrib_batch.pairs.pinned import PinnedTable
-from attrib_batch.run.capacity import ClusterRoom
+from attrib_batch.run.capacity import ClusterRoom, Queue
 from attrib_batch.run.deadlines import Deadlines
 from attrib_batch.run.gangs import TASKS_IN_HAND
-from attrib_batch.run.log import What
-from attrib_batch.run.pool import CannotRead, Done, FailedToStart, Lost, Started, WorkerPool
+from attrib_batch.run.log import Level, What
+from attrib_batch.run.pool import CannotRead, Done, FailedToStart, Lost, Placed, Started, WorkerPool
 from attrib_batch.run.scheduler import End, Give, GiveUp, Scheduler, Start
 from attrib_batch.workers.commit import commit_given_up
 from attrib_batch.workers.ndif import MAX_SUBMISSIONS
@@ -63,7 +63,7 @@ class Dispatch:
             RunInterruptedError: no worker can be kept alive.
         """
         prepared, workers = self.prepared, self.prepared.job.model(self.model_name).workers
-        self._room = ClusterRoom(workers, len(self.tasks))
+        self._room, self._queue = ClusterRoom(workers, len(self.tasks)), Queue(workers)
         self._scheduler = Scheduler(self.tasks, self._room.wanted, _deadlines(workers), TASKS_IN_HAND)
         self._pool = WorkerPool(
             prepared.job, self.model_name, prepared.store, prepared.fingerprints, self._scheduler.n_workers
@@ -92,6 +92,9 @@ class Dispatch:
                 self.log.write(What.WORKERS_WANTED, count=self._room.wanted)
                 self.progress.note(f"{self.model_name}: workers {self._room.wanted}, as the cluster's nodes are now")
                 scheduler.want(self._room.wanted)
+            if (message := self._queue.told(scheduler.n_unplaced)) is not None:
+                self.log.write(What.WORKERS_UNPLACED, Level.WARNING, count=scheduler.n_unplaced, message=message)
+                self.progress.note(f"{self.model_name}: {message}")
             self._obey()
             for event in self._pool.wait(POLL_SECONDS):
                 self._tell(event)
@@ -120,6 +123,8 @@ class Dispatch:
         scheduler, now = self._scheduler, time.monotonic()
         self.log.happened(event)
         match event:
+            case Placed():
+                scheduler.worker_placed(event.worker, now)
             case Started():
                 self.tally.worker_ready(event.worker, event.ready)
                 scheduler.worker_ready(event.worker, now)

@@ -4,15 +4,27 @@ from __future__ import annotations
 
 import json
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from attrib_batch.workers.task import peak_memory
 
 if TYPE_CHECKING:
     from attrib_batch.run.prepare import PreparedRun
     from attrib_batch.run.progress import Tally
+    from attrib_batch.store import Store
 
 EXECUTIONS = "executions"
+
+
+def last_record(store: Store) -> dict[str, Any] | None:
+    """What the last execution that came to its end left; None where there is none that can be read."""
+    for file in reversed(store.list(EXECUTIONS)):
+        try:
+            record: dict[str, Any] = json.loads(store.read_bytes(file.relative))
+        except (FileNotFoundError, ValueError):
+            continue
+        return record
+    return None
 
 
 def record_execution(prepared: PreparedRun, tally: Tally) -> None:

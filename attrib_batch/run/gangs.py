@@ -32,6 +32,10 @@ class Gang:
     group: Any = None
     """The placement group that holds them, if they share one."""
 
+    def placed(self) -> list[Any]:
+        """A reference to each actor's answer that its process runs; Ray may have no room for it for long."""
+        return [actor.__ray_ready__.remote() for actor in self.actors]
+
     def load(self) -> list[Any]:
         """Ask every actor to load; a reference to each answer."""
         if self.group is None:

@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
+from attrib_batch.run.executions import last_record
 from attrib_batch.run.log import LOGS, SUFFIX, Level, What
+from attrib_batch.schema import Table, parse_part_name
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -104,6 +106,26 @@ def tell(lines: Iterable[bytes], *, heard_of_at: float = 0.0) -> History | None:
     )
 
 
+def speed_without_log(store: Store, *, running: bool, heard_of_at: float = 0.0) -> float | None:
+    """The speed as the other files tell it, where no log does; None where they do not either.
+
+    While a driver is at work, it is that of the parts committed lately, by their times. Those of an execution that was
+    killed cannot be told from its own; the speed is too low, then, until enough have been added.
+
+    Args:
+        store: the run's directory.
+        running: whether a driver is at work; else the record of the last execution tells.
+        heard_of_at: as for `read_history`.
+    """
+    record = last_record(store) or {}
+    if not running:
+        return record.get("pairs_per_second") or None
+    begun = datetime.fromisoformat(record["finished_at"]).timestamp() if "finished_at" in record else 0.0
+    parts = [(file.modified_ns / 1e9, parse_part_name(file.name)) for file in store.list(Table.SCORES, recursive=True)]
+    commits = [(at, part[1] - part[0]) for at, part in parts if part is not None and at > begun]
+    return _recent_speed(sorted(commits), None, heard_of_at)
+
+
 def _parse(line: bytes) -> dict[str, Any] | None:
     """An event, or None for a line that was cut off: the disk was full, or it is being written now."""
     try:
@@ -137,11 +159,22 @@ def _speed(events: Sequence[dict[str, Any]], heard_of_at: float) -> float | None
     commits = [
         (event["time"].timestamp(), event["pairs"] + event["failed"]) for event in events if event["event"] in _COMMITS
     ]
+    ready = min((e["time"].timestamp() for e in events if e["event"] == What.WORKER_READY), default=None)
+    return _recent_speed(commits, ready, heard_of_at)
+
+
+def _recent_speed(commits: Sequence[tuple[float, int]], ready: float | None, heard_of_at: float) -> float | None:
+    """Pairs per second of late, from the times and pairs of commits in order.
+
+    Where it is not known when a worker was ready, the time counts from the first commit on.
+    """
     if not commits:
         return None
+    if ready is None:
+        ready = commits[0][0]
     # Of an execution that has ended, what came after its last commit is no work.
     end = max(commits[-1][0], heard_of_at)
-    ready = min((e["time"].timestamp() for e in events if e["event"] == What.WORKER_READY), default=commits[0][0])
     few = commits[-SPEED_COMMITS - 1][0] if len(commits) > SPEED_COMMITS else ready
     start = max(ready, min(end - SPEED_SECONDS, few))
-    return sum(pairs for at, pairs in commits if at > start) / (end - start) if end > start else None
+    n_pairs = sum(pairs for at, pairs in commits if at > start)
+    return n_pairs / (end - start) if n_pairs else None

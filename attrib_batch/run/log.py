@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
-from attrib_batch.run.pool import CannotRead, Done, FailedToStart, Lost, Started
+from attrib_batch.run.pool import CannotRead, Done, FailedToStart, Lost, Placed, Started
 from attrib_batch.run.scheduler import End, Give, GiveUp, Start
 
 if TYPE_CHECKING:
@@ -38,7 +38,9 @@ class What(StrEnum):
     LEASE_RELEASED = "lease_released"
     STOP_ASKED = "stop_asked"
     WORKERS_WANTED = "workers_wanted"
+    WORKERS_UNPLACED = "workers_unplaced"
     WORKER_STARTING = "worker_starting"
+    WORKER_PLACED = "worker_placed"
     WORKER_READY = "worker_ready"
     WORKER_FAILED_TO_START = "worker_failed_to_start"
     WORKER_LOST = "worker_lost"
@@ -128,6 +130,8 @@ class ModelLog:
     def happened(self, event: Event) -> None:
         """A worker told something, or nothing any more."""
         match event:
+            case Placed():
+                self.write(What.WORKER_PLACED, worker=event.worker)
             case Started():
                 self.write(
                     What.WORKER_READY,

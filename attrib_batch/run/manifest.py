@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from attrib_batch._version import __version__
 from attrib_batch.errors import OutputError, ResumeMismatchError
+from attrib_batch.run.inputs import NAMED
 from attrib_batch.schema import SCHEMA_VERSION, Table
 
 if TYPE_CHECKING:
@@ -25,7 +26,12 @@ _PACKAGES = ("torch", "nnsight", "transformers", "ray", "pyarrow", "polars", "nu
 
 
 def build_manifest(
-    job: Job, plan: Sequence[CellPlan], *, datasets: dict[str, str], models: dict[str, str]
+    job: Job,
+    plan: Sequence[CellPlan],
+    *,
+    datasets: dict[str, str],
+    models: dict[str, str],
+    named: dict[str, dict[str, str]],
 ) -> dict[str, Any]:
     """Everything that is needed to know where a run's numbers come from.
 
@@ -34,12 +40,14 @@ def build_manifest(
         plan: its cells.
         datasets: content hash of each dataset, by id.
         models: fingerprint of each model, by name.
+        named: paths as the job named them: see `inputs.named_paths`.
     """
     return {
         "schema_version": SCHEMA_VERSION,
         "run_id": uuid.uuid4().hex[:12],
         "created_at": datetime.now(UTC).isoformat(timespec="seconds"),
         "job": job.model_dump(mode="json"),
+        NAMED: named,
         "fingerprint": {
             "spec": job.identity(),
             "datasets": datasets,

@@ -27,6 +27,13 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
+class Placed:
+    """The processes of a worker run; it loads its model now."""
+
+    worker: int
+
+
+@dataclass(frozen=True)
 class Started:
     """A worker has loaded its model."""
 
@@ -67,7 +74,7 @@ class Lost:
     message: str
 
 
-Event = Started | FailedToStart | Done | CannotRead | Lost
+Event = Placed | Started | FailedToStart | Done | CannotRead | Lost
 
 
 @dataclass(frozen=True)
@@ -76,9 +83,11 @@ class _Call:
 
     worker: int
     assignment: Assignment | None
-    """None: to load."""
+    """None: to be placed, or to load."""
     references: list[Any]
     waiting: set[Any]
+    loads: bool = False
+    """Whether it is to load."""
 
 
 class WorkerPool:
@@ -96,9 +105,9 @@ class WorkerPool:
         self._calls: dict[Any, _Call] = {}
 
     def start(self, worker: int) -> None:
-        """Start a worker."""
+        """Start a worker; it loads its model as soon as Ray has placed it."""
         self._gangs[worker] = gang = start_gang(*self._arguments)
-        self._call(worker, None, gang.load())
+        self._call(worker, None, gang.placed())
 
     def give(self, worker: int, assignment: Assignment) -> None:
         """Give a worker something to do."""
@@ -131,8 +140,8 @@ class WorkerPool:
         for worker in list(self._gangs):
             self.end(worker)
 
-    def _call(self, worker: int, assignment: Assignment | None, references: list[Any]) -> None:
-        call = _Call(worker, assignment, references, set(references))
+    def _call(self, worker: int, assignment: Assignment | None, references: list[Any], *, loads: bool = False) -> None:
+        call = _Call(worker, assignment, references, set(references), loads)
         self._calls.update(dict.fromkeys(references, call))
 
     def _settle(self, reference: Any) -> list[Event]:
@@ -152,9 +161,12 @@ class WorkerPool:
         if call.waiting:
             return []
         answer = ray.get(call.references[0])
-        if call.assignment is None:
+        if call.assignment is not None:
+            return [Done(call.worker, answer)]
+        if call.loads:
             return [Started(call.worker, answer)]
-        return [Done(call.worker, answer)]
+        self._call(call.worker, None, self._gangs[call.worker].load(), loads=True)
+        return [Placed(call.worker)]
 
     def _raised(self, call: _Call, cause: BaseException) -> list[Event]:
         if isinstance(cause, OutputError):

@@ -11,6 +11,7 @@ from attrib_batch.errors import OutputError
 from attrib_batch.models.sources import find_model
 from attrib_batch.pairs.files import resolve_path
 from attrib_batch.pairs.reader import PairTable
+from attrib_batch.run.inputs import named_paths
 from attrib_batch.run.lease import Lease
 from attrib_batch.run.manifest import build_manifest, check_run, open_run, read_manifest
 from attrib_batch.run.plan import CellPlan, Task, plan_cells, tasks_by_model
@@ -59,7 +60,7 @@ def prepare_run(
     store = Store.parse(out).resolved()
     if isinstance(store.root, Path) and store.root.exists() and not store.root.is_dir():
         raise OutputError(f"--out {store.root} is a file; name a folder")
-    job = with_ndif_host(with_absolute_paths(job, read_manifest(store)), ndif_host)
+    asked, job = job, with_ndif_host(with_absolute_paths(job, read_manifest(store)), ndif_host)
     tables = {dataset.id: PairTable.open(dataset.path, dataset.limit) for dataset in job.datasets}
     for table in tables.values():
         table.check_ids()
@@ -78,6 +79,7 @@ def prepare_run(
         plan,
         datasets=fingerprints,
         models={model.name: find_model(model).fingerprint for model in job.models},
+        named=named_paths(asked, job),
     )
     check_run(store, manifest)
     lease = Lease.take(store)

@@ -64,9 +64,11 @@ class _Worker:
     """A worker that was started and is not known to be lost."""
 
     since: float
-    """When it last began or finished something."""
+    """When it was placed, and later when it last began or finished something."""
     failed_starts: int
     """How many before it, that it replaces, failed to start in a row."""
+    placed: bool = False
+    """Whether its processes run; until then it waits for room, which others may have, and no deadline counts."""
     ready: bool = False
     in_hand: list[Assignment] = field(default_factory=list)
 
@@ -114,6 +116,11 @@ class Scheduler:
         return sum(len(worker.in_hand) for worker in self._workers.values())
 
     @property
+    def n_unplaced(self) -> int:
+        """How many workers wait for room."""
+        return sum(not worker.placed for worker in self._workers.values())
+
+    @property
     def finished(self) -> bool:
         """Whether nothing is left to be decided: every task has ended, or nothing new is given and none is in hand."""
         if self.stopped is not None:
@@ -129,10 +136,15 @@ class Scheduler:
         decided, self._decided = self._decided, []
         yield from decided
 
+    def worker_placed(self, worker: int, now: float) -> None:
+        """The processes of a worker run, and load its model from now on."""
+        if (known := self._workers.get(worker)) is not None and not known.placed:
+            known.placed, known.since = True, now
+
     def worker_ready(self, worker: int, now: float) -> None:
         """A worker can take tasks."""
         if (known := self._workers.get(worker)) is not None:
-            known.ready, known.since, known.failed_starts = True, now, 0
+            known.placed, known.ready, known.since, known.failed_starts = True, True, now, 0
             self._ever_ready = True
 
     def worker_failed_to_start(self, worker: int, message: str, now: float) -> None:
@@ -219,7 +231,7 @@ class Scheduler:
 
     def _end_hung(self, now: float) -> None:
         for number, worker in list(self._workers.items()):
-            if worker.ready and not worker.in_hand:
+            if not worker.placed or (worker.ready and not worker.in_hand):
                 continue
             hung = max((self._known[a.task].hung for a in worker.in_hand if a.task in self._known), default=0)
             allowed = self.deadlines.allowance(worker.in_hand, hung=hung) if worker.ready else self.deadlines.longest

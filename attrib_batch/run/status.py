@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from attrib_batch.errors import ExitCode, OutputError
-from attrib_batch.run.history import read_history
+from attrib_batch.run.history import read_history, speed_without_log
 from attrib_batch.run.lease import read_holder
 from attrib_batch.run.manifest import MANIFEST, read_manifest
 from attrib_batch.schema import Cell, Chunk, Table
@@ -52,6 +52,8 @@ class RunStatus:
     """Whether a driver is at work, as far as the lease tells."""
     history: History | None
     """What the newest log tells."""
+    pairs_per_second: float | None = None
+    """Lately, or of the last execution; pairs that failed included."""
 
     @property
     def exit_code(self) -> ExitCode:
@@ -75,9 +77,9 @@ class RunStatus:
     @property
     def seconds_left(self) -> float | None:
         """Estimated time to the end; None where nothing is waiting, at work, or known."""
-        if not self.running or not self.waiting or self.history is None or not self.history.pairs_per_second:
+        if not self.running or not self.waiting or not self.pairs_per_second:
             return None
-        return self.waiting / self.history.pairs_per_second
+        return self.waiting / self.pairs_per_second
 
     @property
     def reasons(self) -> Counter[str]:
@@ -98,12 +100,17 @@ def read_status(out: str | Path) -> RunStatus:
     # Before the tables: what is in hand now may be committed when they are counted, never the other way round.
     holder = read_holder(store)
     running = holder is not None and holder.seems_at_work
-    history = read_history(store, heard_of_at=holder.renewed_at if holder and running else 0.0)
+    heard_of_at = holder.renewed_at if holder and running else 0.0
+    history = read_history(store, heard_of_at=heard_of_at)
     cells = []
     for entry in manifest["plan"]:
         cell = Cell(entry["model"], entry["dataset"], entry["method"])
         cells.append(_count(store, cell, entry["n_pairs"]))
-    return RunStatus(cells, jobs_under_way(store), holder, running, history)
+    if history is None:
+        speed = speed_without_log(store, running=running, heard_of_at=heard_of_at)
+    else:
+        speed = history.pairs_per_second
+    return RunStatus(cells, jobs_under_way(store), holder, running, history, speed)
 
 
 def _count(store: Store, cell: Cell, expected: int) -> CellStatus:

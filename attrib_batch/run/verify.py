@@ -17,6 +17,7 @@ import pyarrow.compute as pc
 from attrib_batch.errors import OutputError, RequestError, ResumeMismatchError
 from attrib_batch.pairs.reader import PairTable
 from attrib_batch.pairs.writer import encode_pairs
+from attrib_batch.run.inputs import find_inputs
 from attrib_batch.run.manifest import MANIFEST, read_manifest
 from attrib_batch.run.prepare import PreparedRun, prepare_run
 from attrib_batch.schema import Cell, Chunk, Table
@@ -26,6 +27,8 @@ from attrib_batch.store import Store
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from pathlib import Path
+
+    from attrib_batch.run.inputs import Places
 
 FOLDER = "verification"
 CHUNK_PAIRS = 4
@@ -65,7 +68,9 @@ class Verification:
         return written
 
 
-def prepare_verification(out: str | Path, *, n_pairs: int, seed: int, ndif_host: str | None = None) -> Verification:
+def prepare_verification(
+    out: str | Path, *, n_pairs: int, seed: int, ndif_host: str | None = None, places: Places | None = None
+) -> Verification:
     """Sample pairs that every method scored, and prepare their measurement.
 
     Args:
@@ -73,6 +78,7 @@ def prepare_verification(out: str | Path, *, n_pairs: int, seed: int, ndif_host:
         n_pairs: pairs to sample from each dataset; a pair and its mirror are sampled together.
         seed: the same seed samples the same pairs.
         ndif_host: as for a run.
+        places: where the run's datasets and models lie now, if not where they were.
 
     Raises:
         RequestError: there is nothing to check, or ``out`` was verified with another sample.
@@ -85,9 +91,8 @@ def prepare_verification(out: str | Path, *, n_pairs: int, seed: int, ndif_host:
     methods, measured_by = _measurements([method for method in job.methods if method.kind != "exact"])
     if not methods:
         raise RequestError(f"{out}: every method of the job is exact already; there is no estimate to check")
-    samples = {
-        dataset.id: _sample(store, job, dataset.id, manifest, n_pairs=n_pairs, seed=seed) for dataset in job.datasets
-    }
+    job = find_inputs(manifest, job, places)
+    samples = {dataset.id: _sample(store, job, dataset.id, n_pairs=n_pairs, seed=seed) for dataset in job.datasets}
     data = job.model_dump(mode="json")
     data["name"] = f"{job.name}-{FOLDER}"
     data["chunk_pairs"] = CHUNK_PAIRS
@@ -119,12 +124,10 @@ def _measurements(methods: Sequence[MethodJob]) -> tuple[list[dict[str, Any]], d
     return exact, measured_by
 
 
-def _sample(store: Store, job: Job, dataset: str, manifest: dict[str, Any], *, n_pairs: int, seed: int) -> str:
+def _sample(store: Store, job: Job, dataset: str, *, n_pairs: int, seed: int) -> str:
     """Write the sampled rows of a dataset as a table of their own; returns its path."""
     spec = job.dataset(dataset)
     table = PairTable.open(spec.path, spec.limit)
-    if table.fingerprint() != manifest["fingerprint"]["datasets"][dataset]:
-        raise ResumeMismatchError(f"{spec.path} has changed since the run: its scores cannot be checked against it")
     units = _scored_units(store, [cell for cell in job.cells if cell.dataset == dataset])
     if not units:
         raise RequestError(

@@ -96,6 +96,34 @@ def test_no_answer_is_not_a_damaged_file(
             table.rows(0, 3)
 
 
+def test_an_answer_that_fails_and_is_longer_than_what_was_asked_for_is_asked_for_again(
+    object_store: ObjectStore, bucket: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """pyarrow does not: the message does not fit where the content was to go."""
+    monkeypatch.setattr("attrib_batch.objects.SHORT_READ_PAUSES", (0.01,) * 4)
+    data, url = table_bytes(), f"s3://{bucket}/persistent.parquet"
+    object_store.put(f"{bucket}/persistent.parquet", data)
+    expected = PairTable.open(url).rows(0, 12)
+    with FaultyProxy(object_store.url) as proxy:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.url)
+
+        def fail_twice() -> None:
+            assert proxy.faults_left() == 0
+            # The message repeats this header, which makes it about as long as that of a real store.
+            proxy.answer(500, "GET", f"/{bucket}/persistent.parquet", times=2, echo="Authorization")
+
+        table = PairTable.open(url)
+        for read in (table.check_ids, lambda: table.rows(0, 12)):
+            fail_twice()
+            read()
+        fail_twice()
+        assert PairTable.open(url).rows(0, 12) == expected
+        fail_twice()
+        assert table.fingerprint() == hashlib.sha256(data).hexdigest()
+        assert proxy.faults_left() == 0
+        assert proxy.requests("GET") > 0
+
+
 def test_local_paths_become_absolute_and_urls_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert resolve_path("pairs.parquet") == str(tmp_path / "pairs.parquet")

@@ -1,19 +1,31 @@
 from __future__ import annotations
 
+import errno
 from typing import TYPE_CHECKING
 
 import pyarrow.parquet as pq
 import pytest
+from typer.testing import CliRunner
 
-from attrib_batch.errors import DatasetError, OutputError
+from attrib_batch.cli.app import app
+from attrib_batch.errors import DatasetError, OutputError, RequestError
+from attrib_batch.pairs import writer
 from attrib_batch.pairs.ioi import generate_ioi
 from attrib_batch.pairs.reader import Pair, PairTable, Role
 from attrib_batch.pairs.writer import write_pairs
 from attrib_batch.schema import PAIRS
+from tests.support.tiny_models import save_tiny
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
+
+    from tests.support.object_store import ObjectStore
+
+
+@pytest.fixture(scope="module")
+def bucket(object_store_server: ObjectStore) -> str:
+    return object_store_server.make_bucket("written-pairs")
 
 
 def test_what_is_written_is_read_back(tmp_path: Path) -> None:
@@ -57,6 +69,53 @@ def test_an_error_leaves_the_old_file_and_no_other(tmp_path: Path) -> None:
         write_pairs(path, broken())
     assert path.read_bytes() == before
     assert [p.name for p in tmp_path.iterdir()] == ["p.parquet"]
+
+
+def test_an_object_is_there_when_it_is_complete(object_store: ObjectStore, bucket: str) -> None:
+    url = f"s3://{bucket}/new/p.parquet"
+    assert write_pairs(url, generate_ioi(25, 0), row_group_rows=10) == 25
+    assert PairTable.open(url).rows(0, 25) == list(generate_ioi(25, 0))
+    before = object_store.get(f"{bucket}/new/p.parquet")
+
+    def broken() -> Iterator[Pair]:
+        yield from generate_ioi(15_000, 0)
+        assert object_store.get(f"{bucket}/new/p.parquet") == before
+        raise DatasetError("line 15001")
+
+    with pytest.raises(DatasetError, match="line 15001"):
+        write_pairs(url, broken())
+    assert object_store.get(f"{bucket}/new/p.parquet") == before
+
+
+@pytest.mark.parametrize("url", ["s3://bucket", "hf://datasets/a/b/p.parquet", "https://example.org/p.parquet"])
+def test_urls_that_no_table_is_written_to(url: str) -> None:
+    with pytest.raises(RequestError, match=r"name a file in it|are written to local paths, s3:// and gs://"):
+        write_pairs(url, generate_ioi(2, 0))
+
+
+def test_a_full_disk_for_temporary_files_is_named(
+    object_store: ObjectStore, bucket: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(writer, "_write", full)
+    with pytest.raises(OutputError, match=rf"s3://{bucket}/p.parquet: No space left on device.* TMPDIR"):
+        write_pairs(f"s3://{bucket}/p.parquet", generate_ioi(2, 0))
+
+
+def test_the_verbs_for_pairs_take_urls(object_store: ObjectStore, bucket: str, tmp_path: Path) -> None:
+    (tmp_path / "p.csv").write_text("clean,corrupted,answers,wrong_answers\na b,a c,d,e\n")
+    model = save_tiny("llama", tmp_path / "model")
+    made, imported = f"s3://{bucket}/made.parquet", f"s3://{bucket}/imported.parquet"
+
+    def said(*arguments: str) -> str:
+        return CliRunner().invoke(app, ["pairs", *arguments], catch_exceptions=False).output
+
+    assert said("make", "ioi", "--count", "20", "--out", made) == f"20 pairs -> {made}\n"
+    assert said("import", str(tmp_path / "p.csv"), "--out", imported) == f"1 pairs -> {imported}\n"
+    assert "20 pairs in 10 sampling units" in said("describe", made)
+    assert "1 pairs" in said("validate", imported, "--model", str(model))
 
 
 def test_a_folder_that_cannot_be_made_is_an_output_error(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -14,11 +15,12 @@ import numpy as np
 import pytest
 
 from attrib_batch.errors import ExitCode
+from attrib_batch.run.executions import EXECUTIONS
 from attrib_batch.run.history import SHOWN_MESSAGES, tell
 from attrib_batch.run.lease import LEASE, Holder
 from attrib_batch.run.log import log_name
 from attrib_batch.run.status import read_status
-from attrib_batch.schema import Cell, Chunk
+from attrib_batch.schema import Cell, Chunk, Table
 from attrib_batch.store import Store
 from tests.support.faults import faulty_environment, install_metric
 from tests.support.jobs import TinyJob, attrib_batch, command, environment
@@ -165,6 +167,51 @@ def test_time_left_follows_from_the_speed(out: Path) -> None:
     hold(out, renewed_at=BEGIN.timestamp())
     write_log(out, line(0, "worker_ready", worker=0), committed(10, 0), committed(20, 10))
     assert read_status(out).seconds_left == pytest.approx(80.0)
+
+
+def commit_at(out: Path, start: int, seconds: float) -> None:
+    """Commit ten pairs, so long after the beginning."""
+    write_chunk(out, Chunk(CELL, start, start + 10), pairs(start, start + 10))
+    date_part(out, start, seconds)
+
+
+def date_part(out: Path, start: int, seconds: float) -> None:
+    at = BEGIN.timestamp() + seconds
+    os.utime(out / Chunk(CELL, start, start + 10).path(Table.SCORES), (at, at))
+
+
+def record(out: Path, seconds: float, **fields: Any) -> None:
+    """Leave the record of an execution that ended so long after the beginning."""
+    ended = BEGIN + timedelta(seconds=seconds)
+    data = json.dumps({"finished_at": ended.isoformat(timespec="seconds"), **fields}).encode()
+    Store(out).write_bytes(f"{EXECUTIONS}/{ended:%Y%m%dT%H%M%S.%fZ}.json", data)
+
+
+def test_without_a_log_the_parts_tell_the_speed(out: Path) -> None:
+    hold(out, renewed_at=BEGIN.timestamp())
+    date_part(out, 0, 0)
+    date_part(out, 10, 5)
+    commit_at(out, 20, 10)
+    found = read_status(out)
+    assert found.history is None
+    assert found.pairs_per_second == pytest.approx(2.0)  # the first commit tells when, not how fast
+    assert found.seconds_left == pytest.approx(35.0)
+    hold(out, renewed_at=BEGIN.timestamp() + 40)
+    assert read_status(out).pairs_per_second == pytest.approx(0.5), "30 s without a commit count"
+    record(out, 7)
+    assert read_status(out).pairs_per_second is None, "of this execution there is one part alone"
+    commit_at(out, 30, 20)
+    assert read_status(out).pairs_per_second == pytest.approx(10 / 30)
+
+
+def test_without_a_log_the_record_of_the_last_execution_tells_its_speed(out: Path) -> None:
+    assert read_status(out).pairs_per_second is None
+    record(out, 5, pairs_per_second=7.0)
+    record(out, 90, pairs_per_second=3.0)
+    found = read_status(out)
+    assert (found.pairs_per_second, found.seconds_left) == (3.0, None)
+    Store(out).write_bytes(f"{EXECUTIONS}/20990101T000000.000000Z.json", b"{")
+    assert "last speed: 3.0 pairs/s" in attrib_batch("status", out).output
 
 
 def test_the_newest_log_counts_and_only_if_it_is_the_holders(out: Path) -> None:

@@ -7,7 +7,9 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import pytest
+from typer.testing import CliRunner
 
+from attrib_batch.cli.app import app
 from attrib_batch.pairs.reader import PairTable
 from attrib_batch.schema import Component
 from tests.support import oracle
@@ -86,6 +88,21 @@ def test_agreement_and_report_tell_of_it(run: tuple[TinyJob, Path]) -> None:
     assert {"model", "dataset", "method", "component", "statistic", "value", "low", "high"} <= set(agreement.columns)
     assert set(agreement["method"]) == {"atp", "ig", "noise"}
     assert attrib_batch("report", out).code == 0
+
+
+def test_inputs_that_were_moved_are_named(run: tuple[TinyJob, Path], tmp_path: Path) -> None:
+    """Everything is measured already, so that nothing is computed again."""
+    job, out = run
+    verify = ["verify", str(out), "--pairs", str(N_PAIRS), "--seed", "1"]
+    pairs, model = job.pairs.rename(job.folder / "moved.parquet"), job.model.rename(job.folder / "moved")
+    try:
+        lost = CliRunner().invoke(app, verify)
+        assert "Name the same file with --dataset random=PATH" in str(lost.exception)
+        found = CliRunner().invoke(app, [*verify, "--dataset", f"random={pairs}", "--model", f"tiny={model}"])
+        assert found.exit_code == 0, found.output
+    finally:
+        pairs.rename(job.pairs)
+        model.rename(job.model)
 
 
 def test_the_same_sample_is_not_measured_twice_and_another_is_refused(run: tuple[TinyJob, Path]) -> None:

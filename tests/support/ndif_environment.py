@@ -1,4 +1,4 @@
-"""The virtual environments of the NDIF server and of its object store.
+"""The virtual environments of the NDIF server and of object stores.
 
 Each is built once per user, by whichever test run needs it first, and kept in the user's cache folder. Its name
 holds a hash of everything that decides what is in it.
@@ -39,6 +39,11 @@ def ndif_environment() -> Path:
 def moto_environment() -> Path:
     """The folder of the environment that the object store runs in."""
     return _environment("moto", ["-r", SUPPORT / "moto_requirements.txt"])
+
+
+def google_store_environment() -> Path:
+    """The folder of the environment that the emulator of Google Cloud Storage runs in."""
+    return _environment("google-store", ["-r", SUPPORT / "google_store_requirements.txt"])
 
 
 def _environment(name: str, *installs: list[str | Path]) -> Path:
