@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.support.browser import browser  # noqa: F401 - a fixture
+from tests.support.groups import assign_groups
 from tests.support.ndif_server import ndif_server  # noqa: F401 - a fixture
 from tests.support.object_store import object_store, object_store_server  # noqa: F401 - fixtures
 
@@ -17,8 +18,16 @@ if TYPE_CHECKING:
 # Set before transformers is imported anywhere: no test may depend on the model hub.
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
+# For what tests start too: several test processes share the processors.
+os.environ["OMP_NUM_THREADS"] = "1"
 
 SMOLLM2 = "smollm2-135m"
+
+
+@pytest.hookimpl(tryfirst=True)  # xdist reads the groups in a hook of the same name
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if hasattr(config, "workerinput"):
+        assign_groups(items)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -28,7 +28,8 @@ from attrib_batch.pairs.tutorial import tutorial_pairs
 from attrib_batch.schema import Component
 from attrib_batch.spec import MethodJob, ModelJob
 from tests.support.demo_pairs import TokenPair, random_pairs
-from tests.support.ranks import Ranks, agreement, free_port
+from tests.support.ports import free_ports
+from tests.support.ranks import Ranks, agreement
 from tests.support.scored import assert_same_scores, encoded, method, score
 from tests.support.tiny_models import NAMES, VOCABULARY, save_tiny
 
@@ -255,18 +256,18 @@ def verdicts(port: int, of_ranks: list[list[str]], seconds: float) -> list[str]:
 def test_equal_verdicts_agree_whatever_their_messages(ranks: Ranks) -> None:
     first = ["ok", "out of memory", "ValueError: pair 1 of rank 0", "ok"]
     second = ["ok", "out of memory", "ValueError: another message", "ok"]
-    assert ranks.run(verdicts, free_port(), [first, second], 20.0) == [["agreed"] * 4] * 2
+    assert ranks.run(verdicts, free_ports(1)[0], [first, second], 20.0) == [["agreed"] * 4] * 2
 
 
 @pytest.mark.parametrize("other", ["out of memory", "ValueError: no"])
 def test_different_verdicts_are_told_apart_by_all(ranks: Ranks, other: str) -> None:
-    for said in ranks.run(verdicts, free_port(), [["ok", "ok"], ["ok", other]], 20.0):
+    for said in ranks.run(verdicts, free_ports(1)[0], [["ok", "ok"], ["ok", other]], 20.0):
         assert said[0] == "agreed"
         assert said[1] == f"attempt 1 ended differently in the ranks of a model: rank 0: ok; rank 1: {other}"
 
 
 def test_a_missing_rank_is_not_waited_for_longer_than_the_timeout(ranks: Ranks) -> None:
-    waited, absent = ranks.run(verdicts, free_port(), [["ok"], []], 0.5)
+    waited, absent = ranks.run(verdicts, free_ports(1)[0], [["ok"], []], 0.5)
     assert absent == []
     assert "rank 0 of 2 ended attempt 0 with 'ok', and not all others said within 0:00:00.500000" in waited[0]
 
@@ -282,7 +283,7 @@ def agree_often(port: int, times: int) -> int:
 
 
 def test_the_store_does_not_grow(ranks: Ranks) -> None:
-    assert max(ranks.run(agree_often, free_port(), 50)) <= 4
+    assert max(ranks.run(agree_often, free_ports(1)[0], 50)) <= 4
 
 
 def answer(verdict: str) -> str:
@@ -369,7 +370,7 @@ def test_a_degree_that_is_not_the_number_of_ranks_is_refused(tiny: Callable[[str
 
 def test_a_rank_whose_others_do_not_come_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "environ", dict(os.environ))
-    port = free_port()
+    port = free_ports(1)[0]
     with pytest.raises(ShardGroupError, match=rf"rank 1 of 2 did not meet the others at 127\.0\.0\.1:{port} within"):
         join_ranks(1, 2, "127.0.0.1", port, timeout=timedelta(seconds=1))
 
@@ -382,7 +383,7 @@ def test_devices_of_shards(tiny: Callable[[str], Path], monkeypatch: pytest.Monk
             load_shard(job(folder, device=device), 2)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     with pytest.raises(ModelError, match=r"rank 0 sees 2 GPUs.*CUDA_VISIBLE_DEVICES"):
-        join_ranks(0, 2, "127.0.0.1", free_port(), timeout=timedelta(seconds=1))
+        join_ranks(0, 2, "127.0.0.1", free_ports(1)[0], timeout=timedelta(seconds=1))
 
 
 @pytest.mark.parametrize(
