@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from tests.support.browser import browser  # noqa: F401 - a fixture
-from tests.support.groups import assign_groups
+from tests.support.groups import Groups, sort_long_first
 from tests.support.ndif_server import ndif_server  # noqa: F401 - a fixture
 from tests.support.object_store import object_store, object_store_server  # noqa: F401 - fixtures
 
@@ -24,10 +24,16 @@ os.environ["OMP_NUM_THREADS"] = "1"
 SMOLLM2 = "smollm2-135m"
 
 
-@pytest.hookimpl(tryfirst=True)  # xdist reads the groups in a hook of the same name
+@pytest.hookimpl(optionalhook=True)  # xdist may be switched off
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Groups | None:
+    """Files go to processes as `Groups` says where whole files are asked for."""
+    return Groups(config, log) if config.getvalue("dist") == "loadfile" else None
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Only with several processes does the order matter."""
     if hasattr(config, "workerinput"):
-        assign_groups(items)
+        sort_long_first(items)
 
 
 @pytest.fixture(scope="session", autouse=True)

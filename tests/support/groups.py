@@ -1,20 +1,16 @@
-"""Which tests go to one worker together when several run side by side (pytest-xdist), and which groups begin first."""
+"""Which tests run in one process together when there are several (pytest-xdist), and which of them begin first."""
 
 from __future__ import annotations
 
-import os
 from typing import TYPE_CHECKING
 
-import pytest
+from xdist.scheduler import LoadScopeScheduling
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-NDIF = "ndif"
-"""The group of all files with tests on the NDIF server: it takes a minute to start, and is started once."""
+    import pytest
 
 LONG_FIRST = (
-    NDIF,
+    "tests/ndif/",
     "tests/run/test_faults.py",
     "tests/cluster/",
     "tests/run/",
@@ -22,34 +18,32 @@ LONG_FIRST = (
     "tests/models/",
     "tests/analysis/",
 )
-"""Groups that take long, or the beginnings of their names, the longest first: what begins last should be short."""
+"""Files, and folders with all that is in them, that take long, the longest first: what begins last is to be short."""
+
+TOGETHER = ("tests/ndif/",)
+"""Folders whose files are one group: the NDIF server takes a minute to start, and is started once."""
 
 
-def worker_index() -> int:
-    """Which of the workers this process is, from 0 on; 0 where there is only one."""
-    return int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+class Groups(LoadScopeScheduling):
+    """One group after the other to each process, in the order of the tests.
 
-
-def n_workers() -> int:
-    """How many workers run side by side."""
-    return int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
-
-
-def assign_groups(items: list[pytest.Item]) -> None:
-    """Give every test its group, and put those of long groups first.
-
-    A file is not divided: what its tests share is made once.
+    A file is not divided: what its tests share is made once. (The groups are not marked by ``xdist_group``, which
+    xdist 3.8 overlooks under pytest 9.2.)
     """
-    with_server = {_file(item) for item in items if "ndif_server" in getattr(item, "fixturenames", ())}
-    groups = {item: NDIF if (file := _file(item)) in with_server else file for item in items}
-    for item, group in groups.items():
-        item.add_marker(pytest.mark.xdist_group(group))
-    items.sort(key=lambda item: _rank(groups[item], LONG_FIRST))
+
+    def _split_scope(self, nodeid: str) -> str:
+        return group_of(nodeid)
 
 
-def _file(item: pytest.Item) -> str:
-    return item.nodeid.split("::")[0]
+def group_of(nodeid: str) -> str:
+    """The group of a test: its file, or the folder whose files belong together."""
+    return next((folder for folder in TOGETHER if nodeid.startswith(folder)), nodeid.partition("::")[0])
 
 
-def _rank(group: str, long_first: Sequence[str]) -> int:
-    return next((rank for rank, beginning in enumerate(long_first) if group.startswith(beginning)), len(long_first))
+def sort_long_first(items: list[pytest.Item]) -> None:
+    """Put the tests of long files first; the order is otherwise as it was."""
+    items.sort(key=lambda item: _rank(item.nodeid))
+
+
+def _rank(nodeid: str) -> int:
+    return next((rank for rank, path in enumerate(LONG_FIRST) if nodeid.startswith(path)), len(LONG_FIRST))

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import random
 import socket
-
-from tests.support.groups import n_workers, worker_index
 
 LOOPBACK = "127.0.0.1"
 ANSWER_SECONDS = 10
@@ -41,8 +40,9 @@ _tried: set[int] = set()
 
 
 def _own_ports() -> range:
-    """Those of this process alone, where tests run in several."""
-    return PORTS[worker_index() :: n_workers()]
+    """Those of this process alone, where tests run in several (pytest-xdist)."""
+    index = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+    return PORTS[index :: int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))]
 
 
 def _can_be_bound(port: int) -> bool:
