@@ -6,6 +6,7 @@ import os
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from hypothesis import settings
 
 from tests.support.browser import browser  # noqa: F401 - a fixture
 from tests.support.groups import Groups, sort_long_first
@@ -20,6 +21,10 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 # For what tests start too: several test processes share the processors.
 os.environ["OMP_NUM_THREADS"] = "1"
+
+# A busy machine may hold up any example.
+settings.register_profile("any-machine", deadline=None)
+settings.load_profile("any-machine")
 
 SMOLLM2 = "smollm2-135m"
 

@@ -112,10 +112,9 @@ class AnyOrder(RuleBasedStateMachine):
 
 
 TestAnyOrder = AnyOrder.TestCase
-TestAnyOrder.settings = settings(max_examples=120, stateful_step_count=50, deadline=None)
+TestAnyOrder.settings = settings(max_examples=120, stateful_step_count=50)
 
 
-@settings(deadline=None)
 @given(
     n_pairs=st.integers(1, 120),
     chunk=st.integers(1, 64),
@@ -134,7 +133,6 @@ def test_exactly_the_poison_is_left_out_in_any_order(  # noqa: PLR0917 - hypothe
     assert world.rows(SCORED) == set(range(n_pairs)) - poison
 
 
-@settings(deadline=None)
 @given(loss=st.floats(0, 1), n_workers=st.integers(1, 3), seed=st.integers(0, 999))
 def test_it_ends_however_many_workers_are_lost(loss: float, n_workers: int, seed: int) -> None:
     world = World.of(60, 10, n_workers=n_workers, depth=2)
