@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
+from hypothesis import settings
 
 from tests.support.browser import browser  # noqa: F401 - a fixture
+from tests.support.groups import Groups, sort_long_first
 from tests.support.ndif_server import ndif_server  # noqa: F401 - a fixture
 from tests.support.object_store import object_store, object_store_server  # noqa: F401 - fixtures
 
@@ -17,8 +19,26 @@ if TYPE_CHECKING:
 # Set before transformers is imported anywhere: no test may depend on the model hub.
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
+# For what tests start too: several test processes share the processors.
+os.environ["OMP_NUM_THREADS"] = "1"
+
+# A busy machine may hold up any example.
+settings.register_profile("any-machine", deadline=None)
+settings.load_profile("any-machine")
 
 SMOLLM2 = "smollm2-135m"
+
+
+@pytest.hookimpl(optionalhook=True)  # xdist may be switched off
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Groups | None:
+    """Files go to processes as `Groups` says where whole files are asked for."""
+    return Groups(config, log) if config.getvalue("dist") == "loadfile" else None
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Only with several processes does the order matter."""
+    if hasattr(config, "workerinput"):
+        sort_long_first(items)
 
 
 @pytest.fixture(scope="session", autouse=True)

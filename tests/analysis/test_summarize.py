@@ -133,7 +133,7 @@ def test_summaries_equal_an_independent_computation(tmp_path: Path, cuts: tuple[
     assert_equal(summary.positions, passes.POSITION_KEYS, positions, gap_of(pairs))
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     groups=st.lists(st.none() | st.integers(-2, 3), min_size=1, max_size=9),
     cuts=st.lists(st.integers(1, 8), max_size=4),

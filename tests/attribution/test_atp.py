@@ -194,7 +194,7 @@ def test_equal_base_prompts_with_different_answers_are_not_merged() -> None:
     assert_same_scores(scores[1][Component.Z], -scores[0][Component.Z])
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(
     seed=st.integers(0, 10_000),
     shapes=st.lists(st.tuples(st.integers(2, 9), st.integers(0, 8)), min_size=1, max_size=4),

@@ -35,8 +35,9 @@ from tests.support.jobs import (
     read_table,
 )
 from tests.support.ndif_client import kept_busy
-from tests.support.ndif_runs import assert_same, jobs_of, model, proxy_of, score_here, served_job, worker_here
+from tests.support.ndif_runs import assert_same, jobs_of, model, proxy_of, served_job
 from tests.support.processes import is_gone
+from tests.support.worker_here import score_here, worker_here
 
 if TYPE_CHECKING:
     from collections.abc import Callable

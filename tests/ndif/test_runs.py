@@ -25,10 +25,9 @@ from tests.support.ndif_runs import (
     model,
     most_at_once,
     proxy_of,
-    score_here,
     served_job,
-    worker_here,
 )
+from tests.support.worker_here import score_here, worker_here
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -217,7 +216,7 @@ def test_a_model_that_is_not_deployed_is_named_beside_those_that_are(ndif_server
 
 def test_a_server_that_is_not_there_ends_the_run_in_time(job: TinyJob, tmp_path: Path) -> None:
     models = [model(job, "http://127.0.0.1:9", timeout_seconds=2)]
-    ended = attrib_batch("run", job.write("absent.yaml", models=models), "--out", tmp_path / "out", seconds=60)
+    ended = attrib_batch("run", job.write("absent.yaml", models=models), "--out", tmp_path / "out")
     assert ended.code == 1
     assert "http://127.0.0.1:9 cannot be used: ConnectError" in ended.said
     assert "for 2 s" in ended.said

@@ -25,7 +25,7 @@ def test_rows_cross_row_groups_and_stop_at_the_end(table: Callable[..., Path]) -
     assert pairs.rows(25, 30) == []
 
 
-@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(calls=st.lists(st.tuples(st.integers(0, 60), st.integers(0, 30)), max_size=8), group=st.integers(1, 60))
 def test_any_sequence_of_calls_gives_the_rows_asked_for(
     tmp_path: Path, calls: list[tuple[int, int]], group: int
@@ -206,7 +206,7 @@ def test_a_null_id_is_named_with_its_row(table: Callable[..., Path]) -> None:
 
 
 @given(ids=st.lists(st.integers(0, 8), min_size=1, max_size=20))
-@settings(max_examples=50, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(max_examples=50, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_repeated_rows_are_those_whose_id_came_before(table: Callable[..., Path], ids: list[int]) -> None:
     path = table(len(ids), pair_id=ids, row_group_size=3)
     expected = [row for row, pair_id in enumerate(ids) if pair_id in ids[:row]]

@@ -1,4 +1,4 @@
-"""Runs whose model an NDIF server of the tests holds: jobs, workers in this process, and what is compared."""
+"""Runs whose model an NDIF server of the tests holds: jobs, and what is compared."""
 
 from __future__ import annotations
 
@@ -9,14 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import polars as pl
 from polars.testing import assert_frame_equal
-from pydantic import SecretStr
 
 from attrib_batch.pairs.writer import write_pairs
-from attrib_batch.run.prepare import prepare_run
-from attrib_batch.spec import load_job
-from attrib_batch.workers.assignment import Assignment
-from attrib_batch.workers.ndif import NdifWorker
-from attrib_batch.workers.replica import ReplicaWorker
 from tests.support.demo_pairs import random_pairs
 from tests.support.faulty_proxy import BUCKET, FaultyProxy
 from tests.support.jobs import TinyJob, in_words, read_scores, read_table
@@ -24,7 +18,6 @@ from tests.support.jobs import TinyJob, in_words, read_scores, read_table
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from attrib_batch.workers.task import TaskReport
     from tests.support.ndif_server import NdifServer
 
 KEYS = ["dataset", "method", "pair_id"]
@@ -49,25 +42,6 @@ def proxy_of(server: NdifServer) -> Iterator[FaultyProxy]:
     """A proxy in front of the server."""
     with FaultyProxy(server.url, server.object_store_url) as proxy:
         yield proxy
-
-
-def worker_here(path: Path, out: Path, *, key: str = "") -> tuple[NdifWorker | ReplicaWorker, list[Assignment]]:
-    """A worker of the job's only model in this process, not loaded, and what it is to do."""
-    prepared = prepare_run(load_job(path), out)
-    prepared.lease.release()  # nobody else is there, and no driver will do it
-    ((name, tasks),) = prepared.waiting.items()
-    given = (prepared.job, name, prepared.store, prepared.fingerprints)
-    assignments = [Assignment(task) for task in tasks]
-    if prepared.job.model(name).workers.kind == "ndif":
-        return NdifWorker(*given, SecretStr(key)), assignments
-    return ReplicaWorker(*given), assignments
-
-
-def score_here(path: Path, out: Path) -> list[TaskReport]:
-    """Have every task of a job of one model scored by one worker in this process."""
-    worker, assignments = worker_here(path, out)
-    worker.load()
-    return [worker.score(assignment) for assignment in assignments]
 
 
 def execution(out: Path) -> dict[str, Any]:

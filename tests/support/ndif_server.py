@@ -201,7 +201,7 @@ class NdifServer:
             f"--node-ip-address={LOOPBACK}",
             f"--dashboard-host={LOOPBACK}",
             *(f"--{option}={self._ports[option]}" for option in RAY_PORTS),
-            f"--worker-port-list={','.join(map(str, free_ports(N_WORKER_PORTS, besides=self._ports.values())))}",
+            f"--worker-port-list={','.join(map(str, free_ports(N_WORKER_PORTS)))}",
             f"--temp-dir={self._ray_folder}",
             "--num-cpus=8",
             "--num-gpus=1",

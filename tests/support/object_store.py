@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import http.client
 import os
-import socket
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -12,13 +11,13 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.support.ndif_environment import moto_environment
+from tests.support.ports import LOOPBACK, free_ports
 from tests.support.processes import Guard, Service, end
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-LOOPBACK = "127.0.0.1"
 START_SECONDS = 60
 SECRET = "a-secret-that-nothing-may-show"  # noqa: S105 - it opens nothing
 
@@ -78,8 +77,7 @@ def endpoint_environment(url: str) -> dict[str, str]:
 def object_store_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ObjectStore]:
     """The server, started once."""
     folder = tmp_path_factory.mktemp("object-store")
-    with socket.create_server((LOOPBACK, 0)) as free:
-        port = free.getsockname()[1]
+    [port] = free_ports(1)
     store = ObjectStore(f"http://{LOOPBACK}:{port}")
     with ExitStack() as stack:
         guard = Guard()

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import random
 import socket
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable
 
 LOOPBACK = "127.0.0.1"
 ANSWER_SECONDS = 10
@@ -28,16 +25,24 @@ PORTS = range(10_000, 23_000)
 """Below those that the system gives to outgoing connections, and those that Ray takes for its clients' servers."""
 
 
-def free_ports(count: int, besides: Iterable[int] = ()) -> list[int]:
-    """Ports that nobody listens on now."""
+def free_ports(count: int) -> list[int]:
+    """Ports that nobody listens on now, and that no other call is given: who asks may listen much later."""
     free: list[int] = []
-    taken = set(besides)
     while len(free) < count:
-        port = random.choice(PORTS)
-        if port not in taken and _can_be_bound(port):
+        port = random.choice(_own_ports())
+        if port not in _tried and _can_be_bound(port):
             free.append(port)
-        taken.add(port)
+        _tried.add(port)
     return free
+
+
+_tried: set[int] = set()
+
+
+def _own_ports() -> range:
+    """Those of this process alone, where tests run in several (pytest-xdist)."""
+    index = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+    return PORTS[index :: int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))]
 
 
 def _can_be_bound(port: int) -> bool:

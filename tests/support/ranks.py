@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import multiprocessing
-import socket
 import time
 import traceback
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
+
+from tests.support.ports import LOOPBACK, free_ports
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -58,7 +59,7 @@ class Ranks:
 
     def _start(self) -> None:
         context = multiprocessing.get_context("spawn")
-        port = free_port()
+        [port] = free_ports(1)
         for rank in range(self.size):
             here, there = context.Pipe()
             process = context.Process(
@@ -94,13 +95,6 @@ class Ranks:
         return results
 
 
-def free_port() -> int:
-    """A port of the loopback address that nobody listens on."""
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port: int = server.getsockname()[1]
-        return port
-
-
 agreement: list[Agreement] = []
 """In a rank: the means to agree with the others."""
 
@@ -121,7 +115,7 @@ def _serve(pipe: Connection, rank: int, size: int, port: int, collective_seconds
 def _join(rank: int, size: int, port: int, timeout: timedelta) -> None:
     from attrib_batch.models.sharded import join_ranks
 
-    agreement.append(join_ranks(rank, size, "127.0.0.1", port, timeout=timeout))
+    agreement.append(join_ranks(rank, size, LOOPBACK, port, timeout=timeout))
 
 
 def _reply(pipe: Connection, function: Callable[..., Any], *arguments: Any) -> None:

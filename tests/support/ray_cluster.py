@@ -18,7 +18,7 @@ from tests.support.ports import LOOPBACK, N_WORKER_PORTS, RAY_PORTS, free_ports,
 from tests.support.processes import Guard, Service, end
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
     from typing import Self
 
 START_SECONDS = 90
@@ -41,7 +41,6 @@ class RayCluster:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._nodes: dict[str, Service] = {}
-        self._ports: set[int] = set()
         self._n_started = 0
         self._stopping = ExitStack()
 
@@ -56,7 +55,7 @@ class RayCluster:
             token.touch(mode=0o600)
             token.write_text(secrets.token_hex(32), encoding="ascii")
             self.credentials = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token)}
-            ports = self._take_ports(RAY_PORTS)
+            ports = _take_ports(RAY_PORTS)
             self._gcs, self.address = f"{LOOPBACK}:{ports['port']}", f"http://{LOOPBACK}:{ports['dashboard-port']}"
             head = self._start(
                 "head",
@@ -82,7 +81,7 @@ class RayCluster:
         """
         self._n_started += 1
         name = f"node-{self._n_started}"
-        ports = self._take_ports([port for port in RAY_PORTS if port not in HEAD_ALONE])
+        ports = _take_ports([port for port in RAY_PORTS if port not in HEAD_ALONE])
         node = self._start(
             name, ports, f"--address={self._gcs}", f"--num-cpus={cpus}", f"--resources={json.dumps(resources)}"
         )
@@ -113,8 +112,7 @@ class RayCluster:
         return [str(Path(sys.executable).parent / "ray"), *arguments]
 
     def _start(self, name: str, ports: Mapping[str, int], *options: str) -> Service:
-        worker_ports = free_ports(N_WORKER_PORTS, besides=self._ports)
-        self._ports.update(worker_ports)
+        worker_ports = free_ports(N_WORKER_PORTS)
         joins = "--head" not in options
         # Of its own, as on a machine of its own: a node that unpacks a job's folder replaces one that is there.
         temporary = self._ray_folder / str(len(list(self._ray_folder.iterdir())))
@@ -152,11 +150,10 @@ class RayCluster:
             **self.credentials,
         }
 
-    def _take_ports(self, names: tuple[str, ...] | list[str]) -> dict[str, int]:
-        ports = dict(zip(names, free_ports(len(names), besides=self._ports), strict=True))
-        self._ports.update(ports.values())
-        return ports
-
     def _end_all(self) -> None:
         end(self._nodes.values())
         self._nodes.clear()
+
+
+def _take_ports(names: Sequence[str]) -> dict[str, int]:
+    return dict(zip(names, free_ports(len(names)), strict=True))

@@ -1,0 +1,36 @@
+"""Models split over the processes of `tests.support.ranks`: their jobs, and what each process has loaded."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from attrib_batch.models.sharded import load_shard
+from attrib_batch.spec import ModelJob
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from attrib_batch.models.load import LoadedModel
+
+DOUBLE = 1e-6
+"""Of the largest score: scores are kept in float32."""
+
+
+def model_job(model: object, **options: object) -> ModelJob:
+    return ModelJob.model_validate({"id": str(model), "prepend_bos": False, **options})
+
+
+def double(folder: Path, **options: object) -> ModelJob:
+    """In float64, which no job file offers: shards add up in another order, and only rounding may come of it."""
+    return model_job(folder, **options).model_copy(update={"dtype": "float64"})
+
+
+LOADED: dict[tuple[str, int], LoadedModel] = {}
+"""What this rank has loaded, by the job's model and the number of shards."""
+
+
+def shard(model: ModelJob, shards: int) -> LoadedModel:
+    key = model.model_dump_json(), shards
+    if key not in LOADED:
+        LOADED[key] = load_shard(model, shards)
+    return LOADED[key]
