@@ -212,10 +212,20 @@ def free_resources() -> Node:
 
 
 def alive_nodes() -> list[Node]:
-    """What each node of the cluster has, used or not."""
+    """What each node of the cluster has, used or not.
+
+    Raises:
+        RunInterruptedError: the node that this process belongs to is dead, and Ray ends whatever it starts.
+    """
     import ray
 
-    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    nodes, mine = ray.nodes(), ray.get_runtime_context().get_node_id()
+    if any(node["NodeID"] == mine and not node["Alive"] for node in nodes):
+        raise RunInterruptedError(
+            "the Ray node that this driver belongs to is gone (its raylet has ended, or the cluster has lost sight of "
+            "it). What is committed stays; with Ray again on this machine, the same command goes on from there."
+        )
+    return [node["Resources"] for node in nodes if node["Alive"]]
 
 
 def cluster_grows() -> bool:

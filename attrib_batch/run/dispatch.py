@@ -8,7 +8,15 @@ from typing import TYPE_CHECKING
 
 from attrib_batch.errors import DatasetError, RunInterruptedError
 from attrib_batch.pairs.pinned import PinnedTable
-from attrib_batch.run.capacity import ClusterRoom, Queue
+from attrib_batch.run.capacity import (
+    ClusterRoom,
+    Queue,
+    alive_nodes,
+    check_capacity,
+    cluster_grows,
+    free_resources,
+    nodes_on_the_way,
+)
 from attrib_batch.run.deadlines import Deadlines
 from attrib_batch.run.gangs import TASKS_IN_HAND
 from attrib_batch.run.log import Level, What
@@ -21,6 +29,7 @@ from attrib_batch.workers.ndif_jobs import forget_jobs
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from attrib_batch.run.head import HeadWatch
     from attrib_batch.run.log import ModelLog
     from attrib_batch.run.metrics import RunMetrics
     from attrib_batch.run.plan import Task
@@ -46,6 +55,7 @@ class Dispatch:
     tasks: list[Task]
     tally: Tally
     progress: ProgressView
+    head: HeadWatch
     log: ModelLog
     metrics: RunMetrics
     unreadable: list[tuple[Task, str]] = field(default_factory=list)
@@ -63,18 +73,26 @@ class Dispatch:
             RunInterruptedError: no worker can be kept alive.
         """
         prepared, workers = self.prepared, self.prepared.job.model(self.model_name).workers
-        self._room, self._queue = ClusterRoom(workers, len(self.tasks)), Queue(workers)
-        self._scheduler = Scheduler(self.tasks, self._room.wanted, _deadlines(workers), TASKS_IN_HAND)
-        self._pool = WorkerPool(
-            prepared.job, self.model_name, prepared.store, prepared.fingerprints, self._scheduler.n_workers
+        ask = self.head.ask
+        self._room = ClusterRoom(
+            workers,
+            len(self.tasks),
+            nodes=lambda: ask(alive_nodes),
+            on_the_way=lambda: ask(nodes_on_the_way),
+            grows=lambda: ask(cluster_grows),
         )
+        self._queue = Queue(workers, free=lambda: ask(free_resources))
+        self._scheduler = Scheduler(self.tasks, self._room.wanted, _deadlines(workers), TASKS_IN_HAND)
+        ask(lambda: check_capacity(workers, self._scheduler.n_workers))
+        self._pool = WorkerPool(prepared.job, self.model_name, prepared.store, prepared.fingerprints)
         self.progress.note(
             f"{self.model_name}: workers {self._scheduler.n_workers}, chunks {sum(map(len, self.tasks)):,}"
         )
         try:
             self._feed(attend)
         finally:
-            self._pool.close()
+            if not self.head.lost:  # without it nothing can be ended, and to try may take for ever
+                self._pool.close()
         self.unreadable += self._scheduler.unreadable
         if self._scheduler.stopped is not None:
             raise RunInterruptedError(self._scheduler.stopped)
@@ -108,7 +126,7 @@ class Dispatch:
     def _do(self, action: Action) -> None:
         match action:
             case Start():
-                self._pool.start(action.worker)
+                self.head.ask(lambda: self._pool.start(action.worker))
             case Give():
                 self._pool.give(action.worker, action.assignment)
             case End():

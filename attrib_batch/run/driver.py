@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import socket
 import threading
@@ -16,6 +17,7 @@ from attrib_batch.errors import AttribBatchError, DatasetError, ExitCode, Output
 from attrib_batch.run.dispatch import Dispatch
 from attrib_batch.run.executions import record_execution
 from attrib_batch.run.gangs import NDIF_KEY
+from attrib_batch.run.head import SHUTDOWN_SECONDS, HeadWatch, answers
 from attrib_batch.run.log import Level, ModelLog, RunLog, What, log_name
 from attrib_batch.run.metrics import RunMetrics
 from attrib_batch.run.prepare import uncommitted
@@ -37,6 +39,8 @@ STOP_GRACE_SECONDS = 20.0
 """How long a stopped run waits for the chunks in flight, so that their work is not lost."""
 SHOWN_MESSAGES = 3
 """Most messages about a dataset that are shown at the end."""
+
+_HOST_AND_PORT = re.compile(r"^[^/]+:\d+$")
 
 
 @dataclass(frozen=True)
@@ -138,10 +142,10 @@ class _Driver:
             self._progress.note(f"resuming: {tally.earlier:,} of {tally.total:,} pairs are committed")
         try:
             if any(self._prepared.waiting.values()):
-                with _ray(address), _stop_on_signal() as stop:
+                with _ray(address) as head, _stop_on_signal() as stop:
                     for model_name, tasks in self._prepared.waiting.items():
                         if tasks:
-                            self._run_model(model_name, tasks, stop)
+                            self._run_model(model_name, tasks, head, stop)
                 self._complain()
         finally:
             self._progress.close(tally)
@@ -156,12 +160,13 @@ class _Driver:
         failed = count_failures(self._prepared)
         return RunResult(tally.total, tally.total - failed, failed, tally)
 
-    def _run_model(self, model_name: str, tasks: list[Task], stop: _StopRequest) -> None:
+    def _run_model(self, model_name: str, tasks: list[Task], head: HeadWatch, stop: _StopRequest) -> None:
         log, metrics = ModelLog(self._log, model_name), RunMetrics(self._log.run, model_name)
-        dispatch = Dispatch(self._prepared, model_name, tasks, self._tally, self._progress, log, metrics)
+        dispatch = Dispatch(self._prepared, model_name, tasks, self._tally, self._progress, head, log, metrics)
 
         def attend() -> bool | None:
             self._prepared.lease.check()
+            head.check()
             self._look_elsewhere()
             if stop.since is None:
                 return False
@@ -208,8 +213,12 @@ def count_failures(prepared: PreparedRun) -> int:
 
 
 @contextmanager
-def _ray(address: str | None) -> Iterator[None]:
-    """Ray for the length of a run; one that was there before is left as it was."""
+def _ray(address: str | None) -> Iterator[HeadWatch]:
+    """Ray for the length of a run, and a watch on its head; one that was there before is left as it was.
+
+    Raises:
+        RunInterruptedError: there is no cluster at the address.
+    """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     if address is None:
         # Otherwise Ray replaces the loopback address by the machine's own, and listens there. (On a cluster it would
@@ -219,7 +228,8 @@ def _ray(address: str | None) -> Iterator[None]:
     import ray
 
     if ray.is_initialized():
-        yield
+        with HeadWatch(ray.get_runtime_context().gcs_address) as head:
+            yield head
         return
     if address is None:
         ray.init(
@@ -227,11 +237,32 @@ def _ray(address: str | None) -> Iterator[None]:
             _node_ip_address="127.0.0.1",
         )  # fmt: skip
     else:
-        ray.init(address=address, logging_level="ERROR", log_to_driver=False)
+        _join(address)
+    with HeadWatch(ray.get_runtime_context().gcs_address) as head:
+        try:
+            yield head
+        finally:
+            if head.lost:  # it may wait for it
+                ended = threading.Thread(target=ray.shutdown, name="shutdown", daemon=True)
+                ended.start()
+                ended.join(SHUTDOWN_SECONDS)
+            else:
+                ray.shutdown()
+
+
+def _join(address: str) -> None:
+    import ray
+
+    hint = "Is it running, and is --address that of its head (host:port, as `ray start --head` shows it)?"
+    if _HOST_AND_PORT.match(address) and not answers(address):
+        # Ray itself would try for a quarter of an hour.
+        raise RunInterruptedError(f"no Ray cluster answers at {address}. {hint}")
     try:
-        yield
-    finally:
-        ray.shutdown()
+        ray.init(address=address, logging_level="ERROR", log_to_driver=False)
+    except ConnectionError as error:
+        raise RunInterruptedError(
+            f"cannot join the Ray cluster at {address}: {' '.join(str(error).split())}"
+        ) from error
 
 
 @contextmanager

@@ -16,7 +16,6 @@ from attrib_batch.errors import (
     RequestError,
     RunInterruptedError,
 )
-from attrib_batch.run.capacity import check_capacity
 from attrib_batch.run.gangs import Gang, start_gang
 
 if TYPE_CHECKING:
@@ -93,13 +92,8 @@ class _Call:
 class WorkerPool:
     """The gangs that own one model."""
 
-    def __init__(self, job: Job, model_name: str, store: Store, fingerprints: dict[str, str], count: int) -> None:
-        """Check that there is room for ``count`` gangs; none is started yet.
-
-        Raises:
-            RequestError: the cluster can never hold them.
-        """
-        check_capacity(job.model(model_name).workers, count)
+    def __init__(self, job: Job, model_name: str, store: Store, fingerprints: dict[str, str]) -> None:
+        """None is started yet."""
         self._arguments = (job, model_name, store, fingerprints)
         self._gangs: dict[int, Gang] = {}
         self._calls: dict[Any, _Call] = {}

@@ -7,111 +7,35 @@ import os
 import shutil
 import signal
 import subprocess
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
-import polars as pl
 import psutil
 import pyarrow.parquet as pq
 import pytest
-from polars.testing import assert_frame_equal
 
 from attrib_batch.pairs.writer import write_pairs
 from attrib_batch.store import TEMPORARY_PREFIX, TEMPORARY_SUFFIX
 from tests.support.demo_pairs import random_pairs
-from tests.support.faults import METRIC, faulty_environment, install_metric, marks
-from tests.support.jobs import Ended, TinyJob, attrib_batch, command, in_words, read_scores, read_table
+from tests.support.faults import METRIC, marks
+from tests.support.faulty_runs import (
+    ANSWERS,
+    CHUNK,
+    EXITS,
+    N_PAIRS,
+    NAN,
+    PARTITION,
+    POISON,
+    RAISES,
+    Runs,
+    assert_same_tables,
+    committed,
+)
+from tests.support.jobs import Ended, in_words, read_table
 from tests.support.require import require
-from tests.support.tiny_models import VOCABULARY
 
 pytestmark = pytest.mark.slow
-
-N_PAIRS, CHUNK = 160, 8
-RAISES, NAN, EXITS = 13, 50, 77
-"""Pairs that harm who meets them, each by an answer that no other pair has."""
-ANSWERS = {RAISES: "w117", NAN: "w118", EXITS: "w119"}
-POISON = {VOCABULARY.index(ANSWERS[pair]): how for pair, how in ((RAISES, "raise"), (NAN, "nan"), (EXITS, "exit"))}
-PARTITION = "model=tiny/dataset=random/method=atp"
-
-
-@dataclass(frozen=True)
-class Runs:
-    """A job, and everything to run it with."""
-
-    job: TinyJob
-    packages: Path
-
-    def write(self, file: str = "job.yaml", **workers: object) -> Path:
-        """Write the job file."""
-        model = {"id": str(self.job.model), "name": "tiny", "prepend_bos": False, "workers": workers}
-        methods = [{"id": "atp", "metric": METRIC}]
-        return self.job.write(file, models=[model], methods=methods, chunk_pairs=CHUNK)
-
-    def environment(self, **faults: object) -> dict[str, str]:
-        return faulty_environment(self.packages, **faults)  # type: ignore[arg-type]  # passed on
-
-    def run(self, out: Path, *options: str, env: dict[str, str] | None = None, job: Path | None = None) -> Ended:
-        """Run the job to its end, whatever that is."""
-        return attrib_batch("run", job or self.write(), "--out", out, *options, env=env or self.environment())
-
-    @contextmanager
-    def started(self, out: Path, job: Path | None = None, *, slow: float = 0.05) -> Iterator[subprocess.Popen[str]]:
-        """A slow run, some of whose chunks are committed."""
-        with subprocess.Popen(
-            command("run", job or self.write(), "--out", out), env=self.environment(slow=slow),
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
-        ) as driver:  # fmt: skip
-            try:
-                deadline = time.monotonic() + 120
-                while len(committed(out)) < 3:
-                    assert driver.poll() is None, driver.communicate()[0]
-                    assert time.monotonic() < deadline, "no chunk was committed"
-                    time.sleep(0.01)
-                yield driver
-            finally:
-                if driver.poll() is None:
-                    driver.kill()
-
-
-@pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
-    folder = tmp_path_factory.mktemp("job")
-    job = TinyJob.make(folder, n_pairs=N_PAIRS)
-    rows = in_words(random_pairs(N_PAIRS // 2, 9, 4) + random_pairs(N_PAIRS // 2, 11, 5, seed=1))
-    for pair, answer in ANSWERS.items():
-        rows[pair] = replace(rows[pair], answers=(f" {answer}",))
-    write_pairs(job.pairs, rows, row_group_rows=40)
-    install_metric(folder / "packages")
-    return Runs(job, folder / "packages")
-
-
-@pytest.fixture(scope="module")
-def undisturbed(runs: Runs) -> Path:
-    out = runs.job.folder / "undisturbed"
-    ended = runs.run(out)
-    assert ended.code == 0, ended.said
-    return out
-
-
-def committed(out: Path) -> list[Path]:
-    return list(out.glob("scores/**/part-*.parquet"))
-
-
-def assert_same_tables(out: Path, expected: Path, *, without: set[int] | None = None) -> None:
-    """The same rows once each, but for some pairs, and scores equal within 1e-5 of the largest."""
-    kept = ~pl.col("pair_id").is_in(sorted(without or ()))
-    ours, theirs = read_scores(out), read_scores(expected).filter(kept)
-    assert_frame_equal(ours.drop("score"), theirs.drop("score"))
-    atol = 1e-5 * float(np.abs(theirs["score"].to_numpy()).max())
-    np.testing.assert_allclose(ours["score"].to_numpy(), theirs["score"].to_numpy(), rtol=0, atol=atol)
-    baselines = [read_table(out, "baselines"), read_table(expected, "baselines").filter(kept)]
-    assert_frame_equal(*baselines, abs_tol=1e-5)
-    failed = set(read_table(out, "failures")["pair_id"]) if list(out.glob("failures/**/*.parquet")) else set()
-    assert failed == (without or set())
 
 
 @pytest.fixture(scope="module")

@@ -56,7 +56,10 @@ class RayCluster:
             token.write_text(secrets.token_hex(32), encoding="ascii")
             self.credentials = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token)}
             ports = _take_ports(RAY_PORTS)
-            self._gcs, self.address = f"{LOOPBACK}:{ports['port']}", f"http://{LOOPBACK}:{ports['dashboard-port']}"
+            self.gcs_address, self.address = (
+                f"{LOOPBACK}:{ports['port']}",
+                f"http://{LOOPBACK}:{ports['dashboard-port']}",
+            )
             head = self._start(
                 "head",
                 ports,
@@ -73,6 +76,11 @@ class RayCluster:
     def __exit__(self, *_: object) -> None:
         self._stopping.close()
 
+    @property
+    def joining(self) -> dict[str, str]:
+        """The variables of a driver that joins at ``gcs_address``, from which Ray would else make the machine's own."""
+        return self.credentials | {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
+
     def add_node(self, cpus: int = 2, **resources: float) -> str:
         """Start another node.
 
@@ -83,9 +91,10 @@ class RayCluster:
         name = f"node-{self._n_started}"
         ports = _take_ports([port for port in RAY_PORTS if port not in HEAD_ALONE])
         node = self._start(
-            name, ports, f"--address={self._gcs}", f"--num-cpus={cpus}", f"--resources={json.dumps(resources)}"
+            name, ports, f"--address={self.gcs_address}", f"--num-cpus={cpus}", f"--resources={json.dumps(resources)}"
         )
-        node.wait_until(lambda: listens(ports["node-manager-port"]), START_SECONDS)
+        # It listens before the head knows of it.
+        node.wait_until(lambda: "Ray runtime started" in node.log.read_text(errors="replace"), START_SECONDS)
         return name
 
     def kill_node(self, name: str) -> None:

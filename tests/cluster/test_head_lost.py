@@ -1,0 +1,74 @@
+"""A driver that has joined a cluster and loses its head: it says so in time, and a new cluster goes on."""
+
+from __future__ import annotations
+
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from attrib_batch.run.head import RAY_PATIENCE
+from tests.support.faulty_runs import assert_same_tables, committed
+from tests.support.jobs import TinyJob, attrib_batch, command, environment
+from tests.support.ports import LOOPBACK, free_ports
+from tests.support.ray_cluster import RayCluster
+
+pytestmark = pytest.mark.slow
+
+N_PAIRS, CHUNK = 600, 2
+START_SECONDS = 120
+PATIENCE = 20
+"""Seconds that Ray waits for a head that is gone; its own minute is only longer to wait for."""
+
+
+def joining(cluster: RayCluster) -> dict[str, str]:
+    return environment() | cluster.joining | {RAY_PATIENCE: str(PATIENCE)}
+
+
+def test_a_run_that_loses_the_head_says_so_and_is_resumed_on_a_new_cluster(tmp_path: Path) -> None:
+    job, out = TinyJob.make(tmp_path / "job", n_pairs=N_PAIRS), tmp_path / "out"
+    path = job.write(chunk_pairs=CHUNK)
+    undisturbed = tmp_path / "undisturbed"
+    ended = attrib_batch("run", job.write("undisturbed.yaml", chunk_pairs=100), "--out", undisturbed)
+    assert ended.code == 0, ended.said
+
+    (tmp_path / "first").mkdir()
+    with RayCluster(tmp_path / "first") as cluster:
+        cluster.add_node()
+        with subprocess.Popen(
+            command("run", path, "--out", out, "--address", cluster.gcs_address), env=joining(cluster),
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        ) as driver:  # fmt: skip
+            deadline = time.monotonic() + START_SECONDS
+            while len(committed(out)) < 3:
+                assert driver.poll() is None, driver.communicate()[0]
+                assert time.monotonic() < deadline, "no chunk was committed"
+                time.sleep(0.01)
+            cluster.kill_node("head")
+            said, _ = driver.communicate(timeout=60)
+        assert driver.returncode == 1, said
+        assert f"the head of the Ray cluster at {cluster.gcs_address} is gone" in said
+        assert "the same command goes on from there" in said
+        assert "The program will terminate" not in said  # as Ray ends it
+        assert "Traceback" not in said
+        assert not (out / "lease.json").exists()
+        assert 0 < len(committed(out)) < N_PAIRS // CHUNK
+
+        (tmp_path / "second").mkdir()
+        with RayCluster(tmp_path / "second") as another:
+            another.add_node()
+            ended = attrib_batch("run", path, "--out", out, "--address", another.gcs_address, env=joining(another))
+    assert ended.code == 0, ended.said
+    assert "resuming" in ended.said
+    assert_same_tables(out, undisturbed)
+
+
+def test_an_address_at_which_no_cluster_answers_is_named(tmp_path: Path) -> None:
+    job = TinyJob.make(tmp_path / "job", n_pairs=2)
+    address = f"{LOOPBACK}:{free_ports(1)[0]}"
+    ended = attrib_batch("run", job.write(), "--out", tmp_path / "out", "--address", address, seconds=60)
+    assert ended.code == 1, ended.said
+    assert f"no Ray cluster answers at {address}" in ended.said
+    assert "Traceback" not in ended.said
+    assert not (tmp_path / "out/lease.json").exists()
