@@ -6,7 +6,6 @@ Credentials are found as pyarrow finds them (``AWS_ACCESS_KEY_ID`` and the like,
 
 from __future__ import annotations
 
-import io
 import os
 import re
 import threading
@@ -111,73 +110,6 @@ def persistently(read: Callable[[], T]) -> T:
                 raise
             time.sleep(pause)
     return read()
-
-
-class ObjectReader(io.RawIOBase):
-    """An object as a file that is read anywhere, each read made again where :func:`persistently` does."""
-
-    def __init__(self, url: ObjectUrl) -> None:
-        """Open it.
-
-        Raises:
-            FileNotFoundError: it is not there.
-            OutputError: the store refuses.
-            StorageError: it gives no answer.
-        """
-        super().__init__()
-        self._url = url
-        with complaining("read", url):
-            self._file = file_system(url).open_input_file(url.path)
-            self._size: int = self._file.size()
-        self._position = 0
-
-    def read(self, size: int | None = -1) -> bytes:
-        """The next ``size`` bytes, or all that are left; raises what opening raises."""
-        left = max(0, self._size - self._position)
-        wanted = left if size is None or size < 0 else min(size, left)
-
-        def read() -> bytes:
-            with complaining("read", self._url):
-                data: bytes = self._file.read_at(wanted, self._position)
-                return data
-
-        data = persistently(read) if wanted else b""
-        self._position += len(data)
-        return data
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        """Go to a byte."""
-        start = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._size}[whence]
-        self._position = start + offset
-        return self._position
-
-    def tell(self) -> int:
-        """The byte that is read next."""
-        return self._position
-
-    def readable(self) -> bool:
-        """It is."""
-        return True
-
-    def seekable(self) -> bool:
-        """It is."""
-        return True
-
-    @property
-    def size(self) -> int:
-        """Bytes in all."""
-        return self._size
-
-    def metadata(self) -> dict[str, str]:
-        """What the store says of it, by names in lower case."""
-        with complaining("read", self._url):
-            return {name.lower(): value.decode() for name, value in (self._file.metadata() or {}).items()}
-
-    def close(self) -> None:
-        """Let go of it."""
-        if not self.closed:
-            self._file.close()
-        super().close()
 
 
 def put(url: ObjectUrl, data: bytes | pa.Buffer, *, in_turn: bool = False) -> None:

@@ -10,6 +10,7 @@ from attrib_batch.errors import ModelError
 from attrib_batch.models.architectures import Architecture, Dimensions, architecture_of, dimensions_of
 from attrib_batch.models.load import load_tokenizer, model_files
 from attrib_batch.models.sources import find_model
+from attrib_batch.pairs.hub_errors import hub_errors
 
 if TYPE_CHECKING:
     from nnsight.modeling.transformers import TransformersModel
@@ -77,11 +78,9 @@ def _key(job: ModelJob, source: ModelSource, location: str) -> str:
 
 def _canonical(job: ModelJob) -> str:
     """A repository's name as the Hub spells it; the job's own spelling where the Hub cannot be asked."""
-    from httpx import HTTPError
     from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 
     try:
         return str(HfApi().model_info(job.id).id)
-    except (HfHubHTTPError, OfflineModeIsEnabled, HTTPError, OSError):
+    except hub_errors():
         return job.id

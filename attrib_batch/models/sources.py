@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Literal
 import platformdirs
 
 from attrib_batch.errors import ModelError
+from attrib_batch.pairs.hub_errors import hub_errors
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -86,13 +87,12 @@ def find_model(job: ModelJob) -> ModelSource:
 
 
 def _find_on_hub(job: ModelJob) -> ModelSource:
-    from httpx import HTTPError
     from huggingface_hub import HfApi, try_to_load_from_cache
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
+    from huggingface_hub.errors import HFValidationError
 
     try:
         commit = HfApi().model_info(job.id, revision=job.revision).sha
-    except (HFValidationError, HfHubHTTPError, OfflineModeIsEnabled, HTTPError, OSError) as error:
+    except hub_errors() as error:
         # Without the Hub, what an earlier download left is used, at the commit it was left at.
         try:
             cached = try_to_load_from_cache(job.id, "config.json", revision=job.revision)

@@ -17,13 +17,13 @@ from typing import TYPE_CHECKING, Any, Protocol
 from urllib.parse import unquote
 
 from attrib_batch.errors import DatasetError, OutputError, StorageError
-from attrib_batch.objects import ObjectReader, ObjectUrl, complaining, is_object_url
+from attrib_batch.objects import ObjectUrl, complaining, is_object_url
+from attrib_batch.pairs.streams import BLOCK_BYTES, HubReader, ObjectReader, asking_the_hub, sha256_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 HASHED_BYTES = 1 << 30
-_BLOCK_BYTES = 1 << 20
 _HUB_URL = re.compile(
     r"^hf://datasets/(?P<repo>[\w.-]+/[\w.-]+)(?:@(?P<revision>refs/(?:convert|pr)/[\w.-]+|[^/@]+))?/(?P<path>[^@]+)$"
 )
@@ -76,6 +76,7 @@ def resolve_path(path: str, before: str | None = None) -> str:
 
     Raises:
         DatasetError: a dataset of the Hub cannot be found.
+        StorageError: the Hub gives no answer.
     """
     file = find_file(path)
     if isinstance(file, HubFile):
@@ -152,12 +153,10 @@ class ObjectFile:
         with self.open() as stream, _reading(self.url):
             if stream.size > HASHED_BYTES:
                 return before
-            digest = hashlib.sha256()
-            while block := stream.read(_BLOCK_BYTES):
-                digest.update(block)
+            digest = sha256_of(stream)
         if self.pin() != before:
             raise DatasetError(f"{self.url} was replaced while it was read; run the command again when it is complete.")
-        return digest.hexdigest()
+        return digest
 
     def pin(self) -> str:
         """Its entity tag and size."""
@@ -206,29 +205,29 @@ class HubFile:
             return self
         if before is not None and self.revision is None and replace(before, revision=None) == self:
             return before
-        with _asking_the_hub(self):
+        with asking_the_hub(self):
             import huggingface_hub
 
             commit = huggingface_hub.HfApi().dataset_info(self.repo, revision=self.revision).sha
         return replace(self, revision=commit)
 
-    def open(self) -> Any:
+    def open(self) -> HubReader:
         """A stream that reads any range."""
-        with _asking_the_hub(self):
+        with asking_the_hub(self):
             import huggingface_hub
 
-            return huggingface_hub.HfFileSystem().open(str(self), "rb", block_size=_BLOCK_BYTES)
+            return HubReader(self, huggingface_hub.HfFileSystem().open(str(self), "rb", block_size=BLOCK_BYTES))
 
     def fingerprint(self) -> str:
         """The SHA-256 of its bytes, from the Hub's metadata where it has it."""
-        with _asking_the_hub(self):
+        with asking_the_hub(self):
             import huggingface_hub
 
             known = huggingface_hub.HfFileSystem().info(str(self)).get("lfs") or {}
             if known.get("sha256"):
                 return str(known["sha256"])
-            with self.open() as stream:
-                return hashlib.file_digest(stream, "sha256").hexdigest()
+        with self.open() as stream:
+            return sha256_of(stream)
 
     def pin(self) -> str:
         """The commit, which is in the URL."""
@@ -249,17 +248,3 @@ def _reading(url: ObjectUrl) -> Iterator[None]:
         raise
     except OutputError as error:
         raise DatasetError(str(error)) from error
-
-
-@contextmanager
-def _asking_the_hub(file: HubFile) -> Iterator[None]:
-    try:
-        yield
-    except ImportError as error:
-        raise DatasetError(f"{file}: the Hub is read with huggingface_hub; pip install huggingface_hub") from error
-    except (OSError, ValueError, NotImplementedError) as error:
-        said = " ".join(str(error).split())[:300] or type(error).__name__
-        raise DatasetError(
-            f"{file} cannot be read from the Hub: {said}. Check the name, the revision and HF_TOKEN, or download the "
-            "file and name its path."
-        ) from error

@@ -113,6 +113,7 @@ def test_a_submitted_job_runs_to_its_end_and_is_resumed(cluster: RayCluster, und
 
     manifest = json.loads((out / "manifest.json").read_text())
     assert "working_dir_files" in manifest["job"]["datasets"][0]["path"]
+    assert manifest["named"] == {"datasets": {"random": "pairs.parquet"}, "models": {"tiny": "model"}}
 
     again = submit(cluster, path, out, cwd=here)
     assert again.code == 0, again.said

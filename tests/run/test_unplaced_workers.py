@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -13,6 +14,8 @@ from hypothesis import strategies as st
 from attrib_batch.run import capacity
 from attrib_batch.run.capacity import UNPLACED_SECONDS, Queue
 from attrib_batch.run.deadlines import Deadlines
+from attrib_batch.run.dispatch import Dispatch
+from attrib_batch.run.pool import Placed
 from attrib_batch.run.scheduler import MAX_FAILED_STARTS, End, Give, Scheduler, Start
 from attrib_batch.schema import Cell, Chunk
 from attrib_batch.spec import Workers
@@ -126,6 +129,16 @@ def test_workers_that_wait_are_told_of_once(monkeypatch: pytest.MonkeyPatch) -> 
     assert queue.told(1) is None  # it has only begun to wait
     now += UNPLACED_SECONDS
     assert str(queue.told(1)).startswith("1 workers wait for room")
+
+
+def test_what_the_pool_reports_starts_the_clock() -> None:
+    scheduler = scheduler_of(1)
+    list(scheduler.decide(0.0))
+    nothing: Any = SimpleNamespace(happened=lambda _: None)
+    dispatch = Dispatch(nothing, "model", [], nothing, nothing, nothing, nothing)
+    dispatch._scheduler = scheduler
+    dispatch._tell(Placed(0))
+    assert scheduler.n_unplaced == 0
 
 
 RUN = """

@@ -1,0 +1,27 @@
+"""What huggingface_hub raises, whichever HTTP client its release is built on."""
+
+from __future__ import annotations
+
+SERVER_ERROR = 500
+"""The first HTTP status that is the server's own trouble."""
+
+
+def hub_errors() -> tuple[type[BaseException], ...]:
+    """What a question to the Hub may end with; huggingface_hub must be installed."""
+    return (_client_error(), OSError, ValueError, NotImplementedError)
+
+
+def is_no_answer(error: BaseException) -> bool:
+    """Whether the Hub gave no answer, or one of its own trouble: another time it may."""
+    from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
+
+    if isinstance(error, HfHubHTTPError):
+        return error.response is not None and error.response.status_code >= SERVER_ERROR
+    return isinstance(error, _client_error() | ConnectionError) and not isinstance(error, OfflineModeIsEnabled)
+
+
+def _client_error() -> type[Exception]:
+    """The HTTP client's own base class: from release 2 on it is httpx2's, and no longer httpx's."""
+    from huggingface_hub.errors import HfHubHTTPError
+
+    return next(base for base in HfHubHTTPError.__mro__ if base.__name__ == "HTTPError")
