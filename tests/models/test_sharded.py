@@ -119,7 +119,7 @@ def test_one_component_alone(ranks: Ranks, tiny: Callable[[str], Path], componen
 def test_a_rank_holds_its_share_of_every_matrix(ranks: Ranks, tiny: Callable[[str], Path], name: str) -> None:
     """Embedding and unembedding too; only what is a vector (norms, biases after a sum) is held by every rank."""
     folder = tiny(name)
-    whole = load_model(job(folder)).module
+    whole = load_model(model_job(folder)).module
     matrices = sum(parameter.numel() for parameter in whole.parameters() if parameter.ndim == 2)
     vectors = sum(parameter.numel() for parameter in whole.parameters() if parameter.ndim == 1)
     for found in ranks.run(held, double(folder), 2):

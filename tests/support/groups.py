@@ -13,15 +13,19 @@ LONG_FIRST = (
     "tests/ndif/",
     "tests/run/test_faults.py",
     "tests/cluster/",
+    "tests/test_end_to_end.py",
     "tests/run/",
     "tests/attribution/",
     "tests/models/",
-    "tests/analysis/",
+    "tests/oracle/",
 )
 """Files, and folders with all that is in them, that take long, the longest first: what begins last is to be short."""
 
 TOGETHER = ("tests/ndif/",)
-"""Folders whose files are one group: the NDIF server takes a minute to start, and is started once."""
+"""Folders whose files are one group: the NDIF server takes a minute to start, and is started once.
+
+Nor may two start at a time: Ray gives the servers of its clients ports from 23000 on, and both would take the same.
+"""
 
 
 class Groups(LoadScopeScheduling):

@@ -21,8 +21,11 @@ RAY_PORTS = (
 )
 """The options of ``ray start`` that each take a port."""
 N_WORKER_PORTS = 40
-PORTS = range(10_000, 23_000)
-"""Below those that the system gives to outgoing connections, and those that Ray takes for its clients' servers."""
+PORTS = range(10_002, 23_000)
+"""Below those that the system gives to outgoing connections, and those that Ray takes for its clients' servers.
+
+Above 10001: a node that joins a cluster refuses to give its workers that one, which Ray keeps for its clients.
+"""
 
 
 def free_ports(count: int) -> list[int]:
