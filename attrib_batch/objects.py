@@ -30,6 +30,9 @@ REQUEST_SECONDS = 5.0
 ATTEMPTS = 6
 """How often a request is made; pyarrow waits between them, longer each time, about 10 s together."""
 GS_RETRY_SECONDS = 60
+PATIENCE_SECONDS = 180.0
+"""How long a store that answers nothing may keep one call waiting: 45 s a request, twice that where an object is sent,
+and up to three requests to a call."""
 SINGLE_PUT_BYTES = 5 << 20
 """Up to this size an object is sent in one request; pyarrow itself would go up to 10 MiB."""
 

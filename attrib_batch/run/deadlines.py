@@ -25,6 +25,8 @@ class Deadlines:
     """However fast others were."""
     longest: float
     """However slow others were, and as long as nothing is known."""
+    patience: float = 0.0
+    """On top of all that: how long a worker may wait for a store that answers nothing, which is no pair's fault."""
     _slowest: dict[tuple[Cell, ...], float] = field(default_factory=dict, init=False)
     """Most seconds per pair so far. Methods and datasets differ too much in it to be one."""
 
@@ -40,9 +42,9 @@ class Deadlines:
         for assignment in in_hand:
             per_pair = self._slowest.get(_cells(assignment))
             if per_pair is None:
-                return self.longest
+                return self.longest + self.patience
             expected += per_pair * assignment.n_pairs
-        return min(self.longest, max(self.shortest, SLACK * expected) * HUNG_SLACK**hung)
+        return min(self.longest, max(self.shortest, SLACK * expected) * HUNG_SLACK**hung) + self.patience
 
 
 def _cells(assignment: Assignment) -> tuple[Cell, ...]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from attrib_batch.errors import DatasetError, RunInterruptedError
+from attrib_batch.objects import PATIENCE_SECONDS, is_object_url
 from attrib_batch.pairs.pinned import PinnedTable
 from attrib_batch.run.capacity import (
     ClusterRoom,
@@ -82,7 +83,9 @@ class Dispatch:
             grows=lambda: ask(cluster_grows),
         )
         self._queue = Queue(workers, free=lambda: ask(free_resources))
-        self._scheduler = Scheduler(self.tasks, self._room.wanted, _deadlines(workers), TASKS_IN_HAND)
+        self._scheduler = Scheduler(
+            self.tasks, self._room.wanted, _deadlines(workers, _store_patience(prepared)), TASKS_IN_HAND
+        )
         ask(lambda: check_capacity(workers, self._scheduler.n_workers))
         self._pool = WorkerPool(prepared.job, self.model_name, prepared.store, prepared.fingerprints)
         self.progress.note(
@@ -179,14 +182,20 @@ class Dispatch:
         return True
 
 
-def _deadlines(workers: Workers) -> Deadlines:
+def _store_patience(prepared: PreparedRun) -> float:
+    """How long a worker may wait for an object store, if it has to do with one; then it gives up by itself."""
+    urls = [dataset.path for dataset in prepared.job.datasets]
+    return PATIENCE_SECONDS if prepared.store.is_remote or any(map(is_object_url, urls)) else 0.0
+
+
+def _deadlines(workers: Workers, store_patience: float) -> Deadlines:
     """How long a worker of this kind may take."""
     longest = workers.timeout_seconds
     if workers.kind == "ndif":
         # How long its requests wait for others' says nothing about the next one; it minds its time itself. It waits so
         # long for a job, and may have to send it more than once.
         patience = (1 + MAX_SUBMISSIONS) * longest + GRACE_SECONDS
-        return Deadlines(patience, patience)
+        return Deadlines(patience, patience, store_patience)
     # Shards notice by themselves that one of them is stuck.
     own = GRACE_SECONDS + workers.collective_seconds if workers.collective_seconds else 0.0
-    return Deadlines(min(longest, max(SHORTEST_DEADLINE, own)), longest)
+    return Deadlines(min(longest, max(SHORTEST_DEADLINE, own)), longest, store_patience)

@@ -26,6 +26,7 @@ def joining(cluster: RayCluster) -> dict[str, str]:
     return environment() | cluster.joining | {RAY_PATIENCE: str(PATIENCE)}
 
 
+@pytest.mark.timeout(600)  # two clusters are started
 def test_a_run_that_loses_the_head_says_so_and_is_resumed_on_a_new_cluster(tmp_path: Path) -> None:
     job, out = TinyJob.make(tmp_path / "job", n_pairs=N_PAIRS), tmp_path / "out"
     path = job.write(chunk_pairs=CHUNK)

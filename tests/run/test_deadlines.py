@@ -48,6 +48,15 @@ def test_a_task_that_was_taken_for_hung_is_given_more_time() -> None:
     assert deadlines.allowance([other]) == LONGEST  # another method has another speed
 
 
+def test_the_time_a_store_may_take_comes_on_top() -> None:
+    deadlines = Deadlines(SHORTEST, LONGEST, patience=7.0)
+    assignment = Assignment(task(0, 10))
+    assert deadlines.allowance([assignment]) == LONGEST + 7.0
+    deadlines.learn(assignment, 0.1)
+    assert deadlines.allowance([assignment]) == SHORTEST + 7.0
+    assert deadlines.allowance([assignment], hung=9) == LONGEST + 7.0
+
+
 def test_a_worker_is_given_its_time_anew_with_everything_it_finishes() -> None:
     world = World.of(4, 1, depth=2)
     world.obey()

@@ -18,6 +18,7 @@ SLOW = 1.0
 """Seconds a batch takes, so that the run is not over before that."""
 
 
+@pytest.mark.timeout(600)  # three runs
 def test_a_run_that_loses_a_part_of_ray_ends_and_is_resumed(
     runs: Runs, undisturbed: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

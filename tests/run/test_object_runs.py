@@ -62,6 +62,15 @@ def download(out: str, folder: Path) -> Path:
     return folder
 
 
+def wait_for_chunks(store: Store, driver: subprocess.Popen[str]) -> None:
+    """Wait until some are committed."""
+    deadline = time.monotonic() + 120
+    while len(store.parts(Table.SCORES, CELL.partition)) < 3:
+        assert driver.poll() is None, driver.communicate()[0]
+        assert time.monotonic() < deadline, "no chunk was committed"
+        time.sleep(0.02)
+
+
 def assert_same_tables(out: str, local: Path, folder: Path) -> None:
     ours = download(out, folder)
     assert_frame_equal(read_scores(ours), read_scores(local), abs_tol=1e-6)
@@ -126,11 +135,7 @@ def test_a_killed_run_is_resumed(
         command("run", job_file, "--out", out), env=environment(), stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT, text=True, start_new_session=True,
     ) as driver:  # fmt: skip
-        deadline = time.monotonic() + 120
-        while len(store.parts(Table.SCORES, CELL.partition)) < 3:
-            assert driver.poll() is None, driver.communicate()[0]
-            assert time.monotonic() < deadline, "no chunk was committed"
-            time.sleep(0.02)
+        wait_for_chunks(store, driver)
         os.kill(driver.pid, signal.SIGKILL)
         driver.communicate(timeout=90)
     count = -1
@@ -182,6 +187,34 @@ def test_a_store_that_fails_for_good_ends_the_run_resumably(
     assert store.parts(Table.SCORES, CELL.partition) == set()
     assert store.list(Table.FAILURES, recursive=True) == []  # no pair is to blame
     ended = attrib_batch("run", job_file, "--out", out)
+    assert ended.code == 0, ended.said
+    assert_same_tables(out, local, tmp_path)
+
+
+def test_a_store_that_hangs_ends_the_run_and_is_blamed_on_no_pair(
+    object_store: ObjectStore, job: TinyJob, bucket: str, local: Path, tmp_path: Path
+) -> None:
+    """A worker has less time for its work than the store may take to be given up."""
+    out = f"s3://{bucket}/hangs"
+    models = [{"id": str(job.model), "name": "tiny", "prepend_bos": False, "workers": {"timeout_seconds": 30}}]
+    path = job.write("hangs.yaml", models=models, chunk_pairs=CHUNK)
+    store = Store.parse(out)
+    with FaultyProxy(object_store.url) as proxy, subprocess.Popen(
+        command("run", path, "--out", out), env=environment() | {"AWS_ENDPOINT_URL": proxy.url},
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+    ) as driver:  # fmt: skip
+        wait_for_chunks(store, driver)
+        # The first thing that a commit asks there. (A write that is not answered takes twice as long.)
+        proxy.drop("never", "HEAD", "/runs/hangs/failures/", times=1000)
+        said, _ = driver.communicate(timeout=150)
+    assert driver.returncode == 1, said
+    assert f"cannot remove {out}/failures/" in said
+    assert "the same command goes on from there" in " ".join(said.split())
+    assert "a worker was lost" not in said
+    assert "Traceback" not in said
+    assert 0 < len(store.parts(Table.SCORES, CELL.partition)) < N_PAIRS // CHUNK
+    assert store.list(Table.FAILURES, recursive=True) == []
+    ended = attrib_batch("run", path, "--out", out)
     assert ended.code == 0, ended.said
     assert_same_tables(out, local, tmp_path)
 

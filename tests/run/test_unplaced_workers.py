@@ -135,7 +135,7 @@ def test_what_the_pool_reports_starts_the_clock() -> None:
     scheduler = scheduler_of(1)
     list(scheduler.decide(0.0))
     nothing: Any = SimpleNamespace(happened=lambda _: None)
-    dispatch = Dispatch(nothing, "model", [], nothing, nothing, nothing, nothing)
+    dispatch = Dispatch(nothing, "model", [], nothing, nothing, nothing, nothing, nothing)
     dispatch._scheduler = scheduler
     dispatch._tell(Placed(0))
     assert scheduler.n_unplaced == 0

@@ -11,21 +11,28 @@ from pathlib import Path
 
 import numpy as np
 import polars as pl
+import psutil
 import pytest
 from polars.testing import assert_frame_equal
 
 from attrib_batch.pairs.writer import write_pairs
 from tests.support.demo_pairs import random_pairs
 from tests.support.faults import METRIC, faulty_environment, install_metric
-from tests.support.jobs import Ended, TinyJob, attrib_batch, command, in_words, read_scores, read_table
+from tests.support.jobs import COMMAND_SECONDS, Ended, TinyJob, attrib_batch, command, in_words, read_scores, read_table
 from tests.support.tiny_models import VOCABULARY
 
 N_PAIRS, CHUNK = 160, 8
-RAISES, NAN, EXITS = 13, 50, 77
-"""Pairs that harm who meets them, each by an answer that no other pair has."""
-ANSWERS = {RAISES: "w117", NAN: "w118", EXITS: "w119"}
-POISON = {VOCABULARY.index(ANSWERS[pair]): how for pair, how in ((RAISES, "raise"), (NAN, "nan"), (EXITS, "exit"))}
+RAISES, NAN, EXITS, SEGFAULTS, HANGS = 13, 50, 77, 133, 100
+"""Pairs that may harm who meets them, each by an answer that no other pair has."""
+ANSWERS = {RAISES: "w117", NAN: "w118", EXITS: "w119", SEGFAULTS: "w116", HANGS: "w115"}
+
+
 PARTITION = "model=tiny/dataset=random/method=atp"
+
+
+def poison(how: dict[int, str]) -> dict[int, str]:
+    """What becomes of those who meet the answers of these pairs, see ``faulty_metric``."""
+    return {VOCABULARY.index(ANSWERS[pair]): what for pair, what in how.items()}
 
 
 @dataclass(frozen=True)
@@ -35,27 +42,35 @@ class Runs:
     job: TinyJob
     packages: Path
 
-    def write(self, file: str = "job.yaml", **workers: object) -> Path:
+    def write(self, file: str = "job.yaml", *, chunk_pairs: int = CHUNK, **workers: object) -> Path:
         """Write the job file."""
         model = {"id": str(self.job.model), "name": "tiny", "prepend_bos": False, "workers": workers}
         methods = [{"id": "atp", "metric": METRIC}]
-        return self.job.write(file, models=[model], methods=methods, chunk_pairs=CHUNK)
+        return self.job.write(file, models=[model], methods=methods, chunk_pairs=chunk_pairs)
 
     def environment(self, **faults: object) -> dict[str, str]:
         """The environment of a run with these faults, see ``faulty_environment``."""
         return faulty_environment(self.packages, **faults)  # type: ignore[arg-type]  # passed on
 
-    def run(self, out: Path, *options: str, env: dict[str, str] | None = None, job: Path | None = None) -> Ended:
+    def run(
+        self,
+        out: Path,
+        *options: str,
+        env: dict[str, str] | None = None,
+        job: Path | None = None,
+        seconds: float = COMMAND_SECONDS,
+    ) -> Ended:
         """Run the job to its end, whatever that is."""
-        return attrib_batch("run", job or self.write(), "--out", out, *options, env=env or self.environment())
+        arguments = ("run", job or self.write(), "--out", out, *options)
+        return attrib_batch(*arguments, env=env or self.environment(), seconds=seconds)
 
     @contextmanager
     def started(
-        self, out: Path, job: Path | None = None, *, slow: float = 0.05, more_than: int = 2
+        self, out: Path, job: Path | None = None, *, more_than: int = 2, slow: float = 0.05, **faults: object
     ) -> Iterator[subprocess.Popen[str]]:
         """A slow run, some of whose chunks are committed: more than a number."""
         with subprocess.Popen(
-            command("run", job or self.write(), "--out", out), env=self.environment(slow=slow),
+            command("run", job or self.write(), "--out", out), env=self.environment(slow=slow, **faults),
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
         ) as driver:  # fmt: skip
             try:
@@ -68,6 +83,16 @@ class Runs:
             finally:
                 if driver.poll() is None:
                     driver.kill()
+
+
+def worker_of(driver: subprocess.Popen[str]) -> psutil.Process:
+    """The process of the one replica of a run."""
+    (worker,) = (
+        process
+        for process in psutil.Process(driver.pid).children(recursive=True)
+        if "".join(process.cmdline()[:1]).startswith("ray::ReplicaWorker")
+    )
+    return worker
 
 
 @pytest.fixture(scope="session")

@@ -122,6 +122,11 @@ def _kill(leaders: set[int]) -> list[psutil.Process]:
     return list(frozen.values())
 
 
+def members_of(leaders: set[int]) -> list[psutil.Process]:
+    """The processes in the sessions that ``leaders`` lead, and what these have started."""
+    return list(_members(leaders).values())
+
+
 def _members(leaders: set[int]) -> dict[int, psutil.Process]:
     """The processes in the sessions that ``leaders`` lead or led, and the descendants of these."""
     members: dict[int, psutil.Process] = {}

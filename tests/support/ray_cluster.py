@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import psutil
 
 from tests.support.ports import LOOPBACK, N_WORKER_PORTS, RAY_PORTS, free_ports, listens
-from tests.support.processes import Guard, Service, end
+from tests.support.processes import Guard, Service, end, members_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -102,6 +102,10 @@ class RayCluster:
         service = self._nodes.pop(name)
         end([service])
         self._guard.release(service)
+
+    def processes(self, name: str) -> list[psutil.Process]:
+        """A node's processes, its raylet and its workers among them."""
+        return members_of({self._nodes[name].process.pid})
 
     def listening(self) -> set[str]:
         """The addresses that the cluster's processes listen on."""

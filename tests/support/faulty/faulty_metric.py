@@ -1,8 +1,10 @@
 """A metric that is the logit difference, except for pairs with an answer that POISON names: those it reacts to.
 
-POISON is a JSON object from token ids to ``raise``, ``nan`` or ``exit``; SLOW are seconds that every call takes.
+POISON is a JSON object from token ids to ``raise``, ``nan``, ``exit``, ``segfault`` or ``hang``; SLOW are seconds that
+every call takes.
 """
 
+import ctypes
 import json
 import os
 import time
@@ -23,6 +25,10 @@ def faulty(logits, clean_logits, answers):
             continue
         if how == "exit":
             os._exit(13)
+        if how == "segfault":
+            ctypes.string_at(0)
+        if how == "hang":
+            time.sleep(3600)
         if how == "raise":
             raise ArithmeticError("this pair has no metric")
         values = values.masked_fill(met, float("nan"))

@@ -5,6 +5,8 @@ first process that comes to it:
 
     {"at": "before" | "after", "path": "scores/.*", "target": "worker" | "driver"}
         A worker (or the driver itself) renames a file to a path that matches: the target dies before or after it.
+    {"at": "open", "path": "logs/.*", "target": "driver"}
+        The driver opens a file whose path matches: it dies before that.
     {"at": "start"}
         A worker imports torch: it fails.
 """
@@ -50,6 +52,14 @@ def _faulty_replace(source, target, **options):
             _replace(source, target, **options)
 
 
+def _faulty_open(event, arguments):
+    if event != "open":
+        return
+    for index, fault in enumerate(_SPEC["faults"]):
+        if fault["at"] == "open" and re.search(fault["path"], str(arguments[0])) and _strikes(index):
+            _kill(fault["target"])
+
+
 class _NoTorch:
     def find_spec(self, name, path=None, target=None):  # noqa: ARG002 - the protocol's
         if name == "torch":
@@ -64,3 +74,4 @@ if _SPEC["faults"] and _IS_WORKER:
     sys.meta_path.insert(0, _NoTorch())
 if _SPEC["folder"] and _IS_DRIVER:
     _DRIVER.write_text(str(os.getpid()))
+    sys.addaudithook(_faulty_open)
