@@ -33,6 +33,7 @@ bench: $(STAMP)
 
 bench-scale: $(STAMP)
 	$(BIN)/python -m benchmarks.scale
+	$(BIN)/python -m benchmarks.second_worker
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info

@@ -7,7 +7,7 @@ from pathlib import Path
 
 RESULTS = Path(__file__).parent / "RESULTS.md"
 TITLE = "# Benchmarks"
-PARTS = ("engine", "scale")
+PARTS = ("engine", "scale", "workers")
 """In the order of the page."""
 
 

@@ -1,4 +1,4 @@
-"""``python -m benchmarks.scale``: what a run of a million pairs costs beside its model; what a second worker brings.
+"""``python -m benchmarks.scale``: what a run of a million pairs costs beside its model.
 
 The model of the long run is tiny and random, so that the machinery is measured: the driver, the workers' reading and
 writing, Ray, the files. Its driver is killed with SIGKILL when 99 % of the pairs are committed, and the same command
@@ -23,7 +23,6 @@ from attrib_batch.spec import Job
 from benchmarks import machine
 from benchmarks.commands import attrib_batch, read_log, watch, write_job
 from benchmarks.page import RESULTS, replace_part
-from benchmarks.second_worker import measure as measure_second_worker
 from benchmarks.tables import render_scale
 
 if TYPE_CHECKING:
@@ -149,15 +148,12 @@ def main() -> int:
     """Measure, print, and write this part of the results."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.scale", description=__doc__)
     parser.add_argument("--pairs", type=int, default=1_000_000, help="pairs of the long run")
-    parser.add_argument("--rounds", type=int, default=3, help="rounds of one worker beside two")
     parser.add_argument("--out", type=Path, default=RESULTS, help="the Markdown file whose part is replaced")
     options = parser.parse_args()
 
     with tempfile.TemporaryDirectory() as folder:
         scale = measure(options.pairs, Path(folder))
-    with tempfile.TemporaryDirectory() as folder:
-        second = measure_second_worker(Path(folder), n_rounds=options.rounds)
-    text = render_scale(machine.describe(), scale, second)
+    text = render_scale(machine.describe(), scale)
     replace_part(options.out, "scale", text)
     print(text)
     return 0

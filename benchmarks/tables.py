@@ -5,8 +5,7 @@ from __future__ import annotations
 from statistics import median
 from typing import TYPE_CHECKING
 
-from benchmarks import second_worker, speed
-from benchmarks.models import MODEL_ID
+from benchmarks import speed
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -70,7 +69,7 @@ def render(machine: str, model_id: str, comparisons: Sequence[Comparison], run: 
     return "\n\n".join(parts) + "\n"
 
 
-def render_scale(machine: str, scale: Scale, second: SecondWorker) -> str:
+def render_scale(machine: str, scale: Scale) -> str:
     """The part of the page about long runs."""
     parts = [
         "## (f) A run of many pairs",
@@ -105,16 +104,20 @@ def render_scale(machine: str, scale: Scale, second: SecondWorker) -> str:
                 ["`report`", f"{scale.report.seconds:.1f} s, {scale.report.peak:,.0f} MiB", ""],
             ],
         ),
-        "## (g) What a second worker brings",
-        (
-            f"{MODEL_ID}, {second_worker.N_PAIRS} pairs in chunks of {second_worker.CHUNK_PAIRS}, workers of one "
-            f"thread; {len(second.one)} alternating rounds; the time in which every worker is at work. Two workers do "
-            f"{second.ratio:.2f} times as many pairs a second as one (rounds: "
-            f"{', '.join(f'{ratio:.2f}' for ratio in second.ratios)}; target 1.9): "
-            f"{median(second.two):.1f} beside {median(second.one):.1f}."
-        ),
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def render_second_worker(machine: str, model_id: str, second: SecondWorker) -> str:
+    """The part of the page about one worker more."""
+    return (
+        f"## (g) What a second worker brings\n\nWritten by `make bench-scale`. {machine}\n\n"
+        f"{model_id}, {second.n_pairs:,} generated IOI pairs in chunks of {second.chunk_pairs}, workers of one thread; "
+        f"{len(second.one)} alternating rounds; the time in which every worker is at work. Two workers do "
+        f"**{second.ratio:.2f}** times as many pairs a second as one (rounds: "
+        f"{', '.join(f'{ratio:.2f}' for ratio in second.ratios)}; target 1.9): {median(second.two):.1f} beside "
+        f"{median(second.one):.1f}.\n"
+    )
 
 
 def _beside(comparisons: Sequence[Comparison]) -> str:
