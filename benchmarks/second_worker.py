@@ -53,23 +53,28 @@ def measure(folder: Path, *, n_pairs: int, chunk_pairs: int, n_rounds: int) -> S
             job = write_job(folder / "job.yaml", model, pairs, chunk_pairs=chunk_pairs)
             out = folder / f"out-{number}-{count}"
             attrib_batch("run", job, "--out", out)
-            found.append(_steady_speed(read_log(out)))
+            found.append(steady_speed(read_log(out)))
     return SecondWorker(speeds[1], speeds[2], n_pairs, chunk_pairs)
 
 
-def _steady_speed(events: Sequence[Event]) -> float:
-    """Pairs a second while every worker was at work: after each one's first commit, before one had its last."""
+def steady_speed(events: Sequence[Event]) -> float:
+    """Pairs a second of all workers together, each from its own first commit to its own last.
+
+    One interval for all would cut off a chunk that is nearly done, and workers that go in step have one each.
+    """
     commits = [event for event in events if event.what == "task_committed"]
-    times = [[c.at for c in commits if c.worker == worker] for worker in {c.worker for c in commits}]
-    start, end = max(map(min, times)), min(map(max, times))
-    return sum(c.pairs for c in commits if start < c.at <= end) / (end - start)
+    speed = 0.0
+    for worker in {commit.worker for commit in commits}:
+        first, *later = [commit for commit in commits if commit.worker == worker]
+        speed += sum(commit.pairs for commit in later) / (later[-1].at - first.at)
+    return speed
 
 
 def main() -> int:
     """Measure, print, and write this part of the results."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.second_worker", description=__doc__)
-    parser.add_argument("--pairs", type=int, default=2048, help="pairs of a run")
-    parser.add_argument("--chunk-pairs", type=int, default=256, help="pairs of a chunk: few make small batches")
+    parser.add_argument("--pairs", type=int, default=1024, help="pairs of a run")
+    parser.add_argument("--chunk-pairs", type=int, default=128, help="pairs of a chunk: few make small batches")
     parser.add_argument("--rounds", type=int, default=3, help="rounds of one worker beside two")
     parser.add_argument("--out", type=Path, default=RESULTS, help="the Markdown file whose part is replaced")
     options = parser.parse_args()

@@ -113,7 +113,7 @@ def render_second_worker(machine: str, model_id: str, second: SecondWorker) -> s
     return (
         f"## (g) What a second worker brings\n\nWritten by `make bench-scale`. {machine}\n\n"
         f"{model_id}, {second.n_pairs:,} generated IOI pairs in chunks of {second.chunk_pairs}, workers of one thread; "
-        f"{len(second.one)} alternating rounds; the time in which every worker is at work. Two workers do "
+        f"{len(second.one)} alternating rounds; each worker from its first commit to its last. Two workers do "
         f"**{second.ratio:.2f}** times as many pairs a second as one (rounds: "
         f"{', '.join(f'{ratio:.2f}' for ratio in second.ratios)}; target 1.9): {median(second.two):.1f} beside "
         f"{median(second.one):.1f}.\n"
