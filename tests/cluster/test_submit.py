@@ -12,11 +12,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-from polars.testing import assert_frame_equal
 
-from tests.support.jobs import ROOT, Ended, TinyJob, command, environment, read_scores, read_table
+from tests.support.faulty_runs import assert_same_tables
+from tests.support.jobs import ROOT, Ended, TinyJob, command, environment, read_table
 from tests.support.ports import LOOPBACK
 from tests.support.ray_cluster import RayCluster
 from tests.support.worker_here import score_here
@@ -82,15 +81,6 @@ def wait_for_chunks(out: Path, count: int, process: subprocess.Popen[str]) -> No
         assert process.poll() is None, process.communicate()[0]
         assert time.monotonic() < deadline, "no chunk was committed"
         time.sleep(0.01)
-
-
-def assert_same_tables(out: Path, expected: Path) -> None:
-    ours, theirs = read_scores(out), read_scores(expected)
-    assert_frame_equal(ours.drop("score"), theirs.drop("score"))
-    largest = theirs["score"].abs().max()
-    assert isinstance(largest, float)
-    np.testing.assert_allclose(ours["score"].to_numpy(), theirs["score"].to_numpy(), rtol=0, atol=1e-5 * largest)
-    assert_frame_equal(read_table(out, "baselines"), read_table(expected, "baselines"), abs_tol=1e-5)
 
 
 def test_a_submitted_job_runs_to_its_end_and_is_resumed(cluster: RayCluster, undisturbed: Path, tmp_path: Path) -> None:

@@ -10,14 +10,13 @@ import subprocess
 import time
 from pathlib import Path
 
-import numpy as np
 import polars as pl
 import pytest
-from polars.testing import assert_frame_equal
 
 from attrib_batch.pairs.writer import write_pairs
 from tests.support.demo_pairs import random_pairs
-from tests.support.jobs import TinyJob, attrib_batch, command, environment, in_words, read_scores, read_table
+from tests.support.faulty_runs import assert_same_tables as same_tables
+from tests.support.jobs import TinyJob, attrib_batch, command, environment, in_words, read_scores
 
 N_PAIRS, CHUNK = 400, 4
 
@@ -169,13 +168,8 @@ def wait_until_quiet(out: Path) -> None:
 
 
 def assert_same_tables(out: Path, expected: Path) -> None:
-    """The same rows, and scores equal within 1e-5 of the largest."""
-    ours, theirs = read_scores(out), read_scores(expected)
-    assert_frame_equal(ours.drop("score"), theirs.drop("score"))
-    largest = theirs["score"].abs().max()
-    assert isinstance(largest, float)
-    np.testing.assert_allclose(ours["score"].to_numpy(), theirs["score"].to_numpy(), rtol=0, atol=1e-5 * largest)
-    baselines = [read_table(folder, "baselines") for folder in (out, expected)]
-    assert_frame_equal(*baselines, abs_tol=1e-5)
+    """The same rows, once each, of every pair."""
+    same_tables(out, expected)
+    ours = read_scores(out)
     assert ours.group_by("pair_id").len().height == N_PAIRS
     assert ours.unique(pl.all().exclude("score")).height == ours.height
