@@ -7,8 +7,15 @@ SERVER_ERROR = 500
 
 
 def hub_errors() -> tuple[type[BaseException], ...]:
-    """What a question to the Hub may end with; huggingface_hub must be installed."""
-    return (_client_error(), OSError, ValueError, NotImplementedError)
+    """What a question to the Hub may end with, also where its name cannot be one; needs huggingface_hub."""
+    from huggingface_hub.errors import HFValidationError
+
+    return (_client_error(), OSError, HFValidationError)
+
+
+def hub_file_errors() -> tuple[type[BaseException], ...]:
+    """What reading a file of the Hub may end with: also a path that its file system does not know how to read."""
+    return (*hub_errors(), ValueError, NotImplementedError)
 
 
 def is_no_answer(error: BaseException) -> bool:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from attrib_batch.errors import DatasetError, StorageError
 from attrib_batch.objects import complaining, file_system, persistently
-from attrib_batch.pairs.hub_errors import hub_errors, is_no_answer
+from attrib_batch.pairs.hub_errors import hub_file_errors, is_no_answer
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -148,7 +148,7 @@ def asking_the_hub(file: object) -> Iterator[None]:
         yield
     except ImportError as error:
         raise DatasetError(f"{file}: the Hub is read with huggingface_hub; pip install huggingface_hub") from error
-    except hub_errors() as error:
+    except hub_file_errors() as error:
         said = " ".join(str(error).split())[:300] or type(error).__name__
         if is_no_answer(error):
             raise StorageError(
