@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import gc
+from collections import defaultdict
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Protocol
 
+import numpy as np
 import torch
 
 from attrib_batch.attribution.atp import attribution_patching
@@ -15,6 +17,8 @@ from attrib_batch.attribution.atp_star import attribution_patching_star
 from attrib_batch.attribution.batches import micro_batches, suffix_tokens
 from attrib_batch.attribution.exact import activation_patching
 from attrib_batch.attribution.metrics import metric_named
+from attrib_batch.errors import RequestError
+from attrib_batch.models.rotary import prefix_is_reusable
 from attrib_batch.schema import FailureReason
 from attrib_batch.spec import run_together
 
@@ -111,14 +115,53 @@ def score_pairs(
             scoring. Processes that share a model's weights split a micro-batch alike or not at all.
 
     Raises:
-        JobError: a metric is not known in this process.
+        RequestError: a metric is not known in this process, or cannot be what it is used as; the model does not have
+            what a method asks of it. No pair is to blame for that.
     """
     for method in methods:
-        metric_named(method.metric)  # a metric that is missing is no failure of the pairs
+        metric_named(method.metric)
     for together in run_together(methods):
-        for batch in micro_batches(pairs, budget.tokens):
+        given, whole = _prompts_to_run_whole(model, pairs, together)
+        for batch in micro_batches(given, budget.tokens):
             for part in micro_batches(batch, budget.tokens):
-                yield from _score_or_split(model, part, together, budget, agree, attempts=1)
+                for method, outcome in _score_or_split(model, part, together, budget, agree, attempts=1):
+                    for restored in _with_prefix(outcome, whole) if whole else (outcome,):
+                        yield method, restored
+
+
+def _prompts_to_run_whole(
+    model: LoadedModel, pairs: Sequence[EncodedPair], methods: Sequence[MethodJob]
+) -> tuple[Sequence[EncodedPair], dict[int, EncodedPair]]:
+    """Have pairs run from their first position whose prefix, computed alone, is not that of the whole prompt.
+
+    Returns:
+        The pairs as they are to be run, and those of them that are changed for it, as they were, by their id.
+    """
+    if methods[0].kind == "exact":
+        return pairs, {}  # it takes keys and values from whole prompts alone
+    config = model.module.config
+    whole = {
+        pair.pair_id: pair for pair in pairs if not prefix_is_reusable(config, pair.first_difference, pair.n_tokens)
+    }
+    return [replace(pair, first_difference=0) if pair.pair_id in whole else pair for pair in pairs], whole
+
+
+def _with_prefix(outcome: Outcome, whole: dict[int, EncodedPair]) -> Iterator[Outcome]:
+    """Give the outcome of pairs that were run whole as that of the pairs they are; any other as it is.
+
+    Scores before the first difference go: the two prompts are the same there, and what is not 0 is rounding.
+    """
+    if isinstance(outcome, FailedPair):
+        yield replace(outcome, pair=whole.get(outcome.pair.pair_id, outcome.pair))
+        return
+    members: dict[int, list[int]] = defaultdict(list)
+    pairs = [whole.get(pair.pair_id, pair) for pair in outcome.pairs]
+    for index, (pair, given) in enumerate(zip(pairs, outcome.pairs, strict=True)):
+        members[pair.first_difference - given.first_difference].append(index)
+    for n_shared, indices in members.items():
+        yield ScoredBatch(
+            [pairs[index] for index in indices], outcome.result.select(np.array(indices)).from_position(n_shared)
+        )
 
 
 def _score_or_split(
@@ -132,13 +175,15 @@ def _score_or_split(
 ) -> Iterator[tuple[MethodJob, Outcome]]:
     try:
         results = _score(model, batch, methods, budget)
+    except RequestError:
+        raise  # whatever the pairs, it would be the same
     except Exception as error:  # noqa: BLE001 - whatever one pair raises must cost only that pair; it is recorded
         message = f"{type(error).__name__}: {error}"
         out_of_memory = is_out_of_memory(error)
     else:
         agree(SUCCESS)
         for method, result in zip(methods, results, strict=True):
-            for outcome in _finite_and_not(batch, result, attempts):
+            for outcome in _finite_and_not(model, method, batch, result, attempts):
                 yield method, outcome
         return
     # Outside the handler: the exception, and with it the tensors of the failed attempt, are gone by now.
@@ -166,17 +211,27 @@ def _score(
     return [METHODS[method.kind](model, batch, method, batch_tokens=budget.tokens) for method in methods]
 
 
-def _finite_and_not(batch: list[EncodedPair], result: BatchScores, attempts: int) -> Iterator[Outcome]:
-    finite = result.finite()
-    for pair, ok in zip(batch, finite, strict=True):
-        if not ok:
-            message = "a metric or score of this pair is not finite; the model overflows on it (try dtype float32)"
-            yield FailedPair(pair, FailureReason.NON_FINITE, message, attempts)
+def _finite_and_not(
+    model: LoadedModel, method: MethodJob, batch: list[EncodedPair], result: BatchScores, attempts: int
+) -> Iterator[Outcome]:
+    finite, metrics_finite = result.finite(), result.metrics_finite()
+    for index in np.flatnonzero(~finite):
+        message = _not_finite(model, method, metric=not metrics_finite[index])
+        yield FailedPair(batch[index], FailureReason.NON_FINITE, message, attempts)
     if finite.any():
         yield ScoredBatch(
             [pair for pair, ok in zip(batch, finite, strict=True) if ok],
             result if finite.all() else result.select(finite),
         )
+
+
+def _not_finite(model: LoadedModel, method: MethodJob, *, metric: bool) -> str:
+    """Say what of a pair is not finite, and what may help."""
+    what = f"the metric {method.metric}" if metric else f"a score of {method.id}"
+    dtype = str(model.module.dtype).removeprefix("torch.")
+    if dtype in {"float32", "float64"}:
+        return f"{what} is not finite for this pair, in {dtype}"
+    return f"{what} is not finite for this pair; the model may overflow in {dtype}: try dtype float32"
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from attrib_batch.models.activations import activation_at, put_back
+from attrib_batch.models.rotary import prefix_is_reusable
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -51,16 +52,23 @@ class PrefixCache:
             model: the model.
             rows: whole prompts, which share prefixes where they begin with the same ``length`` tokens.
             length: positions in the prefix; may be 0.
+
+        Raises:
+            ValueError: the prefix, computed alone, is not that of the whole prompts.
         """
         self.length = length
         self._cache: Cache | None = None
         if length == 0:
             return
+        config, n_tokens = model.module.config, len(rows[0])
+        if not prefix_is_reusable(config, length, n_tokens):
+            raise ValueError(f"{length} of {n_tokens} tokens, computed alone, have other keys than within the prompt")
         prefixes = sorted({tokens[:length] for tokens in rows})
         self._index = {prefix: index for index, prefix in enumerate(prefixes)}
         shared = _common_start(prefixes[0], prefixes[-1])
         cache = None
-        if shared < length and shared * (len(prefixes) - 1) >= SHARED_START_TOKENS:
+        worth_it = shared < length and shared * (len(prefixes) - 1) >= SHARED_START_TOKENS
+        if worth_it and prefix_is_reusable(config, shared, n_tokens):
             cache = _extend(model, [prefixes[0][:shared]], None)
             cache = _select(cache, torch.zeros(len(prefixes), dtype=torch.long))
         else:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -27,20 +27,29 @@ class BatchScores:
     clean_metric: Float[np.ndarray, " pair"]
     corrupted_metric: Float[np.ndarray, " pair"]
 
-    def finite(self) -> np.ndarray:
-        """Which pairs have finite metrics and scores throughout; bool (pair,)."""
+    def metrics_finite(self) -> np.ndarray:
+        """Return which pairs have finite metrics; bool (pair,)."""
         ok: np.ndarray = np.isfinite(self.clean_metric) & np.isfinite(self.corrupted_metric)
+        return ok
+
+    def finite(self) -> np.ndarray:
+        """Return which pairs have finite metrics and scores throughout; bool (pair,)."""
+        ok = self.metrics_finite()
         for values in self.scores.values():
             ok &= np.isfinite(values).all(axis=(1, 2, 3))
         return ok
 
     def select(self, keep: np.ndarray) -> BatchScores:
-        """The pairs where ``keep``, a bool (pair,), holds."""
+        """Return the pairs where ``keep``, a bool (pair,), holds, or those at ``keep``, an integer array."""
         return BatchScores(
             {component: values[keep] for component, values in self.scores.items()},
             self.clean_metric[keep],
             self.corrupted_metric[keep],
         )
+
+    def from_position(self, first: int) -> BatchScores:
+        """Return the scores of the positions from ``first`` on, counted from the first one there is."""
+        return replace(self, scores={component: values[..., first:] for component, values in self.scores.items()})
 
     @classmethod
     def joined(cls, parts: Sequence[BatchScores]) -> BatchScores:
