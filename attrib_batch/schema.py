@@ -13,8 +13,13 @@ from enum import StrEnum
 
 import pyarrow as pa
 
-SCHEMA_VERSION = 1
-"""Raised whenever a stored column changes its name, type or meaning; part of a run's fingerprint."""
+SCHEMA_VERSION = 2
+"""Raised whenever a stored column changes its name, type or meaning; part of a run's fingerprint.
+
+Version 1 had positions of 16 bits.
+"""
+READABLE_SCHEMA_VERSIONS = (1, SCHEMA_VERSION)
+"""Versions whose tables can be read, summarised and reported."""
 
 
 class Component(StrEnum):
@@ -90,7 +95,7 @@ SCORES = pa.schema(
         pa.field("component", _names, nullable=False),  # a Component
         pa.field("layer", pa.int16(), nullable=False),  # 0-based
         pa.field("head", pa.int16()),  # null without heads; a key/value head index for k, v under grouped queries
-        pa.field("position", pa.int16(), nullable=False),  # 0-based token position, a prepended BOS counted
+        pa.field("position", pa.int32(), nullable=False),  # 0-based token position, a prepended BOS counted
         pa.field("role", _names),  # the role whose span holds this position
         pa.field("score", pa.float32(), nullable=False),  # raw: metric units, finite
     ]

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from attrib_batch.errors import OutputError
-from attrib_batch.schema import SCHEMA_VERSION, Cell
+from attrib_batch.schema import READABLE_SCHEMA_VERSIONS, Cell
 from attrib_batch.store import Store
 
 if TYPE_CHECKING:
@@ -71,9 +71,10 @@ def read_manifest(out: str | Path | Store) -> RunManifest:
         raise OutputError(
             f"{store.path(MANIFEST)} is not a run's manifest: {keys} missing or of the wrong type"
         ) from error
-    if manifest.schema_version != SCHEMA_VERSION:
+    if manifest.schema_version not in READABLE_SCHEMA_VERSIONS:
+        readable = " and ".join(map(str, READABLE_SCHEMA_VERSIONS))
         raise OutputError(
-            f"{store.root} holds tables of schema version {manifest.schema_version}; this release reads "
-            f"{SCHEMA_VERSION}. Read it with the release that wrote it, or run the job again elsewhere."
+            f"{store.root} holds tables of schema version {manifest.schema_version}; this release reads {readable}. "
+            "Read it with the release that wrote it, or run the job again elsewhere."
         )
     return manifest

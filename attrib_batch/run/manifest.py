@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 from attrib_batch._version import __version__
 from attrib_batch.errors import OutputError, ResumeMismatchError
 from attrib_batch.run.inputs import NAMED
-from attrib_batch.schema import SCHEMA_VERSION, Table
+from attrib_batch.schema import SCHEMA_VERSION, Table, parse_part_name
+from attrib_batch.workers.ndif_jobs import FOLDER as JOBS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -90,11 +91,14 @@ def read_manifest(store: Store) -> dict[str, Any] | None:
 def check_run(store: Store, manifest: dict[str, Any]) -> dict[str, Any] | None:
     """Check that a run may begin or go on in a directory; nothing is written.
 
+    A run of something else that has committed nothing is in nobody's way: its request was refused, or it never came so
+    far. A new run takes its place.
+
     Returns:
-        The manifest that is there, or None for a new run.
+        The manifest of the run that goes on, or None for a new run.
 
     Raises:
-        ResumeMismatchError: the directory belongs to a different job, dataset or model.
+        ResumeMismatchError: the directory holds scores of a different job, dataset, model or release.
         OutputError: it holds tables without a manifest.
     """
     existing = read_manifest(store)
@@ -107,13 +111,20 @@ def check_run(store: Store, manifest: dict[str, Any]) -> dict[str, Any] | None:
                 )
         return None
     differences = list(_differences(existing.get("fingerprint"), manifest["fingerprint"], ""))
-    if differences:
+    if not differences:
+        return existing
+    if not _has_scores(store):
+        return None
+    if (version := existing.get("schema_version")) != SCHEMA_VERSION:
         raise ResumeMismatchError(
-            f"{store.root} holds a run of something else. What differs:\n"
-            + "\n".join(f"  {line}" for line in differences)
-            + "\nRun the job as it was to resume it, or choose another --out."
+            f"{store.root} holds tables of schema version {version}, and this release writes {SCHEMA_VERSION}. Choose "
+            "another --out; status, summarize and report go on reading this one."
         )
-    return existing
+    raise ResumeMismatchError(
+        f"{store.root} holds a run of something else. What differs:\n"
+        + "\n".join(f"  {line}" for line in differences)
+        + "\nRun the job as it was to resume it, or choose another --out."
+    )
 
 
 def open_run(store: Store, manifest: dict[str, Any]) -> tuple[dict[str, Any], bool]:
@@ -129,8 +140,17 @@ def open_run(store: Store, manifest: dict[str, Any]) -> tuple[dict[str, Any], bo
     existing = check_run(store, manifest)
     if existing is not None:
         return existing, True
+    # Of a run whose place this one takes: tables whose commit never came, and jobs that a server may still do.
+    for folder in (*Table, JOBS):
+        for file in store.list(folder, recursive=True):
+            store.remove(file.relative)
     store.write_bytes(MANIFEST, (json.dumps(manifest, indent=2) + "\n").encode())
     return manifest, False
+
+
+def _has_scores(store: Store) -> bool:
+    """Return whether any chunk is committed."""
+    return any(parse_part_name(file.name) for file in store.list(Table.SCORES, recursive=True))
 
 
 def _differences(before: object, now: object, where: str) -> Iterator[str]:

@@ -55,7 +55,7 @@ def _batch_rows(batch: ScoredBatch, roles: list[str]) -> pa.Table:
         layer, head, position = np.meshgrid(
             np.arange(n_layers, dtype=np.int16),
             np.arange(n_heads, dtype=np.int16) if component.has_heads else np.full(1, -1, dtype=np.int16),
-            np.arange(n_tokens, dtype=np.int16),
+            np.arange(n_tokens, dtype=np.int32),
             indexing="ij",
         )
         columns["component"].append(np.full(score[0].size, _COMPONENT_CODES[component], dtype=np.int32))

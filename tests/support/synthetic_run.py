@@ -61,7 +61,7 @@ def _rows(pair: Pair, component: str, scores: np.ndarray) -> pa.Table:
         "component": pa.array([component] * n).dictionary_encode(),
         "layer": axes[0].astype(np.int16),
         "head": pa.array(axes[1].astype(np.int16)) if len(outer) == 2 else pa.nulls(n, pa.int16()),
-        "position": axes[-1].astype(np.int16),
+        "position": axes[-1].astype(np.int32),
         "role": pa.array(roles * (n // n_tokens), pa.string()).dictionary_encode(),
         "score": scores.reshape(-1).astype(np.float32),
     }

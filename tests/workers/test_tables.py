@@ -74,3 +74,15 @@ def test_nothing_scored_still_commits_empty_tables_of_the_schema(tmp_path: Path)
     # What an attempt without failures leaves must not keep those of an attempt before it.
     commit_chunk(store, chunk, **tables, failures=failure_rows([]))
     assert not store.exists(chunk.path(Table.FAILURES))
+
+
+def test_positions_beyond_16_bits() -> None:
+    length = 33_000
+    whole = batch(length, length - 2, [1])
+    frame = pl.from_arrow(score_rows([whole]))
+    assert isinstance(frame, pl.DataFrame)
+    last = frame.filter(pl.col("role") == "end")
+    assert last["position"].unique().to_list() == [length - 1]
+    assert frame["position"].min() == 0
+    assert frame["position"].n_unique() == length
+    assert (last["score"] != 0).all()
