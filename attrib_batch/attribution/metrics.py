@@ -18,6 +18,7 @@ from torch import Tensor
 
 from attrib_batch.errors import JobError
 from attrib_batch.metric_names import (
+    BUILT_IN_METRICS,
     ENTRY_POINT_GROUP,
     entry_point_metrics,
     known_metrics,
@@ -25,11 +26,12 @@ from attrib_batch.metric_names import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from jaxtyping import Bool, Float, Int
 
     from attrib_batch.pairs.encode import EncodedPair
+    from attrib_batch.spec import MethodJob
 
 
 @dataclass(frozen=True)
@@ -69,6 +71,15 @@ def _rectangle(rows: Sequence[Sequence[int]], device: torch.device) -> tuple[Ten
 
 Metric = Callable[["Float[Tensor, 'pair vocab']", "Float[Tensor, 'pair vocab']", AnswerSets], "Float[Tensor, ' pair']"]
 """(logits, logits of the clean run without a graph, answers) -> one number per pair, at least in float32."""
+
+SIGNATURE = (
+    "a function (logits, clean_logits, answers): logits and clean_logits are float tensors (pair, vocabulary), answers "
+    "has the token ids right and wrong, each (pair, answer), with right_mask and wrong_mask; it returns a finite float "
+    "tensor (pair,), differentiable in logits"
+)
+"""What a metric of one's own is to be, in words."""
+TRIED_PAIRS = 2
+"""How many made-up pairs a metric of one's own is tried on."""
 
 
 def logit_diff(logits: Tensor, clean_logits: Tensor, answers: AnswerSets) -> Tensor:  # noqa: ARG001 - a Metric
@@ -151,19 +162,83 @@ def metric_named(name: str) -> Metric:
         raise JobError(f"metric {name!r} is claimed by {', '.join(sorted(entry.value for entry in entries))}")
     try:
         function = entries[0].load()
-    except (ImportError, AttributeError) as error:
-        raise JobError(f"metric {name!r} cannot be loaded from {entries[0].value}: {error}") from error
+    except Exception as error:  # importing it runs its author's code, which may raise anything
+        raise JobError(
+            f"metric {name!r} cannot be loaded from {entries[0].value}: {type(error).__name__}: {error}"
+        ) from error
     if not callable(function):
-        raise JobError(f"metric {name!r}: {entries[0].value} is not a function")
+        raise JobError(f"metric {name!r}: {entries[0].value} is not a function. A metric is {SIGNATURE}")
     _METRICS[name] = _checked(name, function)
     return _METRICS[name]
+
+
+def try_metrics(methods: Iterable[MethodJob], d_vocab: int) -> None:
+    """Try every metric of one's own that methods name, as `try_metric` does.
+
+    Raises:
+        JobError: one cannot be used.
+    """
+    differentiated: dict[str, bool] = {}
+    for method in methods:
+        differentiated[method.metric] = differentiated.get(method.metric, False) or method.kind != "exact"
+    for name, needs_gradient in differentiated.items():
+        try_metric(name, d_vocab, needs_gradient=needs_gradient)
+
+
+def try_metric(name: str, d_vocab: int, *, needs_gradient: bool) -> None:
+    """Try a metric of one's own on made-up logits and answers; do nothing for one that is built in.
+
+    Args:
+        name: the metric.
+        d_vocab: how many logits the model gives; at least 4.
+        needs_gradient: whether a method differentiates it.
+
+    Raises:
+        JobError: it cannot be loaded, raises, or does not give finite numbers of the right shape and, where it is to be
+            differentiated, with a finite gradient.
+    """
+    metric = metric_named(name)
+    if name in BUILT_IN_METRICS:
+        return
+    generator = torch.Generator().manual_seed(0)
+    logits, clean = (3 * torch.randn(2, TRIED_PAIRS, d_vocab, generator=generator)).unbind()
+    # One pair with two right answers and one wrong one, one pair the other way round.
+    ids, two, one = torch.arange(4).expand(TRIED_PAIRS, 4), torch.tensor([True, True]), torch.tensor([True, False])
+    answers = AnswerSets(ids[:, :2], torch.stack([two, one]), ids[:, 2:], torch.stack([one, two]))
+    gradient = None
+    try:
+        found = metric(logits.requires_grad_(), clean, answers)
+        if needs_gradient and found.requires_grad:
+            (gradient,) = torch.autograd.grad(found.sum(), logits, allow_unused=True)
+    except JobError:
+        raise
+    except Exception as error:
+        raise JobError(_unusable(name, f"raises {type(error).__name__}: {error}")) from error
+    if not found.isfinite().all():
+        raise JobError(_unusable(name, f"gives {found.tolist()}"))
+    if needs_gradient and gradient is None:
+        raise JobError(_unusable(name, "has no gradient: what it returns does not depend differentiably on logits"))
+    if gradient is not None and not gradient.isfinite().all():
+        raise JobError(_unusable(name, "has a gradient that is not finite"))
+
+
+def _unusable(name: str, problem: str) -> str:
+    return (
+        f"metric {name!r} cannot be used: on made-up logits of {TRIED_PAIRS} pairs it {problem}. "
+        f"A metric is {SIGNATURE}"
+    )
 
 
 def _checked(name: str, function: Metric) -> Metric:
     def metric(logits: Tensor, clean_logits: Tensor, answers: AnswerSets) -> Tensor:
         values = function(logits, clean_logits, answers)
+        if not isinstance(values, Tensor):
+            raise JobError(f"metric {name!r} gave a {type(values).__name__}. A metric is {SIGNATURE}")
         if values.shape != logits.shape[:1]:
-            raise JobError(f"metric {name!r} gave the shape {tuple(values.shape)}, expected {tuple(logits.shape[:1])}")
+            raise JobError(
+                f"metric {name!r} gave the shape {tuple(values.shape)}, expected {tuple(logits.shape[:1])}. "
+                f"A metric is {SIGNATURE}"
+            )
         return at_least_float32(values)
 
     return metric

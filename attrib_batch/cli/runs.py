@@ -130,7 +130,9 @@ def _verify(
     from attrib_batch.run.progress import make_progress
     from attrib_batch.run.verify import prepare_verification
 
-    verification = prepare_verification(out, n_pairs=n_pairs, seed=seed, ndif_host=ndif_host, places=places)
+    verification = prepare_verification(
+        out, n_pairs=n_pairs, seed=seed, ndif_host=ndif_host, places=places, workers_here=address is None
+    )
     result = run_prepared(verification.prepared, make_progress(Console(stderr=True)), address=address)
     verification.publish()
     agreement = write_agreement(out, seed=seed)
@@ -151,7 +153,7 @@ def _run(
     from attrib_batch.run.progress import duration, make_progress
 
     console = Console(stderr=True)
-    prepared = prepare_run(job, out, ndif_host=ndif_host, retry_failures=retry_failures)
+    prepared = prepare_run(job, out, ndif_host=ndif_host, retry_failures=retry_failures, workers_here=address is None)
     result = run_prepared(prepared, make_progress(console), address=address)
     typer.echo(
         f"{result.scored:,} of {result.expected:,} pairs scored, {result.failed:,} in failures; "

@@ -139,10 +139,14 @@ class Architecture:
         try:
             return self.sites[component]
         except KeyError:
-            raise ModelError(
-                f"{model_type} has no {component}: its attention and MLP read the same residual stream in parallel. "
-                f"Components it has: {', '.join(self.sites)}"
-            ) from None
+            raise ModelError(self.missing(component, model_type)) from None
+
+    def missing(self, component: Component, model_type: str) -> str:
+        """Say that the family does not have a component, why, and which ones it has."""
+        return (
+            f"{model_type} has no {component}: its attention and MLP read the same residual stream in parallel. "
+            f"Components it has: {', '.join(self.sites)}"
+        )
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,8 @@ from attrib_batch.models.architectures import (
     check_shapes,
     dimensions_of,
 )
+from attrib_batch.models.capabilities import check_config
+from attrib_batch.models.causality import check_prefixes
 from attrib_batch.models.sources import find_model
 
 if TYPE_CHECKING:
@@ -77,19 +80,19 @@ def read_dimensions(job: ModelJob) -> Dimensions:
 
 
 def read_config(job: ModelJob, source: ModelSource | None = None) -> PretrainedConfig:
-    """A model's configuration, of an architecture that is known.
+    """Read a model's configuration, and check that a model like this can be attributed.
 
     Raises:
-        ModelError: not found, not readable, or of an unknown architecture.
+        ModelError: not found, not readable, or of a kind that `check_config` refuses.
     """
     from transformers import AutoConfig
 
     location, revision = model_files(source or find_model(job))
     try:
         config = AutoConfig.from_pretrained(location, revision=revision, trust_remote_code=job.trust_remote_code)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, ImportError) as error:
         raise ModelError(f"model {job.id!r}: its configuration cannot be read: {_first_line(error)}") from error
-    architecture_of(config)
+    check_config(job, config)
     return config
 
 
@@ -111,12 +114,13 @@ def load_weights(job: ModelJob, source: ModelSource, **placement: Any) -> PreTra
     """Load a transformers model in a job's precision; ``placement`` tells ``from_pretrained`` where it goes.
 
     Raises:
-        ModelError: not loadable, or of an unknown architecture.
+        ModelError: not loadable: asking again would give the same answer. Whatever else is raised may be of the moment.
     """
     import torch
+    from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
 
-    read_config(job, source)  # an unknown architecture is refused before its weights, maybe many gigabytes, are read
+    read_config(job, source)  # what cannot be attributed is refused before its weights, maybe many gigabytes, are read
     location, revision = model_files(source)
     try:
         return AutoModelForCausalLM.from_pretrained(
@@ -128,17 +132,31 @@ def load_weights(job: ModelJob, source: ModelSource, **placement: Any) -> PreTra
             attn_implementation=None if job.attention == "auto" else job.attention,
             **placement,
         )
-    except (OSError, ValueError) as error:
+    except ImportError as error:
+        raise ModelError(
+            f"model {job.id!r} cannot be loaded: a package is missing ({' '.join(str(error).split())}). Install it "
+            "where the workers run"
+        ) from error
+    except (OSError, ValueError, SafetensorError) as error:
         raise ModelError(f"model {job.id!r} cannot be loaded: {_first_line(error)}") from error
+    except RuntimeError as error:
+        if "mismatched" not in str(error):
+            raise
+        raise ModelError(
+            f"model {job.id!r} cannot be loaded: its weights are not of the sizes that its configuration states "
+            f"({_first_line(error)})"
+        ) from error
 
 
 def wrap_model(module: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> LoadedModel:
-    """Make a loaded transformers model ready for attribution, and check its shapes.
+    """Make a loaded transformers model ready for attribution, and check its shapes and that it is causal.
 
     Raises:
-        ModelError: unknown architecture, or shapes it does not state.
+        ModelError: unknown architecture, shapes it does not state, or attention that looks ahead.
     """
+    module.eval()
     check_shapes(module, architecture_of(module.config), dimensions_of(module.config))
+    check_prefixes(module, module.get_input_embeddings().weight.device)
     return prepare_tracing(module, tokenizer)
 
 
@@ -163,22 +181,34 @@ def prepare_tracing(module: PreTrainedModel, tokenizer: PreTrainedTokenizerBase,
 
 
 def choose_device(job: ModelJob) -> torch.device:
-    """The device a job's model goes to.
+    """Choose the device a job's model goes to.
 
     Raises:
-        ModelError: a GPU is asked for and there is none.
+        ModelError: this machine does not have the device that is asked for.
     """
     import torch
 
     if job.device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    where = f"model {job.id!r}, device {job.device!r}"
     try:
         device = torch.device(job.device)
     except RuntimeError as error:
-        raise ModelError(f"device {job.device!r} is not one: use auto, cpu, cuda or cuda:N") from error
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise ModelError(f"device {job.device!r} was asked for, but this machine offers no CUDA device")
+        raise ModelError(f"{where}: this is no device; use auto, cpu, cuda, cuda:N or mps") from error
+    there = _devices_here()
+    if device.type not in there or (device.index or 0) >= there[device.type]:
+        names = (f"cuda:{index}" if kind == "cuda" else kind for kind in there for index in range(there[kind]))
+        raise ModelError(f"{where}: this machine ({socket.gethostname()}) does not have it; it has {', '.join(names)}")
     return device
+
+
+def _devices_here() -> dict[str, int]:
+    """Count the devices that this process can use, by type."""
+    import torch
+
+    counts = {"cpu": 1, "cuda": torch.cuda.device_count() if torch.cuda.is_available() else 0}
+    counts["mps"] = int(torch.backends.mps.is_available())
+    return {kind: count for kind, count in counts.items() if count}
 
 
 def spreads_over_gpus(job: ModelJob) -> bool:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from attrib_batch.errors import ModelError
 from attrib_batch.models.architectures import Architecture, Dimensions, architecture_of, dimensions_of
+from attrib_batch.models.capabilities import check_config
 from attrib_batch.models.load import load_tokenizer, model_files
 from attrib_batch.models.sources import find_model
 from attrib_batch.pairs.hub_errors import hub_errors
@@ -54,6 +55,7 @@ def open_remote_model(job: ModelJob) -> RemoteModel:
         message = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ModelError(f"model {job.id!r}: its structure cannot be built: {message}") from error
     config = traced._module.config
+    check_config(job, config)
     return RemoteModel(
         traced=traced,
         key=_key(job, source, location),

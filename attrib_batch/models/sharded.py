@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 from attrib_batch.errors import ModelError, ShardGroupError, ShardsDisagreeError
 from attrib_batch.models.activations import activation_at
 from attrib_batch.models.architectures import CHECKED_TOKENS, architecture_of, check_modules, compare_shapes
+from attrib_batch.models.causality import check_prefixes
 from attrib_batch.models.load import (
     choose_device,
     load_tokenizer,
@@ -42,17 +43,12 @@ STORE_GRACE_SECONDS = 5.0
 """How much longer than its timeout a question to the store of verdicts may take."""
 
 
-def check_degree(job: ModelJob, shards: int) -> None:
-    """Refuse a number of shards that a model cannot be split into; reads its configuration, none of its weights.
+def check_degree(job: ModelJob, config: PretrainedConfig, shards: int) -> None:
+    """Refuse a number of shards that a model cannot be split into, by its configuration.
 
     Raises:
-        ModelError: naming the numbers that are possible, or what to do with a model that cannot be split at all; or the
-            model is not found or of an unknown architecture.
+        ModelError: naming the numbers that are possible, or what to do with a model that cannot be split at all.
     """
-    _check_degree(job, read_config(job), shards)
-
-
-def _check_degree(job: ModelJob, config: PretrainedConfig, shards: int) -> None:
     from nnsight.modeling.tp import SIDES, max_tp_size
 
     most = max_tp_size(config)
@@ -151,7 +147,8 @@ def load_shard(job: ModelJob, shards: int) -> LoadedModel:
 
     Raises:
         ModelError: not found, not loadable, of an unknown architecture, not divisible so, not of the shapes it states,
-            or asked for on a device that shards cannot be put on.
+            looks ahead, or is asked for on a device
+            that shards cannot be put on.
         ShardGroupError: the ranks that were joined are not ``shards``.
     """
     import torch.distributed
@@ -159,7 +156,7 @@ def load_shard(job: ModelJob, shards: int) -> LoadedModel:
 
     source = find_model(job)
     config = read_config(job, source)
-    _check_degree(job, config, shards)
+    check_degree(job, config, shards)
     _check_device(job)
     n_ranks = torch.distributed.get_world_size() if torch.distributed.is_initialized() else 0
     if n_ranks != shards:
@@ -170,6 +167,7 @@ def load_shard(job: ModelJob, shards: int) -> LoadedModel:
     module = load_weights(job, source, distributed_config=plan)
     model = prepare_tracing(module, load_tokenizer(job, source), shards=shards)
     _check_shapes(model)
+    check_prefixes(model.module, model.device)
     return model
 
 
@@ -292,9 +290,9 @@ def _check_device(job: ModelJob) -> None:
     """
     import torch
 
-    device = choose_device(job)
-    if device.index:
+    if job.device.startswith("cuda:") and job.device != "cuda:0":
         raise ModelError(f"device {job.device!r}: a shard takes the only GPU its worker sees; use auto, cpu or cuda")
+    device = choose_device(job)
     offered = "cuda" if torch.cuda.is_available() else "cpu"
     if device.type != offered:
         raise ModelError(

@@ -5,11 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from attrib_batch.models.load import load_tokenizer, read_dimensions
+from attrib_batch.models.architectures import dimensions_of
+from attrib_batch.models.load import load_tokenizer, read_config
 from attrib_batch.pairs.encode import EncodedPair, encode_pairs
 from attrib_batch.pairs.reader import PairTable
 from attrib_batch.run.plan import CellPlan, plan_cells
 from attrib_batch.run.prepare import with_absolute_paths
+from attrib_batch.run.request import check_models, find_models
 
 if TYPE_CHECKING:
     from attrib_batch.pairs.encode import Tokenizer
@@ -34,13 +36,15 @@ def estimate_job(job: Job) -> list[CellEstimate]:
     """Estimate every cell from the models' configurations and a sample of each dataset's prompts.
 
     Raises:
-        RequestError: a dataset or a model's configuration cannot be read.
+        RequestError: a dataset or a model's configuration cannot be read, or a model cannot do what a method asks.
     """
     job = with_absolute_paths(job)
     tables = {dataset.id: PairTable.open(dataset.path, dataset.limit) for dataset in job.datasets}
     plans = plan_cells(job, {name: table.n_rows for name, table in tables.items()})
-    sizes = {model.name: read_dimensions(model) for model in job.models}
-    tokenizers = {model.name: load_tokenizer(model) for model in job.models}
+    sources = find_models(job)
+    check_models(job, sources, workers_here=False)
+    sizes = {model.name: dimensions_of(read_config(model, sources[model.name])) for model in job.models}
+    tokenizers = {model.name: load_tokenizer(model, sources[model.name]) for model in job.models}
     positions = {
         (model.name, name): _mean_length(table, tokenizers[model.name], prepend_bos=model.prepend_bos)
         for model in job.models

@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from attrib_batch.errors import OutputError
-from attrib_batch.models.sources import find_model
 from attrib_batch.pairs.files import resolve_path
 from attrib_batch.pairs.reader import PairTable
 from attrib_batch.run.inputs import named_paths
 from attrib_batch.run.lease import Lease
 from attrib_batch.run.manifest import build_manifest, check_run, open_run, read_manifest
 from attrib_batch.run.plan import CellPlan, Task, plan_cells, tasks_by_model
+from attrib_batch.run.request import check_models, find_models
 from attrib_batch.schema import Chunk, Table
 from attrib_batch.spec import parse_job
 from attrib_batch.store import Store
@@ -43,7 +43,12 @@ class PreparedRun:
 
 
 def prepare_run(
-    job: Job, out: str | Path | Store, *, ndif_host: str | None = None, retry_failures: bool = False
+    job: Job,
+    out: str | Path | Store,
+    *,
+    ndif_host: str | None = None,
+    retry_failures: bool = False,
+    workers_here: bool = True,
 ) -> PreparedRun:
     """Check everything that can be checked before a worker starts, take the lease, and write the manifest.
 
@@ -52,6 +57,7 @@ def prepare_run(
         out: the run's directory.
         ndif_host: the NDIF server of every model that lies on one, whatever the job says.
         retry_failures: have committed chunks with pairs in failures computed again.
+        workers_here: whether the workers will run on this machine, so that its devices are theirs.
 
     Raises:
         RequestError: the datasets, models or output do not allow the job, it does not match what is there, or another
@@ -64,24 +70,20 @@ def prepare_run(
     tables = {dataset.id: PairTable.open(dataset.path, dataset.limit) for dataset in job.datasets}
     for table in tables.values():
         table.check_ids()
-    for model in job.models:
-        if model.workers.shards is not None:
-            # It takes nnsight and transformers, so only such jobs wait for them; the weights are not touched.
-            from attrib_batch.models.sharded import check_degree
-
-            check_degree(model, model.workers.shards)
     fingerprints = {name: table.fingerprint() for name, table in tables.items()}
     # Of a local file they are the same, and it has just been hashed.
     pins = {name: fingerprints[name] if table.is_local else table.pin() for name, table in tables.items()}
     plan = plan_cells(job, {name: table.n_rows for name, table in tables.items()})
+    sources = find_models(job)
     manifest = build_manifest(
         job,
         plan,
         datasets=fingerprints,
-        models={model.name: find_model(model).fingerprint for model in job.models},
+        models={name: source.fingerprint for name, source in sources.items()},
         named=named_paths(asked, job),
     )
-    check_run(store, manifest)
+    if check_run(store, manifest) is None or uncommitted(store, plan, retry_failures=retry_failures):
+        check_models(job, sources, workers_here=workers_here)
     lease = Lease.take(store)
     try:
         manifest, resumed = open_run(store, manifest)

@@ -20,7 +20,7 @@ from attrib_batch.pairs.writer import encode_pairs
 from attrib_batch.run.inputs import find_inputs
 from attrib_batch.run.manifest import MANIFEST, read_manifest
 from attrib_batch.run.prepare import PreparedRun, prepare_run
-from attrib_batch.schema import Cell, Chunk, Table
+from attrib_batch.schema import SCHEMA_VERSION, Cell, Chunk, Table
 from attrib_batch.spec import Job, MethodJob, parse_job
 from attrib_batch.store import Store
 
@@ -69,7 +69,13 @@ class Verification:
 
 
 def prepare_verification(
-    out: str | Path, *, n_pairs: int, seed: int, ndif_host: str | None = None, places: Places | None = None
+    out: str | Path,
+    *,
+    n_pairs: int,
+    seed: int,
+    ndif_host: str | None = None,
+    places: Places | None = None,
+    workers_here: bool = True,
 ) -> Verification:
     """Sample pairs that every method scored, and prepare their measurement.
 
@@ -79,14 +85,22 @@ def prepare_verification(
         seed: the same seed samples the same pairs.
         ndif_host: as for a run.
         places: where the run's datasets and models lie now, if not where they were.
+        workers_here: as for a run.
 
     Raises:
-        RequestError: there is nothing to check, or ``out`` was verified with another sample.
+        RequestError: there is nothing to check, ``out`` was verified with another sample, or an earlier release
+            wrote it.
     """
     store = Store.parse(out)
     manifest = read_manifest(store)
     if manifest is None:
         raise OutputError(f"{out} has no {MANIFEST}: it is not the directory of a run")
+    if manifest["schema_version"] != SCHEMA_VERSION:
+        raise RequestError(
+            f"{out} was written by an earlier release (schema version {manifest['schema_version']}, this one writes "
+            f"{SCHEMA_VERSION}), which may have taken other tokens for answers: what is measured now could not be "
+            "compared with its scores. Run the job in another --out and verify that"
+        )
     job = parse_job(manifest["job"], source=str(store.path(MANIFEST)))
     methods, measured_by = _measurements([method for method in job.methods if method.kind != "exact"])
     if not methods:
@@ -100,7 +114,7 @@ def prepare_verification(
     data["datasets"] = [{"id": name, "path": path} for name, path in samples.items()]
     exact = parse_job(data, source=FOLDER)
     try:
-        prepared = prepare_run(exact, store.below(f"{FOLDER}/exact"), ndif_host=ndif_host)
+        prepared = prepare_run(exact, store.below(f"{FOLDER}/exact"), ndif_host=ndif_host, workers_here=workers_here)
     except ResumeMismatchError as error:
         raise ResumeMismatchError(
             f"{store.path(FOLDER)} holds a verification of another sample or model; remove it to verify anew.\n{error}"

@@ -52,14 +52,17 @@ class NdifWorker:
 
         Raises:
             ModelError: the model is unknown, here or there, or the server does not fit.
+            JobError: a metric of one's own cannot be used here.
             RunInterruptedError: the server does not answer.
         """
+        from attrib_batch.attribution.metrics import try_metrics
         from attrib_batch.models.remote import open_remote_model
 
         started = time.perf_counter()
         self._model_job = self.job.model(self.model_name)
         self._seconds = self._model_job.workers.timeout_seconds
         self._model = open_remote_model(self._model_job)
+        try_metrics(self.job.methods, self._model.dimensions.d_vocab)
         self._server = NdifServer(
             self._model_job.workers.host or PUBLIC_HOST,
             self.key,

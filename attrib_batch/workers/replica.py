@@ -35,16 +35,19 @@ class ReplicaWorker:
 
         Raises:
             ModelError: it cannot be loaded.
+            JobError: a metric of one's own cannot be used here.
         """
         import torch
 
         from attrib_batch.attribution.engine import TokenBudget
+        from attrib_batch.attribution.metrics import try_metrics
         from attrib_batch.models.load import load_model
 
         started = time.perf_counter()
         model_job = self.job.model(self.model_name)
         torch.set_num_threads(max(1, int(model_job.workers.cpus)))
         self._model = load_model(model_job)
+        try_metrics(self.job.methods, self._model.dimensions.d_vocab)
         self._budget = TokenBudget(model_job.batch_tokens)
         self._reader = TaskReader(self.job, model_job, self._model, self.fingerprints)
         # Two tasks may be in hand, each in a thread: one is read or written while the other computes.

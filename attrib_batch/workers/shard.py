@@ -46,11 +46,13 @@ class ShardWorker:
 
         Raises:
             ModelError: the model cannot be loaded, or not into so many shards.
+            JobError: a metric of one's own cannot be used here.
             ShardGroupError: the ranks did not meet in time.
         """
         import torch
 
         from attrib_batch.attribution.engine import TokenBudget
+        from attrib_batch.attribution.metrics import try_metrics
         from attrib_batch.models.sharded import join_ranks, load_shard, parameters_here
 
         started = time.perf_counter()
@@ -60,6 +62,7 @@ class ShardWorker:
         timeout = timedelta(seconds=workers.collective_seconds or 0)
         self._agreement = join_ranks(self.rank, workers.actors, *meeting_point, timeout=timeout)
         self._model = load_shard(model_job, workers.actors)
+        try_metrics(self.job.methods, self._model.dimensions.d_vocab)
         self._budget = TokenBudget(model_job.batch_tokens)
         self._reader = TaskReader(self.job, model_job, self._model, self.fingerprints)
         return Ready(peak_memory(), parameters_here(self._model), time.perf_counter() - started)

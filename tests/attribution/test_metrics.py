@@ -11,16 +11,27 @@ import pytest
 import torch
 
 from attrib_batch.attribution import metrics
-from attrib_batch.attribution.metrics import AnswerSets, logit_diff, metric_named, register_metric
-from attrib_batch.errors import JobError
+from attrib_batch.attribution.engine import FailedPair, TokenBudget, score_pairs
+from attrib_batch.attribution.metrics import (
+    AnswerSets,
+    logit_diff,
+    metric_named,
+    register_metric,
+    try_metric,
+    try_metrics,
+)
+from attrib_batch.errors import JobError, ModelError
 from attrib_batch.metric_names import BUILT_IN_METRICS
+from attrib_batch.models.load import wrap_model
 from attrib_batch.spec import Job, parse_job
 from tests.support import oracle
 from tests.support.demo_pairs import random_pairs
+from tests.support.own_metrics import install_package
 from tests.support.scored import assert_same_scores, encoded, method, score, tiny_model
-from tests.support.tiny_models import ARCHITECTURES
+from tests.support.tiny_models import ARCHITECTURES, tiny_tokenizer
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
     from tests.support.demo_pairs import TokenPair
@@ -43,15 +54,6 @@ def only_built_in(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(metrics, "_METRICS", dict(metrics._METRICS))
     monkeypatch.setattr(metrics, "registered_names", set())
     monkeypatch.setattr("attrib_batch.metric_names.registered_names", metrics.registered_names)
-
-
-def _package(folder: Path, name: str, source: str, entry: str) -> None:
-    """Install a package of one module that offers a metric, as pip would."""
-    (folder / f"{name}.py").write_text(source)
-    info = folder / f"{name}-1.0.dist-info"
-    info.mkdir()
-    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
-    (info / "entry_points.txt").write_text(f"[attrib_batch.metrics]\n{entry}\n")
 
 
 def _job(**of_method: object) -> Job:
@@ -137,7 +139,7 @@ def doubled(logits, clean_logits, answers):
 
 @pytest.mark.usefixtures("only_built_in")
 def test_metric_of_an_installed_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    _package(tmp_path, "own_metrics", DOUBLED, "doubled = own_metrics:doubled")
+    install_package(tmp_path, "own_metrics", DOUBLED, "doubled = own_metrics:doubled")
     monkeypatch.syspath_prepend(tmp_path)
     model, pairs = tiny_model("llama"), encoded(PAIRS)
     plain = score(model, pairs, method())
@@ -147,7 +149,7 @@ def test_metric_of_an_installed_package(tmp_path: Path, monkeypatch: pytest.Monk
 
 
 def test_checking_a_name_loads_neither_torch_nor_the_metric(tmp_path: Path) -> None:
-    _package(tmp_path, "own_metrics", "raise SystemExit('loaded')", "own = own_metrics:own")
+    install_package(tmp_path, "own_metrics", "raise SystemExit('loaded')", "own = own_metrics:own")
     code = (
         f"import sys; sys.path.insert(0, {str(tmp_path)!r})\n"
         "from attrib_batch.spec import MethodJob\n"
@@ -162,8 +164,13 @@ def test_checking_a_name_loads_neither_torch_nor_the_metric(tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("source", "message"),
     [
-        ("import no_such_module_anywhere", "cannot be loaded from own_metrics:own: No module named"),
-        ("", "cannot be loaded from own_metrics:own: .*has no attribute"),
+        (
+            "import no_such_module_anywhere",
+            "cannot be loaded from own_metrics:own: ModuleNotFoundError: No module named",
+        ),
+        ("", "cannot be loaded from own_metrics:own: AttributeError: .*has no attribute"),
+        ("1 / 0", "cannot be loaded from own_metrics:own: ZeroDivisionError: division by zero"),
+        ("def own(:", "cannot be loaded from own_metrics:own: SyntaxError"),
         ("own = 3", "own_metrics:own is not a function"),
     ],
 )
@@ -171,7 +178,7 @@ def test_package_that_does_not_hold_what_it_offers(
     source: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delitem(sys.modules, "own_metrics", raising=False)
-    _package(tmp_path, "own_metrics", source, "own = own_metrics:own")
+    install_package(tmp_path, "own_metrics", source, "own = own_metrics:own")
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(JobError, match=message):
         metric_named("own")
@@ -181,7 +188,7 @@ def test_package_that_does_not_hold_what_it_offers(
 @pytest.mark.usefixtures("only_built_in")
 def test_name_that_two_packages_claim(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("one", "two"):
-        _package(tmp_path, f"{name}_metrics", DOUBLED, f"own = {name}_metrics:doubled")
+        install_package(tmp_path, f"{name}_metrics", DOUBLED, f"own = {name}_metrics:doubled")
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(JobError, match="claimed by one_metrics:doubled, two_metrics:doubled"):
         metric_named("own")
@@ -206,3 +213,81 @@ def test_metric_of_a_wrong_shape_is_named() -> None:
     logits = torch.zeros(len(PAIRS), 126)
     with pytest.raises(JobError, match=r"metric 'total' gave the shape \(\), expected \(4,\)"):
         metric_named("total")(logits, logits, AnswerSets.of(encoded(PAIRS), logits.device))
+
+
+def _through_numpy(logits: torch.Tensor, *_: object) -> torch.Tensor:
+    return torch.from_numpy(logits.detach().numpy()[:, 0])
+
+
+UNUSABLE: dict[str, tuple[Callable[..., object], str]] = {
+    "raises": (lambda *_: {}["missing thing"], "raises KeyError: 'missing thing'. A metric is a function"),
+    "shape": (lambda logits, *_: logits.sum(0), r"gave the shape \(50,\), expected \(2,\). A metric is a function"),
+    "no tensor": (lambda *_: 1.0, "gave a float. A metric is a function"),
+    "no gradient": (_through_numpy, "has no gradient: what it returns does not depend differentiably on logits"),
+    "other gradient": (lambda *_: torch.ones(2, requires_grad=True), "has no gradient"),
+    "NaN": (lambda logits, *_: logits[:, 0] * torch.nan, r"gives \[nan, nan\]"),
+    "infinite": (lambda logits, *_: logits[:, 0] / 0, "gives .*inf"),
+    "steep": (lambda logits, *_: (logits[:, 0] * 0).sqrt(), "has a gradient that is not finite"),
+}
+
+
+@pytest.mark.usefixtures("only_built_in")
+@pytest.mark.parametrize("case", UNUSABLE)
+def test_a_metric_is_tried_on_made_up_logits(case: str) -> None:
+    function, message = UNUSABLE[case]
+    register_metric("own", function)  # type: ignore[arg-type]  # it is none
+    with pytest.raises(JobError, match=f"metric 'own' .*{message}"):
+        try_metric("own", 50, needs_gradient=True)
+
+
+@pytest.mark.usefixtures("only_built_in")
+def test_a_metric_needs_a_gradient_only_where_one_is_taken() -> None:
+    register_metric("rank", _through_numpy)
+    try_metrics([method(id="exact", metric="rank")], 50)
+    with pytest.raises(JobError, match="no gradient"):
+        try_metrics([method(id="exact", metric="rank"), method(id="atp", metric="rank")], 50)
+
+
+@pytest.mark.usefixtures("only_built_in")
+@pytest.mark.parametrize("name", BUILT_IN_METRICS)
+def test_what_is_built_in_would_pass(name: str) -> None:
+    register_metric("own", metric_named(name))
+    try_metric("own", 4, needs_gradient=True)
+
+
+@pytest.mark.usefixtures("only_built_in")
+def test_a_metric_of_a_wrong_shape_is_charged_to_no_pair() -> None:
+    register_metric("total", lambda *args: logit_diff(*args).sum())
+    with pytest.raises(JobError, match="metric 'total' gave the shape"):
+        score(tiny_model("llama"), encoded(PAIRS), method(metric="total"))
+
+
+def test_a_component_the_model_lacks_is_charged_to_no_pair() -> None:
+    with pytest.raises(ModelError, match="phi has no resid_mid"):
+        score(tiny_model("phi"), encoded(PAIRS), method(components=["z", "resid_mid"]))
+
+
+@pytest.mark.usefixtures("only_built_in")
+@pytest.mark.parametrize(
+    ("dtype", "message"),
+    [
+        (torch.float32, "the metric holed is not finite for this pair, in float32"),
+        (torch.bfloat16, "the model may overflow in bfloat16: try dtype float32"),
+    ],
+)
+def test_what_is_not_finite_is_said_truly(dtype: torch.dtype, message: str) -> None:
+    """A pair whose first right answer is NaN, in single precision: no overflow."""
+    pairs = encoded(PAIRS)
+    hole = pairs[2].answers[0]
+    register_metric(
+        "holed",
+        lambda logits, clean, answers: logit_diff(logits, clean, answers).where(answers.right[:, 0] != hole, torch.nan),
+    )
+    model = wrap_model(ARCHITECTURES["llama"]().to(dtype), tiny_tokenizer())
+    failed = [
+        outcome
+        for _, outcome in score_pairs(model, pairs, [method(metric="holed")], TokenBudget(4096))
+        if isinstance(outcome, FailedPair)
+    ]
+    assert [outcome.pair for outcome in failed] == [pair for pair in pairs if pair.answers[0] == hole]
+    assert all(message in outcome.message for outcome in failed)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +14,11 @@ import pyarrow.parquet as pq
 import pytest
 from typer.testing import CliRunner
 
+from attrib_batch.attribution import metrics
 from attrib_batch.cli.app import app
 from attrib_batch.errors import AttribBatchError, ExitCode
 from tests.support.jobs import TinyJob, attrib_batch
+from tests.support.own_metrics import install_package
 
 
 @pytest.fixture(scope="module")
@@ -166,12 +171,89 @@ def test_what_no_machine_has(asked: dict[str, Any], message: str, job: TinyJob, 
     assert message in " ".join(ended.said.split())
 
 
-def test_a_model_the_workers_cannot_load_fails_fast(job: TinyJob, tmp_path: Path) -> None:
-    path = job.write(models=changed_model(job, device="cuda"))
-    ended = attrib_batch("run", path, "--out", tmp_path / "out")
+@pytest.mark.skipif(sys.platform == "darwin", reason="a Mac may have mps")
+def test_a_device_that_this_machine_lacks(job: TinyJob, tmp_path: Path) -> None:
+    path = job.write(models=changed_model(job, device="mps"))
+    message = refused("run", path, "--out", tmp_path / "out")
+    assert f"model {str(job.model)!r}, device 'mps': this machine" in message
+    assert "it has cpu" in message
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.fixture(scope="module")
+def parallel(tmp_path_factory: pytest.TempPathFactory) -> TinyJob:
+    """A model whose attention and MLP run in parallel: it has no resid_mid."""
+    return TinyJob.make(tmp_path_factory.mktemp("parallel"), n_pairs=4, architecture="gpt_neox")
+
+
+LACKING = [{"id": "a", "kind": "atp"}, {"id": "b", "kind": "atp", "components": ["resid_mid"]}]
+
+
+@pytest.mark.parametrize("verb", ["run", "plan"])
+def test_a_component_the_model_lacks(verb: str, parallel: TinyJob, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    message = refused(verb, parallel.write(methods=LACKING), *(["--out", out] if verb == "run" else []))
+    assert "model 'tiny', method 'b': gpt_neox has no resid_mid" in message
+    assert "Components it has: resid_pre, q, k, v, z, attn_out, mlp_out, resid_post" in message
+    assert not out.exists()
+
+
+def test_a_quantised_model(job: TinyJob, tmp_path: Path) -> None:
+    folder = shutil.copytree(job.model, tmp_path / "quantised")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"quantization_config": {"quant_method": "awq"}}))
+    path = job.write(models=changed_model(job, id=str(folder)))
+    message = refused("run", path, "--out", tmp_path / "out")
+    assert f"model {str(folder)!r}: its weights are quantised, quantization_config says awq" in message
+    assert not (tmp_path / "out").exists()
+
+
+BAD_METRICS = {
+    "missing": ("import no_such_package", "cannot be loaded from own_metric:own: ModuleNotFoundError: No module named"),
+    "raises": (
+        "def own(*_): raise KeyError('missing thing')",
+        "it raises KeyError: 'missing thing'. A metric is a fun",
+    ),
+    "shape": ("def own(logits, *_): return logits.sum()", r"gave the shape (), expected (2,). A metric is a function"),
+    "gradient": ("def own(logits, *_): return logits.argmax(-1)", "has no gradient"),
+    "NaN": ("def own(logits, *_): return logits[:, 0] * float('nan')", "it gives [nan, nan]"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_METRICS)
+def test_a_metric_that_cannot_be_used(case: str, job: TinyJob, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source, expected = BAD_METRICS[case]
+    install_package(tmp_path / "packages", "own_metric", source, "own = own_metric:own")
+    monkeypatch.syspath_prepend(tmp_path / "packages")
+    monkeypatch.setattr(metrics, "_METRICS", dict(metrics._METRICS))
+    monkeypatch.delitem(sys.modules, "own_metric", raising=False)
+    path = job.write(methods=[{"id": "atp", "metric": "own"}])
+    for arguments in (("plan", path), ("run", path, "--out", tmp_path / "out")):
+        message = refused(*arguments)
+        assert "metric 'own'" in message
+        assert expected in message
+    assert not (tmp_path / "out").exists()
+    monkeypatch.delitem(sys.modules, "own_metric", raising=False)
+
+
+@pytest.mark.slow
+def test_a_run_that_only_its_workers_can_refuse_is_tried_once_and_blocks_nothing(job: TinyJob, tmp_path: Path) -> None:
+    """What is missing shows when weights are loaded; the mended job has another dtype, and goes on in the same OUT."""
+    folder, out = shutil.copytree(job.model, tmp_path / "own"), tmp_path / "out"
+    config = json.loads((folder / "config.json").read_text())
+    own = {"auto_map": {"AutoModelForCausalLM": "modeling_own.OwnForCausalLM"}}
+    (folder / "config.json").write_text(json.dumps(config | own))
+    (folder / "modeling_own.py").write_text("import no_such_package\n\nclass OwnForCausalLM: ...\n")
+    path = job.write(models=changed_model(job, id=str(folder), trust_remote_code=True))
+    ended = attrib_batch("run", path, "--out", out)
     assert ended.code == 2, ended.said
-    assert "offers no CUDA device" in ended.said
+    assert "a package is missing" in ended.said
+    assert "no_such_package" in ended.said
+    assert "could not start" not in ended.said
     assert "Traceback" not in ended.said
+    ended = attrib_batch("run", job.write(models=changed_model(job, dtype="bfloat16")), "--out", out)
+    assert ended.code == 0, ended.said
+    assert not list(out.glob("failures/**/*.parquet"))
 
 
 def test_errors_reach_the_shell_as_one_message_and_a_code() -> None:

@@ -103,13 +103,21 @@ def test_a_missing_module_is_named() -> None:
 
 def test_devices(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
     assert choose_device(job("x")).type == "cpu"
-    with pytest.raises(ModelError, match="offers no CUDA device"):
-        choose_device(job("x", device="cuda:0"))
-    with pytest.raises(ModelError, match="use auto, cpu, cuda"):
+    for device in ("cuda:0", "mps", "meta", "xpu"):
+        with pytest.raises(
+            ModelError, match=rf"'x', device '{device}': this machine \(.*\) does not have it; it has cpu$"
+        ):
+            choose_device(job("x", device=device))
+    with pytest.raises(ModelError, match="'toaster': this is no device; use auto, cpu, cuda"):
         choose_device(job("x", device="toaster"))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     assert choose_device(job("x")).type == "cuda"
+    assert choose_device(job("x", device="cuda:1")) == torch.device("cuda", 1)
+    with pytest.raises(ModelError, match=r"'cuda:2': this machine .* it has cpu, cuda:0, cuda:1$"):
+        choose_device(job("x", device="cuda:2"))
 
 
 def test_two_gpus_spread_the_model_with_a_device_map(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

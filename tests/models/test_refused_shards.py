@@ -13,10 +13,16 @@ from transformers import LlamaConfig
 
 from attrib_batch.errors import ModelError, ShardGroupError
 from attrib_batch.models import sharded
-from attrib_batch.models.sharded import check_degree, join_ranks, load_shard
+from attrib_batch.models.load import read_config
+from attrib_batch.models.sharded import join_ranks, load_shard
+from attrib_batch.spec import ModelJob
 from tests.support.ports import LOOPBACK, free_ports
 from tests.support.shards import model_job
 from tests.support.tiny_models import save_tiny
+
+
+def check_degree(job: ModelJob, shards: int) -> None:
+    sharded.check_degree(job, read_config(job), shards)
 
 
 def test_an_impossible_degree_is_refused_with_the_possible_ones(tiny: Callable[[str], Path]) -> None:

@@ -21,11 +21,11 @@ from tests.support.jobs import in_words
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[dict[str, Any], Path]:
     """The manifest of a run in a copy of a folder that is gone, and the folder, which is the working one now.
 
-    Nothing of the model is loaded, so that any content does.
+    Nothing of the model but its configuration is read, so that any weights do.
     """
     folder, copy = tmp_path / "folder", tmp_path / "copy"
     (folder / "models/mine").mkdir(parents=True)
-    (folder / "models/mine/config.json").write_text("{}")
+    (folder / "models/mine/config.json").write_text('{"model_type": "llama"}')
     (folder / "models/mine/model.safetensors").write_bytes(b"weights")
     write_pairs(folder / "data/pairs.parquet", in_words(random_pairs(4, 9, 4)))
     shutil.copytree(folder, copy)

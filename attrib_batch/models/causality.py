@@ -1,0 +1,58 @@
+"""Check on a loaded model what its configuration may not tell: that no position sees a later one.
+
+Scores rest on it twice: the positions before two prompts differ are computed once, from a key/value cache, and every
+score there is 0.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from attrib_batch.errors import ModelError
+from attrib_batch.models.architectures import dimensions_of
+from attrib_batch.models.rotary import prefix_is_reusable
+
+if TYPE_CHECKING:
+    import torch
+
+PROMPT_TOKENS, PREFIX_TOKENS = 8, 4
+"""The made-up prompt, and its part that is computed alone."""
+LEAST_TOLERANCE = 1e-3
+"""The largest relative difference of two causal computations in single precision; rounding gives about 1e-6."""
+ROUNDINGS = 20
+"""The same in a narrower type, in units of its rounding error; it accumulates over the layers."""
+
+
+def check_prefixes(module: Any, device: torch.device) -> None:
+    """Run a made-up prompt whole and from a cached prefix, and compare the logits of the positions behind the prefix.
+
+    Args:
+        module: a transformers model in evaluation mode.
+        device: where its token ids go.
+
+    Raises:
+        ModelError: they differ by more than rounding, so that scores from cached prefixes would be wrong.
+    """
+    import torch
+    from transformers import DynamicCache
+
+    config = module.config
+    dimensions = dimensions_of(config)
+    n_tokens = min(PROMPT_TOKENS, dimensions.max_tokens)
+    if n_tokens <= PREFIX_TOKENS or not prefix_is_reusable(config, PREFIX_TOKENS, n_tokens):
+        return
+    # Ids spread over the vocabulary, so that the tokens differ.
+    ids = (torch.arange(1, n_tokens + 1, device=device) * (dimensions.d_vocab // (n_tokens + 1))).unsqueeze(0)
+    cache = DynamicCache(config=config)
+    with torch.no_grad():
+        whole = module(ids, use_cache=False).logits[:, PREFIX_TOKENS:]
+        module(ids[:, :PREFIX_TOKENS], past_key_values=cache, use_cache=True)
+        parts = module(ids[:, PREFIX_TOKENS:], past_key_values=cache, use_cache=True).logits
+    whole, parts = whole.double().cpu(), parts.double().cpu()
+    error = ((parts - whole).norm() / (whole - whole.mean(-1, keepdim=True)).norm()).item()
+    if error > max(LEAST_TOLERANCE, ROUNDINGS * torch.finfo(module.dtype).eps):
+        raise ModelError(
+            f"{config.model_type}: a prompt gives other logits than the same prompt from a cached prefix (relative "
+            f"difference {error:.2g}). Its attention looks ahead, or its positions depend on the prompt's length in a "
+            "way that is not known here; scores from cached prefixes would be wrong"
+        )
