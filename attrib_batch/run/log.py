@@ -37,6 +37,7 @@ class What(StrEnum):
     LEASE_TAKEN = "lease_taken"
     LEASE_RELEASED = "lease_released"
     STOP_ASKED = "stop_asked"
+    MODEL_ENDED = "model_ended"
     WORKERS_WANTED = "workers_wanted"
     WORKERS_UNPLACED = "workers_unplaced"
     WORKER_STARTING = "worker_starting"
