@@ -64,6 +64,10 @@ class RunInterruptedError(AttribBatchError):
     """The run stopped before every chunk was committed."""
 
 
+class TaskError(AttribBatchError):
+    """Every pair of a task ended in the same exception: a metric, a library or a device is to blame, and no pair."""
+
+
 class ShardGroupError(AttribBatchError):
     """The processes that share one model's weights cannot work together any longer; all of them have to be replaced."""
 

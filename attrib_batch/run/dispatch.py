@@ -21,7 +21,7 @@ from attrib_batch.run.capacity import (
 from attrib_batch.run.deadlines import Deadlines
 from attrib_batch.run.gangs import TASKS_IN_HAND
 from attrib_batch.run.log import Level, What
-from attrib_batch.run.pool import CannotRead, Done, FailedToStart, Lost, Placed, Started, WorkerPool
+from attrib_batch.run.pool import CannotRead, Done, FailedToStart, Lost, Placed, Started, TaskFailed, WorkerPool
 from attrib_batch.run.scheduler import End, Give, GiveUp, Scheduler, Start
 from attrib_batch.workers.commit import commit_given_up
 from attrib_batch.workers.ndif import MAX_SUBMISSIONS
@@ -163,6 +163,9 @@ class Dispatch:
                 if all(event.message != message for _, message in scheduler.unreadable[-1:]):
                     self.progress.note(event.message)
                 scheduler.cannot_read(event.worker, event.assignment, event.message, now)
+            case TaskFailed():
+                self.progress.note(f"a worker is replaced: {event.message}")
+                scheduler.task_failed(event.worker, event.assignment, event.message)
             case Lost():
                 self.progress.note(f"a worker was lost: {event.message}")
                 scheduler.lost(event.worker, event.message, now)

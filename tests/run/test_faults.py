@@ -125,7 +125,9 @@ def test_a_driver_killed_at_each_step_in_turn_is_resumed_every_time(runs: Runs, 
 def test_workers_that_never_start_end_the_run_with_their_error(runs: Runs) -> None:
     ended = runs.run(runs.job.folder / "unstarted", env=runs.environment(faults=[{"at": "start"}] * 3))
     assert ended.code == 1, ended.said
-    assert "3 workers in a row could not start; the last one said: ImportError: libcudart.so.99" in ended.said
+    assert "3 starts of 1 worker failed and none succeeded; the last one said: ImportError: libcudart.so.99" in (
+        ended.said
+    )
 
 
 def test_a_worker_that_hangs_is_replaced(runs: Runs, undisturbed: Path) -> None:

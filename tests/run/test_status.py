@@ -94,6 +94,8 @@ def test_what_is_in_hand_is_what_was_given_and_has_not_ended() -> None:
             given(0, 0), given(0, 10), given(0, 20, worker=1), given(0, 30, worker=2),
             committed(5, 0),
             line(6, "worker_lost", worker=1, level="warning", message="it died"),
+            given(6, 40, worker=3), given(6, 50, worker=3),
+            line(7, "task_failed", worker=3, start=40, stop=50, level="warning", message="KeyError"),
             line(7, "task_unreadable", worker=2, start=30, stop=40, level="error", message="no"),
             line(8, "probe_given", worker=2, start=20, stop=30, probe=[20, 25]),
             line(9, "probe_survived", worker=2, start=20, stop=30, probe=[20, 25]),
@@ -104,7 +106,7 @@ def test_what_is_in_hand_is_what_was_given_and_has_not_ended() -> None:
     assert history is not None
     assert [(task.worker, task.start, task.stop) for task in history.in_hand] == [(0, 10, 20), (2, 25, 30)]
     assert sum(task.n_pairs for task in history.in_hand) == 15
-    assert [message.text for message in history.messages] == ["it died", "no"]
+    assert [message.text for message in history.messages] == ["it died", "KeyError", "no"]
 
 
 def test_pairs_of_methods_that_run_together_are_counted_for_each() -> None:
