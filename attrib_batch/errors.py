@@ -65,7 +65,7 @@ class RunInterruptedError(AttribBatchError):
 
 
 class TaskError(AttribBatchError):
-    """Every pair of a task ended in the same exception: a metric, a library or a device is to blame, and no pair."""
+    """Pairs of a task ended in an exception of which none of them is the cause, but a metric, a library or a device."""
 
 
 class ShardGroupError(AttribBatchError):

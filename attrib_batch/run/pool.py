@@ -68,7 +68,7 @@ class CannotRead:
 
 @dataclass(frozen=True)
 class TaskFailed:
-    """All pairs of a task ended in the same exception on a worker, which has been ended."""
+    """Pairs of a task ended in an exception that is no pair's fault; the worker has been ended."""
 
     worker: int
     assignment: Assignment

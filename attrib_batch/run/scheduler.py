@@ -2,7 +2,7 @@
 
 The driver tells it what happened and when, and does what it decides. A task is always in exactly one of: waiting, in
 hand, committed, given up, unreadable. What goes wrong is put down to a pair (it ends workers), to a worker (it does not
-start) or to neither (all pairs of a task end in the same exception), and only the first costs a pair.
+start) or to neither (a task fails as a whole), and only the first costs a pair.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ MAX_GIVEN_UP_WORKERS = 3
 Some of many workers meet a node that is about to go, and the others start; what keeps this many from starting so often
 in a row keeps them all, and the run stops."""
 TASK_ATTEMPTS = 2
-"""Workers on which all pairs of a task may end in the same exception before the run stops."""
+"""Workers on which a task may fail as a whole, by what is no pair's fault, before the run stops."""
 MAX_LOSSES_IN_A_ROW = 40
 """For each worker asked for: losses without a task or probe done in between after which the run stops."""
 
@@ -89,8 +89,8 @@ class Scheduler:
     that was in hand when a worker was lost is a suspect: it waits until no other task does, and a worker that takes it
     has nothing else in hand, so that it costs no other task an attempt again.
 
-    A task whose pairs all end in the same exception is no suspect: it is done next, on a fresh worker, and where the
-    same comes of it there, the run stops.
+    A task that fails as a whole, by an exception that is no pair's fault, is no suspect: it is done next, and where it
+    fails on a second worker as well, the run stops.
     """
 
     tasks: Iterable[Task]
@@ -120,7 +120,7 @@ class Scheduler:
     _given_up_workers: int = field(default=0, init=False)
     _ever_ready: bool = field(default=False, init=False)
     _failed_tasks: Counter[Task] = field(default_factory=Counter, init=False)
-    """On how many workers all pairs of a task ended in the same exception."""
+    """On how many workers each task failed as a whole."""
     _losses_in_a_row: int = field(default=0, init=False)
 
     def __post_init__(self) -> None:
@@ -203,10 +203,7 @@ class Scheduler:
             self.unreadable.append((assignment.task, message))
 
     def task_failed(self, worker: int, assignment: Assignment, message: str) -> None:
-        """All pairs of a task ended in the same exception; its worker is ended, and nothing it had in hand is suspect.
-
-        A fresh worker does the task next; where it fails there as well, the run stops.
-        """
+        """A task failed as a whole; its worker is ended, and nothing that it had in hand is suspect."""
         gone = self._workers.get(worker)
         if gone is None or assignment not in gone.in_hand:
             return

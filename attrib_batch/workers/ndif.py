@@ -78,7 +78,7 @@ class NdifWorker:
 
         Raises:
             ModelError: the server refuses the request.
-            TaskError: every pair ended in the same exception; nothing is committed.
+            TaskError: pairs ended in an exception that is no pair's fault; nothing is committed.
             RunInterruptedError: the server does not answer, or cannot do what it is asked.
             DatasetError: the pairs cannot be read.
             OutputError: the tables cannot be written.

@@ -66,7 +66,7 @@ class ReplicaWorker:
         A probe is scored and not committed.
 
         Raises:
-            TaskError: every pair ended in the same exception; nothing is committed.
+            TaskError: pairs ended in an exception that is no pair's fault; nothing is committed.
             DatasetError: the pairs cannot be read.
             OutputError: the tables cannot be written.
         """

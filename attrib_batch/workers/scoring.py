@@ -1,7 +1,8 @@
 """Score the pairs of a task, and tell an exception that is a pair's own from one that is nobody's.
 
-A pair that raises alone is recorded and costs no other its scores. Where every pair of a task raises the same, a
-metric, a library or a device is to blame: nothing is recorded, and the task fails as a whole.
+A pair that raises alone is recorded and costs no other its scores. Where every pair of a task raises the same, or what
+was scored before raises it now, a metric, a library or a device is to blame: the task fails as a whole, and nothing is
+recorded.
 """
 
 from __future__ import annotations
@@ -36,6 +37,9 @@ _SIZE_MATTERS = re.compile(r"out of memory|MemoryError|DefaultCPUAllocator|JobTo
 def score_task(assignment: Assignment, pairs: Sequence[EncodedPair], results: TaskResults, score: Score) -> None:
     """Score the pairs of a task into its results.
 
+    Where pairs end in exceptions, a pair is scored once more that was scored before; where there is none, one that
+    nobody asked for. If it ends in the same exception now, what was well before is broken, and no pair is to blame.
+
     Args:
         assignment: the task; in a probe every exception is a pair's own.
         pairs: its pairs that can be scored.
@@ -44,35 +48,32 @@ def score_task(assignment: Assignment, pairs: Sequence[EncodedPair], results: Ta
             calls of it.
 
     Raises:
-        TaskError: every pair ended in the same exception, and no pair is to blame for it.
+        TaskError: no pair is to blame for the exception that all of them, or some and then one that was well before,
+            ended in.
     """
     failed: dict[str, list[FailedPair]] = defaultdict(list)
+    scored: EncodedPair | None = None
     for method, outcome in score(pairs):
         results.add(method, outcome)
         if (failure := _exception(outcome)) is not None:
             failed[method.id].append(failure)
-    if assignment.probe is not None:
+        else:
+            scored = _last_scored(outcome) or scored
+    if assignment.probe is not None or not failed:
         return
-    alike = {
-        method_id: failures[0].message
-        for method_id, failures in failed.items()
-        if len(failures) == len(pairs) and len({_kind(failure.message) for failure in failures}) == 1
-    }
-    if not alike:
-        return
-    (start, stop), dataset = assignment.rows, assignment.task[0].cell.dataset
-    where = f"rows {start} to {stop - 1} of {dataset}"
-    for method_id, message in alike.items():
-        if len(pairs) > 1 and not _SIZE_MATTERS.search(message):
+    where = f"rows {assignment.rows[0]} to {assignment.rows[1] - 1} of {assignment.task[0].cell.dataset}"
+    for method_id, failures in failed.items():
+        message = failures[0].message
+        alike = len(failures) == len(pairs) and len({_kind(failure.message) for failure in failures}) == 1
+        if alike and len(pairs) > 1 and not _SIZE_MATTERS.search(message):
             raise TaskError(f"{where}: all {len(pairs)} pairs of {method_id} ended in the same exception: {message}")
-    # One pair alone, or pairs that may all be too long: a short pair that is known to be fine tells.
-    control = {method.id: failure for method, outcome in score([control_pair()]) if (failure := _exception(outcome))}
-    for method_id, message in alike.items():
-        if method_id in control and _kind(control[method_id].message) == _kind(message):
-            raise TaskError(
-                f"{where}: {len(pairs)} pairs of {method_id}, and a made-up one as well, ended in the same exception: "
-                f"{message}"
-            )
+    control, what = (scored, "that had been scored") if scored else (control_pair(), "made up for comparison")
+    for method, outcome in score([control]):
+        if (failure := _exception(outcome)) is None:
+            continue
+        if _kind(failure.message) in {_kind(earlier.message) for earlier in failed[method.id]}:
+            count = f"{len(failed[method.id])} of {len(pairs)} pairs of {method.id}"
+            raise TaskError(f"{where}: {count}, and then one {what}, ended in the same exception: {failure.message}")
 
 
 def control_pair() -> EncodedPair:
@@ -98,6 +99,13 @@ def _exception(outcome: Outcome) -> FailedPair | None:
     if isinstance(outcome, FailedPair) and outcome.reason == FailureReason.SCORING_ERROR:
         return outcome
     return None
+
+
+def _last_scored(outcome: Outcome) -> EncodedPair | None:
+    """The last pair that was scored in an outcome, if any was."""
+    from attrib_batch.attribution.engine import ScoredBatch
+
+    return outcome.pairs[-1] if isinstance(outcome, ScoredBatch) else None
 
 
 def _kind(message: str) -> str:

@@ -73,7 +73,7 @@ class ShardWorker:
         """Score chunks of the same pairs, one for each method; the first rank commits them and reports.
 
         Raises:
-            TaskError: every pair ended in the same exception, in all ranks; nothing is committed.
+            TaskError: pairs ended in an exception that is no pair's fault, in all ranks; nothing is committed.
             ShardsDisagreeError: the ranks did not all go the same way.
             DatasetError: the pairs cannot be read.
             OutputError: the tables cannot be written.

@@ -54,7 +54,7 @@ class World:
     n_losses: int = 0
     failed_starts: int = 0
     failed_tasks: Counter[tuple[Chunk, ...]] = field(default_factory=Counter)
-    """On how many workers all pairs of a task ended in the same exception."""
+    """On how many workers each task failed as a whole."""
 
     @classmethod
     def of(
@@ -111,7 +111,7 @@ class World:
                 self._end_row(row, SCORED)
 
     def fail_task(self, worker: int, index: int = 0) -> None:
-        """All pairs of a task end in the same exception."""
+        """A task fails as a whole, by what is no pair's fault."""
         assignment = self.ready[worker][index]
         self.hanging.discard(worker)
         self.gone += [(worker, held) for held in self.ready.pop(worker)]

@@ -125,7 +125,7 @@ def test_exceptions_that_differ_are_the_pairs_own(worker: ReplicaWorker, fault: 
         seen.append(logits)
         raise (KeyError if len(seen) % 2 else ValueError)("no")
 
-    fault.append(fail)
+    fault.append(but_for_the_control(fail))
     report = worker.score(Assignment(task(8, 10)))
     # Together they raise once; then each raises alone, one of them what the other does not.
     assert report.n_failed == 4
@@ -143,7 +143,9 @@ def test_one_pair_alone_is_not_blamed_for_what_a_made_up_pair_ends_in_as_well(
     worker: ReplicaWorker, fault: list[Fault]
 ) -> None:
     fault.append(missing)
-    said = "^rows 8 to 8 of random: 1 pairs of atp, and a made-up one as well, ended in .*: KeyError: 'missing thing'$"
+    said = (
+        "^rows 8 to 8 of random: 1 of 1 pairs of atp, and then one made up for .*exception: KeyError: 'missing thing'$"
+    )
     with pytest.raises(TaskError, match=said):
         worker.score(Assignment(task(8, 9)))
     assert not worker.store.root.exists()
@@ -173,6 +175,21 @@ def test_one_pair_among_others_is_blamed_alone(worker: ReplicaWorker, fault: lis
     fault.append(once_alone)
     report = worker.score(Assignment(task(8, 12)))
     assert (report.n_scored, report.n_failed) == (6, 2)
+
+
+def test_what_breaks_in_the_middle_of_a_task_is_no_pairs_fault(worker: ReplicaWorker, fault: list[Fault]) -> None:
+    broken = []
+
+    def from_the_second_batch_on(logits: Tensor, answers: AnswerSets) -> None:
+        if broken or len(answers.right) == 2:
+            broken.append(True)
+            raise KeyError("missing thing")
+
+    fault.append(from_the_second_batch_on)
+    # Of the 8 pairs 2 are of another length: two micro-batches.
+    with pytest.raises(TaskError, match=r"2 of 8 pairs of atp, and then one that had been scored, ended in the same"):
+        worker.score(Assignment(task(8, 16)))
+    assert not worker.store.root.exists()
 
 
 def test_a_probe_is_survived_whatever_is_raised(worker: ReplicaWorker, fault: list[Fault]) -> None:
