@@ -13,6 +13,7 @@ from attrib_batch.run.tally import Tally
 from attrib_batch.schema import Cell, Chunk
 from attrib_batch.workers.assignment import Assignment
 from attrib_batch.workers.task import Ready, TaskReport
+from tests.support.faults import METRIC, faulty_environment, install_metric
 from tests.support.jobs import TinyJob, attrib_batch
 
 if TYPE_CHECKING:
@@ -129,9 +130,17 @@ def test_what_is_given_up_or_cannot_be_read_is_not_waited_for() -> None:
 
 
 def test_a_run_of_two_models_records_figures_that_can_be(tmp_path: Path) -> None:
-    job = TinyJob.make(tmp_path, n_pairs=40)
-    models = [{"id": str(job.model), "name": name, "prepend_bos": False} for name in ("first", "second")]
-    ended = attrib_batch("run", job.write(models=models), "--out", tmp_path / "out")
+    job, packages = TinyJob.make(tmp_path, n_pairs=40), tmp_path / "packages"
+    install_metric(packages)
+    # Every micro-batch takes its time, and the first model has 40 of them where the second has 10.
+    budgets = {"first": 1, "second": 4096}
+    models = [
+        {"id": str(job.model), "name": name, "prepend_bos": False, "batch_tokens": tokens}
+        for name, tokens in budgets.items()
+    ]
+    path = job.write(models=models, methods=[{"id": "atp", "metric": METRIC}])
+    slow = faulty_environment(packages, slow=0.02)
+    ended = attrib_batch("run", path, "--out", tmp_path / "out", env=slow)
     assert ended.code == 0, ended.said
     [record] = [json.loads(path.read_text()) for path in (tmp_path / "out/executions").glob("*.json")]
     [log] = (tmp_path / "out/logs").glob("*.jsonl")
