@@ -64,6 +64,10 @@ class RunInterruptedError(AttribBatchError):
     """The run stopped before every chunk was committed."""
 
 
+class TaskError(AttribBatchError):
+    """Pairs of a task ended in an exception of which none of them is the cause, but a metric, a library or a device."""
+
+
 class ShardGroupError(AttribBatchError):
     """The processes that share one model's weights cannot work together any longer; all of them have to be replaced."""
 

@@ -21,7 +21,7 @@ from attrib_batch.run.capacity import (
 from attrib_batch.run.deadlines import Deadlines
 from attrib_batch.run.gangs import TASKS_IN_HAND
 from attrib_batch.run.log import Level, What
-from attrib_batch.run.pool import CannotRead, Done, FailedToStart, Lost, Placed, Started, WorkerPool
+from attrib_batch.run.pool import CannotRead, Done, FailedToStart, Lost, Placed, Started, TaskFailed, WorkerPool
 from attrib_batch.run.scheduler import End, Give, GiveUp, Scheduler, Start
 from attrib_batch.workers.commit import commit_given_up
 from attrib_batch.workers.ndif import MAX_SUBMISSIONS
@@ -36,8 +36,9 @@ if TYPE_CHECKING:
     from attrib_batch.run.plan import Task
     from attrib_batch.run.pool import Event
     from attrib_batch.run.prepare import PreparedRun
-    from attrib_batch.run.progress import ProgressView, Tally
+    from attrib_batch.run.progress import ProgressView
     from attrib_batch.run.scheduler import Action
+    from attrib_batch.run.tally import Tally
     from attrib_batch.spec import Workers
 
 POLL_SECONDS = 0.5
@@ -94,6 +95,8 @@ class Dispatch:
         try:
             self._feed(attend)
         finally:
+            self.tally.model_ended(self.model_name)
+            self.log.write(What.MODEL_ENDED)
             if not self.head.lost:  # without it nothing can be ended, and to try may take for ever
                 self._pool.close()
         self.unreadable += self._scheduler.unreadable
@@ -147,19 +150,22 @@ class Dispatch:
             case Placed():
                 scheduler.worker_placed(event.worker, now)
             case Started():
-                self.tally.worker_ready(event.worker, event.ready)
+                self.tally.worker_ready(self.model_name, event.worker, event.ready)
                 scheduler.worker_ready(event.worker, now)
             case FailedToStart():
                 self.progress.note(f"a worker could not start: {event.message}")
                 scheduler.worker_failed_to_start(event.worker, event.message, now)
             case Done():
-                self.tally.add(event.worker, event.report)
+                self.tally.add(self.model_name, event.worker, event.report)
                 self.metrics.committed(event.worker, event.report)
                 scheduler.done(event.worker, event.report.assignment, now)
             case CannotRead():
                 if all(event.message != message for _, message in scheduler.unreadable[-1:]):
                     self.progress.note(event.message)
                 scheduler.cannot_read(event.worker, event.assignment, event.message, now)
+            case TaskFailed():
+                self.progress.note(f"a worker is replaced: {event.message}")
+                scheduler.task_failed(event.worker, event.assignment, event.message)
             case Lost():
                 self.progress.note(f"a worker was lost: {event.message}")
                 scheduler.lost(event.worker, event.message, now)
@@ -177,7 +183,7 @@ class Dispatch:
         for chunk in given_up.task:
             commit_given_up(self.prepared.store, chunk, pairs, given_up.pairs)
             forget_jobs(self.prepared.store, chunk, self.prepared.job.method(chunk.cell.method))
-            self.tally.failed += chunk.n_pairs
+            self.tally.given_up(self.model_name, chunk.n_pairs)
             self.metrics.given_up(chunk.n_pairs)
         return True
 

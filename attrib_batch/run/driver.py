@@ -21,8 +21,8 @@ from attrib_batch.run.head import SHUTDOWN_SECONDS, HeadWatch, answers
 from attrib_batch.run.log import Level, ModelLog, RunLog, What, log_name
 from attrib_batch.run.metrics import RunMetrics
 from attrib_batch.run.prepare import uncommitted
-from attrib_batch.run.progress import Tally
 from attrib_batch.run.sinks import open_sink
+from attrib_batch.run.tally import Tally
 from attrib_batch.schema import Table, parse_part_name
 from attrib_batch.workers.ndif_jobs import in_words, jobs_under_way
 
@@ -93,7 +93,13 @@ class _Driver:
     def __init__(self, prepared: PreparedRun, progress: ProgressView) -> None:
         self._prepared = prepared
         self._progress = progress
-        self._tally = Tally(sum(cell.n_pairs for cell in prepared.plan), prepared.n_committed_pairs)
+        self._tally = Tally(
+            prepared.n_committed_pairs,
+            {
+                model: sum(chunk.n_pairs for task in tasks for chunk in task)
+                for model, tasks in prepared.waiting.items()
+            },
+        )
         self._on_ndif = any(model.workers.kind == "ndif" for model in prepared.job.models)
         self._look_again = 0.0
         self._unreadable: list[tuple[Task, str]] = []

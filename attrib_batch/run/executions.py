@@ -10,7 +10,7 @@ from attrib_batch.workers.task import peak_memory
 
 if TYPE_CHECKING:
     from attrib_batch.run.prepare import PreparedRun
-    from attrib_batch.run.progress import Tally
+    from attrib_batch.run.tally import Tally
     from attrib_batch.store import Store
 
 EXECUTIONS = "executions"

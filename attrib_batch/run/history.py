@@ -9,15 +9,17 @@ from typing import TYPE_CHECKING, Any
 
 from attrib_batch.run.executions import last_record
 from attrib_batch.run.log import LOGS, SUFFIX, Level, What
+from attrib_batch.run.speed import Speeds
 from attrib_batch.schema import Table, parse_part_name
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Collection, Iterable, Mapping, Sequence
 
+    from attrib_batch.schema import Cell
     from attrib_batch.store import Store
 
 SPEED_SECONDS = 300.0
-"""The speed is that of so many seconds before the end of the log."""
+"""A model's speed is that of so many seconds before its last commit, or before now while it is at work."""
 SPEED_COMMITS = 8
 """Or of so many commits, where these take longer: one commit in a window says little."""
 SHOWN_MESSAGES = 5
@@ -25,7 +27,7 @@ SHOWN_MESSAGES = 5
 _GIVES = {What.TASK_GIVEN, What.PROBE_GIVEN}
 _COMMITS = {What.TASK_COMMITTED, What.TASK_GIVEN_UP}
 _ENDS = {What.TASK_COMMITTED, What.TASK_UNREADABLE, What.PROBE_SURVIVED}
-_ENDS_ALL_OF_WORKER = {What.WORKER_LOST, What.WORKER_ENDED}
+_ENDS_ALL_OF_WORKER = {What.WORKER_LOST, What.WORKER_ENDED, What.TASK_FAILED}
 
 
 @dataclass(frozen=True)
@@ -61,8 +63,10 @@ class History:
 
     execution: str
     in_hand: list[InHand]
-    pairs_per_second: float | None
-    """Lately, pairs that failed included; None before the first commit."""
+    models_ended: frozenset[str]
+    """Models whose tasks are at their end, even if some of their pairs could not be read."""
+    speeds: Speeds
+    """Lately; where the execution has ended, the models at work are those that were when it last committed."""
     messages: list[Message]
     """The last ones, the newest last."""
     exit_code: int | None
@@ -99,31 +103,41 @@ def tell(lines: Iterable[bytes], *, heard_of_at: float = 0.0) -> History | None:
     return History(
         execution=events[-1]["execution"],
         in_hand=[] if ended else _in_hand(events),
-        pairs_per_second=_speed(events, 0.0 if ended else heard_of_at),
+        models_ended=frozenset(event["model"] for event in events if event["event"] == What.MODEL_ENDED),
+        speeds=_speeds(events, heard_of_at, over=bool(ended)),
         messages=messages[-SHOWN_MESSAGES:],
         exit_code=ended[-1] if ended else None,
         last_line_at=events[-1]["time"],
     )
 
 
-def speed_without_log(store: Store, *, running: bool, heard_of_at: float = 0.0) -> float | None:
-    """The speed as the other files tell it, where no log does; None where they do not either.
+def last_speed_without_log(store: Store) -> float | None:
+    """The speed of the last execution as its record tells it, where no log does; None where there is no record."""
+    return (last_record(store) or {}).get("pairs_per_second") or None
 
-    While a driver is at work, it is that of the parts committed lately, by their times. Those of an execution that was
-    killed cannot be told from its own; the speed is too low, then, until enough have been added.
+
+def speeds_without_log(store: Store, waiting: Mapping[Cell, int], *, heard_of_at: float = 0.0) -> Speeds:
+    """The speeds while a driver is at work, as the times of the parts tell them, where no log does.
+
+    They are those of the parts committed lately. Those of an execution that was killed cannot be told from its own; the
+    speed is too low, then, until enough have been added.
 
     Args:
         store: the run's directory.
-        running: whether a driver is at work; else the record of the last execution tells.
+        waiting: pairs of each cell that are not committed; a model of which none are is not at work any more.
         heard_of_at: as for `read_history`.
     """
     record = last_record(store) or {}
-    if not running:
-        return record.get("pairs_per_second") or None
     begun = datetime.fromisoformat(record["finished_at"]).timestamp() if "finished_at" in record else 0.0
-    parts = [(file.modified_ns / 1e9, parse_part_name(file.name)) for file in store.list(Table.SCORES, recursive=True)]
-    commits = [(at, part[1] - part[0]) for at, part in parts if part is not None and at > begun]
-    return _recent_speed(sorted(commits), None, heard_of_at)
+    commits: dict[str, list[tuple[float, int]]] = {}
+    for cell in waiting:
+        of_model = commits.setdefault(cell.model, [])
+        for file in store.list(f"{Table.SCORES}/{cell.partition}"):
+            part, at = parse_part_name(file.name), file.modified_ns / 1e9
+            if part is not None and at > begun:
+                of_model.append((at, part[1] - part[0]))
+    at_work = {cell.model for cell, n_pairs in waiting.items() if n_pairs and commits[cell.model]}
+    return _lately({model: sorted(found) for model, found in commits.items()}, {}, at_work, heard_of_at)
 
 
 def _parse(line: bytes) -> dict[str, Any] | None:
@@ -155,12 +169,39 @@ def _task(event: dict[str, Any]) -> InHand:
     return InHand(event["model"], event["worker"], event["dataset"], tuple(event["methods"]), start, stop)
 
 
-def _speed(events: Sequence[dict[str, Any]], heard_of_at: float) -> float | None:
-    commits = [
-        (event["time"].timestamp(), event["pairs"] + event["failed"]) for event in events if event["event"] in _COMMITS
-    ]
-    ready = min((e["time"].timestamp() for e in events if e["event"] == What.WORKER_READY), default=None)
-    return _recent_speed(commits, ready, heard_of_at)
+def _speeds(events: Sequence[dict[str, Any]], heard_of_at: float, *, over: bool) -> Speeds:
+    commits: dict[str, list[tuple[float, int]]] = {}
+    ready: dict[str, float] = {}
+    at_work: set[str] = set()
+    at_last_commit: frozenset[str] = frozenset()
+    for event in events:
+        what, at = event["event"], event["time"].timestamp()
+        if what == What.WORKER_READY:
+            ready.setdefault(event["model"], at)
+            at_work.add(event["model"])
+        elif what in _COMMITS:
+            commits.setdefault(event["model"], []).append((at, event["pairs"] + event["failed"]))
+            at_work.add(event["model"])
+            at_last_commit = frozenset(at_work)
+        elif what == What.MODEL_ENDED:
+            at_work.discard(event["model"])
+    if over:
+        return _lately(commits, ready, at_last_commit, 0.0)
+    return _lately(commits, ready, at_work, heard_of_at)
+
+
+def _lately(
+    commits: Mapping[str, Sequence[tuple[float, int]]],
+    ready: Mapping[str, float],
+    at_work: Collection[str],
+    heard_of_at: float,
+) -> Speeds:
+    """The speed of each model of late; to one that is not at work any more, no time counts after its last commit."""
+    speeds = {
+        model: _recent_speed(found, ready.get(model), heard_of_at if model in at_work else 0.0)
+        for model, found in commits.items()
+    }
+    return Speeds({model: speed for model, speed in speeds.items() if speed}, frozenset(at_work))
 
 
 def _recent_speed(commits: Sequence[tuple[float, int]], ready: float | None, heard_of_at: float) -> float | None:

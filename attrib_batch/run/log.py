@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
-from attrib_batch.run.pool import CannotRead, Done, FailedToStart, Lost, Placed, Started
+from attrib_batch.run.pool import CannotRead, Done, FailedToStart, Lost, Placed, Started, TaskFailed
 from attrib_batch.run.scheduler import End, Give, GiveUp, Start
 
 if TYPE_CHECKING:
@@ -37,6 +37,7 @@ class What(StrEnum):
     LEASE_TAKEN = "lease_taken"
     LEASE_RELEASED = "lease_released"
     STOP_ASKED = "stop_asked"
+    MODEL_ENDED = "model_ended"
     WORKERS_WANTED = "workers_wanted"
     WORKERS_UNPLACED = "workers_unplaced"
     WORKER_STARTING = "worker_starting"
@@ -48,6 +49,7 @@ class What(StrEnum):
     TASK_GIVEN = "task_given"
     TASK_COMMITTED = "task_committed"
     TASK_GIVEN_UP = "task_given_up"
+    TASK_FAILED = "task_failed"
     TASK_UNREADABLE = "task_unreadable"
     PROBE_GIVEN = "probe_given"
     PROBE_SURVIVED = "probe_survived"
@@ -143,6 +145,9 @@ class ModelLog:
                 self.write(What.WORKER_FAILED_TO_START, Level.WARNING, worker=event.worker, message=event.message)
             case Lost():
                 self.write(What.WORKER_LOST, Level.WARNING, worker=event.worker, message=event.message)
+            case TaskFailed():
+                fields = _assignment_fields(event.assignment)
+                self.write(What.TASK_FAILED, Level.WARNING, worker=event.worker, **fields, message=event.message)
             case CannotRead():
                 fields = _assignment_fields(event.assignment)
                 self.write(What.TASK_UNREADABLE, Level.ERROR, worker=event.worker, **fields, message=event.message)

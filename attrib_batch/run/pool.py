@@ -15,6 +15,7 @@ from attrib_batch.errors import (
     OutputError,
     RequestError,
     RunInterruptedError,
+    TaskError,
 )
 from attrib_batch.run.gangs import Gang, start_gang
 
@@ -66,6 +67,15 @@ class CannotRead:
 
 
 @dataclass(frozen=True)
+class TaskFailed:
+    """Pairs of a task ended in an exception that is no pair's fault; the worker has been ended."""
+
+    worker: int
+    assignment: Assignment
+    message: str
+
+
+@dataclass(frozen=True)
 class Lost:
     """A worker died, raised or is out of reach, and has been ended."""
 
@@ -73,7 +83,7 @@ class Lost:
     message: str
 
 
-Event = Placed | Started | FailedToStart | Done | CannotRead | Lost
+Event = Placed | Started | FailedToStart | Done | CannotRead | TaskFailed | Lost
 
 
 @dataclass(frozen=True)
@@ -173,6 +183,9 @@ class WorkerPool:
             if isinstance(cause, RequestError):
                 raise cause
             return self._lost(call, message)
+        if isinstance(cause, TaskError):
+            self.end(call.worker)  # a fresh one may do better
+            return [TaskFailed(call.worker, call.assignment, message)]
         if not isinstance(cause, DatasetError):
             return self._lost(call, message)
         unread = CannotRead(call.worker, call.assignment, message)

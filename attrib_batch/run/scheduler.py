@@ -1,12 +1,13 @@
 """Which worker does which task next, and what follows when one is lost: a state machine without Ray or a clock.
 
 The driver tells it what happened and when, and does what it decides. A task is always in exactly one of: waiting, in
-hand, committed, given up, unreadable.
+hand, committed, given up, unreadable. What goes wrong is put down to a pair (it ends workers), to a worker (it does not
+start) or to neither (a task fails as a whole), and only the first costs a pair.
 """
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -20,7 +21,14 @@ if TYPE_CHECKING:
     from attrib_batch.run.plan import Task
 
 MAX_FAILED_STARTS = 3
-"""Starts that may fail in a row, of all workers before the first is ready, then of one worker's replacements."""
+"""Starts of one worker, or of those that replace it, that may fail in a row before it is given up."""
+MAX_GIVEN_UP_WORKERS = 3
+"""Workers that may be given up before any was ever ready.
+
+Some of many workers meet a node that is about to go, and the others start; what keeps this many from starting so often
+in a row keeps them all, and the run stops."""
+TASK_ATTEMPTS = 2
+"""Workers on which a task may fail as a whole, by what is no pair's fault, before the run stops."""
 MAX_LOSSES_IN_A_ROW = 40
 """For each worker asked for: losses without a task or probe done in between after which the run stops."""
 
@@ -80,6 +88,9 @@ class Scheduler:
     A worker takes up to ``depth`` tasks at once, so that reading and writing one overlap with computing another. A task
     that was in hand when a worker was lost is a suspect: it waits until no other task does, and a worker that takes it
     has nothing else in hand, so that it costs no other task an attempt again.
+
+    A task that fails as a whole, by an exception that is no pair's fault, is no suspect: it is done next, and where it
+    fails on a second worker as well, the run stops.
     """
 
     tasks: Iterable[Task]
@@ -100,10 +111,16 @@ class Scheduler:
     _workers: dict[int, _Worker] = field(default_factory=dict, init=False)
     _decided: list[Action] = field(default_factory=list, init=False)
     _wanted: int = field(init=False)
-    """How many workers there are to be: fewer than asked for when replacements do not start."""
+    """How many workers there are to be: fewer than asked for when some are given up."""
     _started: int = field(default=0, init=False)
     _failed_starts: int = field(default=0, init=False)
+    """Starts that failed, of all workers."""
+    _failed_workers: int = field(default=0, init=False)
+    """Workers of which a start failed; those that replace one count as one with it."""
+    _given_up_workers: int = field(default=0, init=False)
     _ever_ready: bool = field(default=False, init=False)
+    _failed_tasks: Counter[Task] = field(default_factory=Counter, init=False)
+    """On how many workers each task failed as a whole."""
     _losses_in_a_row: int = field(default=0, init=False)
 
     def __post_init__(self) -> None:
@@ -153,16 +170,19 @@ class Scheduler:
         if failed is None:
             return
         self._failed_starts += 1
+        self._failed_workers += failed.failed_starts == 0
+        if self.stopping or len(self._workers) >= self._wanted:
+            return
         in_a_row = failed.failed_starts + 1
-        if not self._ever_ready and self._failed_starts >= MAX_FAILED_STARTS:
-            self._stop(f"{self._failed_starts} workers in a row could not start", message)
-        elif in_a_row < MAX_FAILED_STARTS:
-            if not self.stopping:
-                self._start(now, failed_starts=in_a_row)
-        else:
-            self._wanted -= 1
-            if not self._wanted:
-                self._stop(f"no worker is left, and {in_a_row} in a row could not be replaced", message)
+        if in_a_row < MAX_FAILED_STARTS:
+            self._start(now, failed_starts=in_a_row)
+            return
+        self._wanted -= 1
+        self._given_up_workers += 1
+        if not self._wanted or (not self._ever_ready and self._given_up_workers >= MAX_GIVEN_UP_WORKERS):
+            starts, workers = f"{self._failed_starts} starts", _workers(self._failed_workers)
+            outcome = "no worker is left" if self._ever_ready else "none succeeded"
+            self._stop(f"{starts} of {workers} failed and {outcome}", message)
 
     def done(self, worker: int, assignment: Assignment, now: float) -> None:
         """A worker committed a task, or survived a probe."""
@@ -171,6 +191,7 @@ class Scheduler:
         self._losses_in_a_row = 0
         if assignment.probe is None:
             self._known.pop(assignment.task, None)
+            self._failed_tasks.pop(assignment.task, None)
         else:
             self._known[assignment.task].survived()
             self._suspects.append(assignment.task)
@@ -180,6 +201,20 @@ class Scheduler:
         if self._put_down(worker, assignment, now, learn=False):
             self._known.pop(assignment.task, None)
             self.unreadable.append((assignment.task, message))
+
+    def task_failed(self, worker: int, assignment: Assignment, message: str) -> None:
+        """A task failed as a whole; its worker is ended, and nothing that it had in hand is suspect."""
+        gone = self._workers.get(worker)
+        if gone is None or assignment not in gone.in_hand:
+            return
+        del self._workers[worker]
+        # The task first: where a fresh worker does not help, no others are begun in vain.
+        others = [other for other in gone.in_hand if other != assignment]
+        for given in (*reversed(others), assignment):
+            (self._suspects if given.task in self._known else self._waiting).appendleft(given.task)
+        self._failed_tasks[assignment.task] += 1
+        if (attempts := self._failed_tasks[assignment.task]) >= TASK_ATTEMPTS:
+            self._stop(f"a task failed on {_workers(attempts)} for a reason that lies in none of its pairs", message)
 
     def lost(self, worker: int, message: str, now: float, *, hung: bool = False) -> None:
         """A worker died, hung, or is out of reach; its tasks are suspects now, or given up."""
@@ -254,8 +289,9 @@ class Scheduler:
         ready = {number: worker for number, worker in self._workers.items() if worker.ready}
         while ready and (self._waiting or self._suspects):
             number, worker = min(ready.items(), key=lambda item: len(item[1].in_hand))
-            # A suspect is given only when no other task waits, and none will wait again.
-            if len(worker.in_hand) >= (self.depth if self._waiting else 1):
+            # A suspect is given only when no other task waits; if one waits again later, it takes another worker.
+            alone = not self._waiting or any(held.task in self._known for held in worker.in_hand)
+            if len(worker.in_hand) >= (1 if alone else self.depth):
                 del ready[number]
                 continue
             if not worker.in_hand:
@@ -266,3 +302,8 @@ class Scheduler:
                 assignment = self._known[self._suspects.popleft()].next()
             worker.in_hand.append(assignment)
             self._decided.append(Give(number, assignment))
+
+
+def _workers(count: int) -> str:
+    """A number of workers in words."""
+    return f"{count} worker" if count == 1 else f"{count} workers"

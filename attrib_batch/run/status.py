@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from attrib_batch.errors import ExitCode, OutputError
-from attrib_batch.run.history import read_history, speed_without_log
+from attrib_batch.run.history import last_speed_without_log, read_history, speeds_without_log
 from attrib_batch.run.lease import read_holder
 from attrib_batch.run.manifest import MANIFEST, read_manifest
 from attrib_batch.schema import Cell, Chunk, Table
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from attrib_batch.run.history import History, InHand
     from attrib_batch.run.lease import Holder
+    from attrib_batch.run.speed import Speeds
     from attrib_batch.workers.ndif_jobs import RemoteJob
 
 
@@ -53,7 +54,9 @@ class RunStatus:
     history: History | None
     """What the newest log tells."""
     pairs_per_second: float | None = None
-    """Lately, or of the last execution; pairs that failed included."""
+    """Of the models at work, lately, or of the last execution; pairs that failed included."""
+    speeds: Speeds | None = None
+    """Of each model; None where nothing tells them and no driver is at work."""
 
     @property
     def exit_code(self) -> ExitCode:
@@ -77,9 +80,14 @@ class RunStatus:
     @property
     def seconds_left(self) -> float | None:
         """Estimated time to the end; None where nothing is waiting, at work, or known."""
-        if not self.running or not self.waiting or not self.pairs_per_second:
+        if not self.running or not self.waiting or self.speeds is None:
             return None
-        return self.waiting / self.pairs_per_second
+        ended = self.history.models_ended if self.history else frozenset()
+        left: Counter[str] = Counter()
+        for cell in self.cells:
+            if cell.cell.model not in ended:
+                left[cell.cell.model] += cell.waiting
+        return self.speeds.seconds_left(left)
 
     @property
     def reasons(self) -> Counter[str]:
@@ -106,11 +114,12 @@ def read_status(out: str | Path) -> RunStatus:
     for entry in manifest["plan"]:
         cell = Cell(entry["model"], entry["dataset"], entry["method"])
         cells.append(_count(store, cell, entry["n_pairs"]))
-    if history is None:
-        speed = speed_without_log(store, running=running, heard_of_at=heard_of_at)
-    else:
-        speed = history.pairs_per_second
-    return RunStatus(cells, jobs_under_way(store), holder, running, history, speed)
+    speeds = history.speeds if history else None
+    if history is None and running:
+        waiting = {cell.cell: cell.waiting for cell in cells}
+        speeds = speeds_without_log(store, waiting, heard_of_at=heard_of_at)
+    speed = last_speed_without_log(store) if speeds is None else speeds.now
+    return RunStatus(cells, jobs_under_way(store), holder, running, history, speed, speeds)
 
 
 def _count(store: Store, cell: Cell, expected: int) -> CellStatus:

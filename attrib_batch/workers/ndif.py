@@ -11,10 +11,11 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from attrib_batch.errors import ModelError, RunInterruptedError
+from attrib_batch.errors import ModelError, RunInterruptedError, TaskError
 from attrib_batch.schema import FailureReason
 from attrib_batch.workers.ndif_jobs import RemoteJob, forget_jobs, job_name, read_job, write_job
 from attrib_batch.workers.ndif_server import PUBLIC_HOST, JobFailedError, JobGoneError, JobTooLongError, NdifServer
+from attrib_batch.workers.scoring import score_task
 from attrib_batch.workers.task import Ready, TaskReader, TaskReport, peak_memory
 
 if TYPE_CHECKING:
@@ -80,16 +81,25 @@ class NdifWorker:
 
         Raises:
             ModelError: the server refuses the request.
+            TaskError: pairs ended in an exception that is no pair's fault; nothing is committed.
             RunInterruptedError: the server does not answer, or cannot do what it is asked.
             DatasetError: the pairs cannot be read.
             OutputError: the tables cannot be written.
         """
         started = time.perf_counter()
         pairs, results = self._reader.begin(assignment)
+
+        def score(pairs: Sequence[EncodedPair]) -> Iterator[tuple[MethodJob, Outcome]]:
+            return self._scored(assignment.task, pairs, results.methods)
+
         with self._session:
             scoring, downloaded = time.perf_counter(), self._server.downloaded_bytes
-            for method, outcome in self._scored(assignment.task, pairs, results.methods):
-                results.add(method, outcome)
+            try:
+                score_task(assignment, pairs, results, score)
+            except TaskError:
+                # Otherwise a fresh worker would fetch the same results again.
+                forget_jobs(self.store, assignment.task[0], results.methods[0])
+                raise
             model_seconds = time.perf_counter() - scoring
             downloaded = self._server.downloaded_bytes - downloaded
         report = results.commit(
@@ -123,8 +133,9 @@ class NdifWorker:
         except JobTooLongError as error:
             if len(pairs) == 1:
                 self._most_pairs.pop(together, None)  # the pair was to blame, not how many there were
+                message = f"{type(error).__name__}: {error}"
                 for method in methods:
-                    yield method, FailedPair(pairs[0], FailureReason.SCORING_ERROR, str(error), attempts=1)
+                    yield method, FailedPair(pairs[0], FailureReason.SCORING_ERROR, message, attempts=1)
                 return
             # As a token budget, it shrinks and stays so: the server would spend all its time on every task again.
             self._most_pairs[together] = len(pairs) // 2

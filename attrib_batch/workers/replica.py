@@ -10,10 +10,15 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from attrib_batch.workers.scoring import score_task
 from attrib_batch.workers.task import Ready, TaskReader, TaskReport, peak_memory
 
 if TYPE_CHECKING:
-    from attrib_batch.spec import Job
+    from collections.abc import Iterator, Sequence
+
+    from attrib_batch.attribution.engine import Outcome
+    from attrib_batch.pairs.encode import EncodedPair
+    from attrib_batch.spec import Job, MethodJob
     from attrib_batch.store import Store
     from attrib_batch.workers.assignment import Assignment
 
@@ -64,6 +69,7 @@ class ReplicaWorker:
         A probe is scored and not committed.
 
         Raises:
+            TaskError: pairs ended in an exception that is no pair's fault; nothing is committed.
             DatasetError: the pairs cannot be read.
             OutputError: the tables cannot be written.
         """
@@ -71,9 +77,12 @@ class ReplicaWorker:
 
         started = time.perf_counter()
         pairs, results = self._reader.begin(assignment)
+
+        def score(pairs: Sequence[EncodedPair]) -> Iterator[tuple[MethodJob, Outcome]]:
+            return score_pairs(self._model, pairs, results.methods, self._budget)
+
         with self._scoring:
             scoring = time.perf_counter()
-            for method, outcome in score_pairs(self._model, pairs, results.methods, self._budget):
-                results.add(method, outcome)
+            score_task(assignment, pairs, results, score)
             model_seconds = time.perf_counter() - scoring
         return results.commit(self.store, seconds=time.perf_counter() - started, model_seconds=model_seconds)

@@ -13,10 +13,15 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
+from attrib_batch.workers.scoring import score_task
 from attrib_batch.workers.task import Ready, TaskReader, TaskReport, peak_memory
 
 if TYPE_CHECKING:
-    from attrib_batch.spec import Job
+    from collections.abc import Iterator, Sequence
+
+    from attrib_batch.attribution.engine import Outcome
+    from attrib_batch.pairs.encode import EncodedPair
+    from attrib_batch.spec import Job, MethodJob
     from attrib_batch.store import Store
     from attrib_batch.workers.assignment import Assignment
 
@@ -71,6 +76,7 @@ class ShardWorker:
         """Score chunks of the same pairs, one for each method; the first rank commits them and reports.
 
         Raises:
+            TaskError: pairs ended in an exception that is no pair's fault, in all ranks; nothing is committed.
             ShardsDisagreeError: the ranks did not all go the same way.
             DatasetError: the pairs cannot be read.
             OutputError: the tables cannot be written.
@@ -79,11 +85,12 @@ class ShardWorker:
 
         started = time.perf_counter()
         pairs, results = self._reader.begin(assignment)
+
+        def score(pairs: Sequence[EncodedPair]) -> Iterator[tuple[MethodJob, Outcome]]:
+            return score_pairs(self._model, pairs, results.methods, self._budget, agree=self._agreement.agree)
+
         scoring = time.perf_counter()
-        for method, outcome in score_pairs(
-            self._model, pairs, results.methods, self._budget, agree=self._agreement.agree
-        ):
-            results.add(method, outcome)
+        score_task(assignment, pairs, results, score)
         now = time.perf_counter()
         if self.rank != 0:
             return None

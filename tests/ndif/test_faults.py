@@ -19,7 +19,7 @@ import torch
 
 from attrib_batch.attribution import metrics
 from attrib_batch.attribution.metrics import register_metric
-from attrib_batch.errors import AttribBatchError
+from attrib_batch.errors import AttribBatchError, TaskError
 from attrib_batch.pairs.writer import write_pairs
 from attrib_batch.workers import ndif_server as server_calls
 from attrib_batch.workers.ndif_server import JobFailedError
@@ -281,30 +281,64 @@ def fails_for_some(logits: Tensor, clean_logits: Tensor, answers: Any) -> Tensor
     return found + torch.where((answers.right == 2).any(-1), torch.nan, 0.0)
 
 
+def raises_for_some(logits: Tensor, clean_logits: Tensor, answers: Any) -> Tensor:
+    if (answers.right == 2).any():
+        raise KeyError("missing thing")
+    return logits.gather(-1, answers.right)[:, 0]
+
+
+def raises_for_all(logits: Tensor, clean_logits: Tensor, answers: Any) -> Tensor:
+    raise KeyError("missing thing")
+
+
 @pytest.fixture
-def own_metric(monkeypatch: pytest.MonkeyPatch) -> str:
-    """A metric of one's own; other tests do not know it."""
+def own_metrics(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Metrics of one's own; other tests do not know them."""
     names: set[str] = set()
     monkeypatch.setattr(metrics, "_METRICS", dict(metrics._METRICS))
     monkeypatch.setattr(metrics, "registered_names", names)
     monkeypatch.setattr("attrib_batch.metric_names.registered_names", names)
-    register_metric("test-fails-for-some", fails_for_some)
-    return "test-fails-for-some"
+    for function in (fails_for_some, raises_for_some, raises_for_all):
+        register_metric(function.__name__, function)
+
+
+def pairs_with_answer_2() -> list[int]:
+    pairs = random_pairs(N_PAIRS // 2, 9, 4) + random_pairs(N_PAIRS // 2, 11, 5, seed=1)
+    return [index for index, pair in enumerate(pairs) if 2 in pair.answers]
 
 
 def test_pairs_that_cannot_be_scored_there_are_named_and_the_others_scored(
-    ndif_server: NdifServer, job: TinyJob, tmp_path: Path, own_metric: str
+    ndif_server: NdifServer, job: TinyJob, tmp_path: Path, own_metrics: None
 ) -> None:
-    methods = [{"id": "own", "kind": "atp", "metric": own_metric}]
+    methods = [{"id": "own", "kind": "atp", "metric": "fails_for_some"}]
     path = job.write("own.yaml", models=[model(job, ndif_server.url)], methods=methods, chunk_pairs=N_PAIRS)
     score_here(path, tmp_path / "out")
     failures = read_table(tmp_path / "out", "failures")
-    pairs = random_pairs(N_PAIRS // 2, 9, 4) + random_pairs(N_PAIRS // 2, 11, 5, seed=1)
-    expected = [index for index, pair in enumerate(pairs) if 2 in pair.answers]
+    expected = pairs_with_answer_2()
     assert failures["pair_id"].to_list() == expected
     assert set(failures["error"]) == {"non_finite"}
     scored = set(read_scores(tmp_path / "out")["pair_id"])
     assert scored == set(range(N_PAIRS)) - set(expected)
+
+
+def test_pairs_that_raise_there_are_failures_and_an_exception_of_all_is_no_pairs_fault(
+    ndif_server: NdifServer, job: TinyJob, tmp_path: Path, own_metrics: None
+) -> None:
+    def write(metric: str) -> Path:
+        methods = [{"id": "own", "kind": "atp", "metric": metric}]
+        models = [model(job, ndif_server.url)]
+        return job.write(f"{metric}.yaml", models=models, methods=methods, chunk_pairs=N_PAIRS)
+
+    some, none = tmp_path / "some", tmp_path / "none"
+    before = len(ndif_server.jobs_received())
+    score_here(write("raises_for_some"), some)
+    assert len(ndif_server.jobs_received()) == before + 2, "a pair that was scored is sent once more"
+    assert read_table(some, "failures")["pair_id"].to_list() == pairs_with_answer_2()
+    assert jobs_of(some) == []
+    with pytest.raises(TaskError, match=f"all {N_PAIRS} pairs of own ended in .*: KeyError: 'missing thing'"):
+        score_here(write("raises_for_all"), none)
+    assert not list(none.glob("**/*.parquet"))
+    assert jobs_of(none) == [], "a fresh worker is not to fetch the same results"
 
 
 def test_an_error_of_the_request_itself_is_told_and_not_sent_again(

@@ -9,6 +9,7 @@ import signal
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -19,6 +20,7 @@ from attrib_batch.store import TEMPORARY_PREFIX, TEMPORARY_SUFFIX
 from tests.support.demo_pairs import random_pairs
 from tests.support.faults import METRIC, marks
 from tests.support.faulty_runs import (
+    ANSWERS,
     CHUNK,
     EXITS,
     HANGS,
@@ -125,7 +127,66 @@ def test_a_driver_killed_at_each_step_in_turn_is_resumed_every_time(runs: Runs, 
 def test_workers_that_never_start_end_the_run_with_their_error(runs: Runs) -> None:
     ended = runs.run(runs.job.folder / "unstarted", env=runs.environment(faults=[{"at": "start"}] * 3))
     assert ended.code == 1, ended.said
-    assert "3 workers in a row could not start; the last one said: ImportError: libcudart.so.99" in ended.said
+    assert "3 starts of 1 worker failed and none succeeded; the last one said: ImportError: libcudart.so.99" in (
+        ended.said
+    )
+
+
+BROKEN_FROM = 80
+"""The metric breaks for every pair from here on: a table all of whose later pairs have one answer."""
+
+
+def breaking(runs: Runs, file: str, *, n_pairs: int = N_PAIRS, chunk_pairs: int = CHUNK, **workers: object) -> Path:
+    """Write the job of a table whose pairs from ``BROKEN_FROM`` on have the answer of the pair ``RAISES``."""
+    pairs = runs.job.folder / f"{file}.parquet"
+    rows = in_words(random_pairs(N_PAIRS, 9, 4))
+    rows[BROKEN_FROM:] = [replace(row, answers=(f" {ANSWERS[RAISES]}",)) for row in rows[BROKEN_FROM:]]
+    write_pairs(pairs, rows[BROKEN_FROM - n_pairs // 2 : BROKEN_FROM + n_pairs // 2])
+    model = {"id": str(runs.job.model), "name": "tiny", "prepend_bos": False, "workers": workers}
+    return runs.job.write(
+        file, models=[model], datasets=[{"id": "random", "path": str(pairs)}],
+        methods=[{"id": "atp", "metric": METRIC}], chunk_pairs=chunk_pairs,
+    )  # fmt: skip
+
+
+def test_a_metric_that_breaks_in_mid_run_ends_it_and_costs_no_pair(runs: Runs) -> None:
+    out, job = runs.job.folder / "broken", breaking(runs, "broken.yaml")
+    ended = runs.run(out, job=job, env=runs.environment(poison=poison({RAISES: "break"})))
+    assert ended.code == 1, ended.said
+    said = "all 8 pairs of atp ended in the same exception: KeyError: 'missing thing'"
+    assert f"{said}. What is committed stays; mend the cause and run the same command again." in ended.said
+    # Two tasks are in hand at once, and it may be either of them that fails first.
+    assert 2 <= ended.said.count("a worker is replaced: ") <= 3
+    assert "a worker was lost" not in ended.said
+    assert not list(out.glob("failures/**/*.parquet"))
+    before = {path: path.stat().st_mtime_ns for path in committed(out)}
+    scored = set(read_table(out, "baselines")["pair_id"])
+    assert scored <= set(range(BROKEN_FROM))
+    assert len(scored) >= BROKEN_FROM - 2 * CHUNK
+    [log] = out.glob("logs/*.jsonl")
+    events = [json.loads(line)["event"] for line in log.read_text().splitlines()]
+    assert events.count("task_failed") == ended.said.count("a worker is replaced: ")
+    ended = runs.run(out, job=job)
+    assert ended.code == 0, ended.said
+    assert read_table(out, "baselines")["pair_id"].to_list() == list(range(N_PAIRS))
+    assert all(path.stat().st_mtime_ns == stamp for path, stamp in before.items())
+
+
+def test_a_metric_that_breaks_in_every_rank_of_a_gang_ends_the_run_and_a_pair_alone_is_a_failure(runs: Runs) -> None:
+    out = runs.job.folder / "broken-gang"
+    shards = {"kind": "sharded", "shards": 2, "cpus": 0.5}
+    job = breaking(runs, "gang.yaml", n_pairs=8, chunk_pairs=7, **shards)
+    ended = runs.run(out, job=job, env=runs.environment(poison=poison({RAISES: "break"})))
+    # Of the first seven pairs four are scored. Beside the last one, which is alone, the ranks score a made-up pair.
+    assert ended.code == 3, ended.said
+    assert [*read_table(out, "failures")["pair_id"]] == [*range(BROKEN_FROM, BROKEN_FROM + 4)]
+    assert "a worker is replaced" not in ended.said
+    out = runs.job.folder / "broken-gang-2"
+    job = breaking(runs, "gang-2.yaml", n_pairs=8, chunk_pairs=4, **shards)
+    ended = runs.run(out, job=job, env=runs.environment(poison=poison({RAISES: "break"})))
+    assert ended.code == 1, ended.said
+    assert "all 4 pairs of atp ended in the same exception: KeyError: 'missing thing'" in ended.said
+    assert not list(out.glob("failures/**/*.parquet"))
 
 
 def test_a_worker_that_hangs_is_replaced(runs: Runs, undisturbed: Path) -> None:

@@ -11,7 +11,7 @@ import pytest
 from attrib_batch.errors import OutputError
 from attrib_batch.run.log import LOGS, Level, ModelLog, RunLog, What
 from attrib_batch.run.manifest import MANIFEST
-from attrib_batch.run.pool import FailedToStart, Lost, Started
+from attrib_batch.run.pool import FailedToStart, Lost, Started, TaskFailed
 from attrib_batch.run.scheduler import End, Give, GiveUp, Start
 from attrib_batch.run.sinks import FileSink, ObjectSink, open_sink
 from attrib_batch.schema import Cell, Chunk
@@ -75,6 +75,7 @@ def test_what_goes_wrong_stands_out_and_says_why(tmp_path: Path) -> None:
     log = ModelLog(a_log(tmp_path), "m")
     log.happened(Started(0, Ready(peak_bytes=5, parameters=7, seconds=1.0)))
     log.happened(FailedToStart(1, "no GPU"))
+    log.happened(TaskFailed(3, Assignment(TASK), "KeyError: 'missing thing'"))
     log.happened(Lost(0, "it died"))
     log.decided(End(2, "it hung"))
     log.decided(GiveUp(TASK, (LeftOut(8, 3, "it died again"),)))
@@ -83,6 +84,7 @@ def test_what_goes_wrong_stands_out_and_says_why(tmp_path: Path) -> None:
     assert found == [
         ("worker_ready", "info", None),
         ("worker_failed_to_start", "warning", "no GPU"),
+        ("task_failed", "warning", "KeyError: 'missing thing'"),
         ("worker_lost", "warning", "it died"),
         ("worker_ended", "warning", "it hung"),
         ("task_given_up", "warning", "it died again"),

@@ -8,13 +8,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from attrib_batch.run.scheduler import MAX_FAILED_STARTS, MAX_LOSSES_IN_A_ROW
+from attrib_batch.run.scheduler import MAX_FAILED_STARTS, MAX_LOSSES_IN_A_ROW, TASK_ATTEMPTS
 from attrib_batch.run.suspect import PAIR_ATTEMPTS
 from tests.support.scheduler_world import LEFT_OUT, LONGEST, SCORED, SHORTEST, UNREADABLE, World
 
 
 class AnyOrder(RuleBasedStateMachine):
-    """Workers start, fail, finish, die and hang as they like; some rows end any worker."""
+    """Workers start, fail, finish, die and hang as they like, and room comes and goes; some rows end any worker."""
 
     @initialize(
         n_pairs=st.integers(1, 40), chunk=st.integers(1, 12), n_workers=st.integers(1, 3), depth=st.integers(1, 2),
@@ -66,6 +66,21 @@ class AnyOrder(RuleBasedStateMachine):
         self.world.cannot_read(data.draw(st.sampled_from(self.busy())))
         self.world.obey()
 
+    @precondition(lambda self: self.busy())
+    @rule(data=st.data(), last=st.booleans())
+    def a_task_fails(self, data: st.DataObject, last: bool) -> None:
+        worker = data.draw(st.sampled_from(self.busy()))
+        index = -1 if last else 0
+        if self.world.ready[worker][index].probe is None:
+            self.world.fail_task(worker, index)
+            self.world.obey()
+
+    @rule(n_workers=st.integers(1, 4))
+    def room_changes(self, n_workers: int) -> None:
+        self.n_workers = max(self.n_workers, n_workers)
+        self.world.scheduler.want(n_workers)
+        self.world.obey()
+
     @rule(seconds=st.sampled_from([SHORTEST, LONGEST]))
     def time_passes(self, seconds: float) -> None:
         self.world.pass_time(seconds)
@@ -104,7 +119,11 @@ class AnyOrder(RuleBasedStateMachine):
         self.world.run(random.Random(0))
         scheduler = self.world.scheduler
         if scheduler.stopped is not None:
-            assert self.world.failed_starts >= MAX_FAILED_STARTS or self.world.n_losses >= MAX_LOSSES_IN_A_ROW
+            assert (
+                self.world.failed_starts >= MAX_FAILED_STARTS
+                or self.world.n_losses >= MAX_LOSSES_IN_A_ROW
+                or max(self.world.failed_tasks.values(), default=0) == TASK_ATTEMPTS
+            )
         elif not scheduler.stopping:
             assert set(self.world.ended) == set(range(self.n_pairs))
             assert self.world.poison <= self.world.rows(LEFT_OUT) | self.world.rows(UNREADABLE)

@@ -46,9 +46,9 @@ def given(seconds: float, start: int, *, worker: int = 0, **fields: Any) -> byte
     return line(seconds, "task_given", worker=worker, start=start, stop=start + 10, **fields)
 
 
-def committed(seconds: float, start: int, *, worker: int = 0, pairs: int = 10) -> bytes:
+def committed(seconds: float, start: int, *, worker: int = 0, pairs: int = 10, **fields: Any) -> bytes:
     counts = {"pairs": pairs, "failed": 10 - pairs}
-    return line(seconds, "task_committed", worker=worker, start=start, stop=start + 10, **counts)
+    return line(seconds, "task_committed", worker=worker, start=start, stop=start + 10, **counts, **fields)
 
 
 def write_log(out: Path, *lines: bytes, execution: str = "e1") -> None:
@@ -94,6 +94,8 @@ def test_what_is_in_hand_is_what_was_given_and_has_not_ended() -> None:
             given(0, 0), given(0, 10), given(0, 20, worker=1), given(0, 30, worker=2),
             committed(5, 0),
             line(6, "worker_lost", worker=1, level="warning", message="it died"),
+            given(6, 40, worker=3), given(6, 50, worker=3),
+            line(7, "task_failed", worker=3, start=40, stop=50, level="warning", message="KeyError"),
             line(7, "task_unreadable", worker=2, start=30, stop=40, level="error", message="no"),
             line(8, "probe_given", worker=2, start=20, stop=30, probe=[20, 25]),
             line(9, "probe_survived", worker=2, start=20, stop=30, probe=[20, 25]),
@@ -104,7 +106,7 @@ def test_what_is_in_hand_is_what_was_given_and_has_not_ended() -> None:
     assert history is not None
     assert [(task.worker, task.start, task.stop) for task in history.in_hand] == [(0, 10, 20), (2, 25, 30)]
     assert sum(task.n_pairs for task in history.in_hand) == 15
-    assert [message.text for message in history.messages] == ["it died", "no"]
+    assert [message.text for message in history.messages] == ["it died", "KeyError", "no"]
 
 
 def test_pairs_of_methods_that_run_together_are_counted_for_each() -> None:
@@ -135,7 +137,48 @@ def test_speed_is_that_of_the_last_minutes() -> None:
 def speed(lines: list[bytes], heard_of: float | None = None) -> float | None:
     history = tell(lines, heard_of_at=0.0 if heard_of is None else BEGIN.timestamp() + heard_of)
     assert history is not None
-    return history.pairs_per_second
+    return history.speeds.now
+
+
+SLOW_THEN_FAST = [
+    line(0, "worker_ready", worker=0, model="slow"),
+    *[committed(10 * n, 10 * n, model="slow") for n in range(1, 11)],  # 1 pair/s up to 100 s
+    line(100, "model_ended", model="slow"),
+    line(120, "worker_ready", worker=0, model="fast"),
+    committed(121, 0, model="fast"),
+    committed(122, 10, model="fast"),
+]
+"""Two models one after the other, both with a worker 0."""
+
+
+def test_the_speed_is_that_of_the_models_at_work() -> None:
+    assert speed(SLOW_THEN_FAST[:11]) == pytest.approx(1.0)
+    assert speed(SLOW_THEN_FAST[:12], 119) is None, "nothing is at work while the second model loads"
+    assert speed(SLOW_THEN_FAST, 124) == pytest.approx(20 / 4)
+    assert speed(
+        [*SLOW_THEN_FAST, line(130, "model_ended", model="fast"), line(140, "execution_ended", exit_code=0)]
+    ) == (pytest.approx(20 / 2)), "the last speed is that of the last model"
+
+
+def test_the_speeds_of_models_side_by_side_add_up() -> None:
+    lines = [
+        line(0, "worker_ready", worker=0, model="slow"), line(10, "worker_ready", worker=0, model="fast"),
+        committed(20, 0, model="slow"), committed(20, 0, model="fast"),
+    ]  # fmt: skip
+    assert speed(lines) == pytest.approx(10 / 20 + 10 / 10)
+
+
+def test_each_model_needs_its_own_time(tmp_path: Path) -> None:
+    slow, fast, none = (Cell(model, "d", "atp") for model in ("slow", "fast", "none"))
+    write_manifest(tmp_path, {slow: 110, fast: 100, none: 30})
+    hold(tmp_path, renewed_at=BEGIN.timestamp() + 124)
+    write_chunk(tmp_path, Chunk(slow, 0, 100), pairs(0, 100))
+    write_chunk(tmp_path, Chunk(fast, 0, 20), pairs(0, 20))
+    write_log(tmp_path, *SLOW_THEN_FAST)
+    found = read_status(tmp_path)
+    # 80 pairs at 5 a second; 30 at the mean of 0.2 and 1 s. The 10 that the slow model has left were not readable.
+    assert found.seconds_left == pytest.approx(80 / 5 + 30 * 0.6)
+    assert found.pairs_per_second == pytest.approx(5.0)
 
 
 def test_only_the_last_messages_are_kept() -> None:
@@ -202,6 +245,19 @@ def test_without_a_log_the_parts_tell_the_speed(out: Path) -> None:
     assert read_status(out).pairs_per_second is None, "of this execution there is one part alone"
     commit_at(out, 30, 20)
     assert read_status(out).pairs_per_second == pytest.approx(10 / 30)
+
+
+def test_without_a_log_the_parts_of_each_model_tell_its_speed(tmp_path: Path) -> None:
+    done, begun = (Cell(model, "d", "atp") for model in ("done", "begun"))
+    write_manifest(tmp_path, {done: 20, begun: 50})
+    hold(tmp_path, renewed_at=BEGIN.timestamp() + 120)
+    for cell, start, seconds in ((done, 0, 1), (done, 10, 2), (begun, 0, 110), (begun, 10, 115)):
+        chunk = Chunk(cell, start, start + 10)
+        write_chunk(tmp_path, chunk, pairs(start, start + 10))
+        os.utime(tmp_path / chunk.path(Table.SCORES), (BEGIN.timestamp() + seconds,) * 2)
+    found = read_status(tmp_path)
+    assert found.pairs_per_second == pytest.approx(10 / 10)  # the first commit tells when, not how fast
+    assert found.seconds_left == pytest.approx(30)
 
 
 def test_without_a_log_the_record_of_the_last_execution_tells_its_speed(out: Path) -> None:

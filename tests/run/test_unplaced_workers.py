@@ -55,7 +55,7 @@ def test_loading_has_a_deadline_from_the_moment_a_worker_is_placed() -> None:
         scheduler.worker_placed(worker, now + LONGEST - 1)  # told twice, it counts once
         now += LONGEST
         assert End(worker, f"it finished nothing for {LONGEST:.0f} s and was taken for hung") in scheduler.decide(now)
-    assert "3 workers in a row could not start" in str(scheduler.stopped)
+    assert "3 starts of 1 worker failed" in str(scheduler.stopped)
 
 
 def test_the_others_do_the_work_meanwhile() -> None:

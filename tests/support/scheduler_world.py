@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections import Counter
 from dataclasses import dataclass, field
 
 from attrib_batch.run.deadlines import Deadlines
@@ -48,8 +49,12 @@ class World:
     """Workers lost with one row alone in hand, by row."""
     given_up: set[int] = field(default_factory=set)
     """Rows that were left out as the rest of a hopeless task."""
+    suspects: set[tuple[Chunk, ...]] = field(default_factory=set)
+    """Tasks with which workers were lost."""
     n_losses: int = 0
     failed_starts: int = 0
+    failed_tasks: Counter[tuple[Chunk, ...]] = field(default_factory=Counter)
+    """On how many workers each task failed as a whole."""
 
     @classmethod
     def of(
@@ -71,11 +76,13 @@ class World:
                     held.append(assignment)
                     assert len(held) <= self.scheduler.depth
                     assert all(not a.left_out and a.probe is None for a in held) or len(held) == 1
+                    assert not any(a.task in self.suspects for a in held) or len(held) == 1
                     assert touched(assignment)
                 case End(worker, _):
                     self._drop(worker)
                 case GiveUp(given_up, pairs):
                     assert {pair.row for pair in pairs} == set(range(given_up[0].start, given_up[0].stop))
+                    self.suspects.discard(given_up)
                     self.given_up |= {pair.row for pair in pairs if pair.message.endswith("together)")}
                     self._end(pairs, LEFT_OUT)
 
@@ -98,12 +105,22 @@ class World:
         self.ready[worker].pop(index)
         self.scheduler.done(worker, assignment, self.now)
         if assignment.probe is None:
+            self.suspects.discard(assignment.task)
             self._end(assignment.left_out, LEFT_OUT)
             for row in touched(assignment):
                 self._end_row(row, SCORED)
 
+    def fail_task(self, worker: int, index: int = 0) -> None:
+        """A task fails as a whole, by what is no pair's fault."""
+        assignment = self.ready[worker][index]
+        self.hanging.discard(worker)
+        self.gone += [(worker, held) for held in self.ready.pop(worker)]
+        self.failed_tasks[assignment.task] += 1
+        self.scheduler.task_failed(worker, assignment, "KeyError: 'missing thing'")
+
     def cannot_read(self, worker: int) -> None:
         assignment = self.ready[worker].pop()
+        self.suspects.discard(assignment.task)
         self.scheduler.cannot_read(worker, assignment, "damaged", self.now)
         for row in range(assignment.task[0].start, assignment.task[0].stop):
             self._end_row(row, UNREADABLE)
@@ -144,6 +161,7 @@ class World:
         self.n_losses += 1
         for assignment in held:
             self.gone.append((worker, assignment))
+            self.suspects.add(assignment.task)
             if assignment.probe is not None and len(rows := touched(assignment)) == 1:
                 (row,) = rows
                 self.lost_alone[row] = self.lost_alone.get(row, 0) + 1

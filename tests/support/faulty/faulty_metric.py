@@ -1,7 +1,7 @@
 """A metric that is the logit difference, except for pairs with an answer that POISON names: those it reacts to.
 
-POISON is a JSON object from token ids to ``raise``, ``nan``, ``exit``, ``segfault`` or ``hang``; SLOW are seconds that
-every call takes.
+POISON is a JSON object from token ids to ``raise``, ``break``, ``nan``, ``exit``, ``segfault`` or ``hang``; SLOW are
+seconds that every call takes.
 """
 
 import ctypes
@@ -31,5 +31,7 @@ def faulty(logits, clean_logits, answers):
             time.sleep(3600)
         if how == "raise":
             raise ArithmeticError("this pair has no metric")
+        if how == "break":
+            raise KeyError("missing thing")
         values = values.masked_fill(met, float("nan"))
     return values
