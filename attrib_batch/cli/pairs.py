@@ -9,6 +9,7 @@ import typer
 
 from attrib_batch.cli.named import named_values
 from attrib_batch.errors import ExitCode
+from attrib_batch.pairs.columns import AnswerKind
 from attrib_batch.pairs.ioi import Counterfactual
 
 app = typer.Typer(
@@ -56,13 +57,23 @@ def import_table(
         list[str] | None,
         typer.Option("--column", metavar="OURS=THEIRS", help="Which of the source's columns is which of ours."),
     ] = None,
+    answers: Annotated[
+        AnswerKind, typer.Option(help="What answers are: texts, or whole numbers that are token ids.")
+    ] = AnswerKind.TEXT,
 ) -> None:
     """Make a table of prompt pairs from a file with other column names or another format."""
     from attrib_batch.pairs.importer import import_pairs
 
     named = named_values("--column", "OURS=THEIRS, for example --column clean=prompt", columns or [])
     mapping = {theirs: ours for ours, theirs in named}
-    typer.echo(f"{import_pairs(source, out, mapping):,} pairs -> {out}")
+    imported = import_pairs(source, out, mapping, answers=answers)
+    typer.echo(f"{imported.n_pairs:,} pairs -> {out}")
+    if imported.answers_look_like_ids:
+        typer.echo(
+            "warning: all answers are whole numbers and were taken as text; where they are token ids, import them with "
+            "--answers ids",
+            err=True,
+        )
 
 
 @app.command()
