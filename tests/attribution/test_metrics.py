@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import subprocess
 import sys
 from typing import TYPE_CHECKING
@@ -15,18 +14,16 @@ from attrib_batch.attribution import metrics
 from attrib_batch.attribution.metrics import AnswerSets, logit_diff, metric_named, register_metric
 from attrib_batch.errors import JobError
 from attrib_batch.metric_names import BUILT_IN_METRICS
-from attrib_batch.pairs.encode import EncodedPair, encode_pairs
-from attrib_batch.pairs.reader import Pair
-from attrib_batch.schema import Component
 from attrib_batch.spec import Job, parse_job
 from tests.support import oracle
-from tests.support.demo_pairs import TokenPair, random_pairs
+from tests.support.demo_pairs import random_pairs
 from tests.support.scored import assert_same_scores, encoded, method, score, tiny_model
-from tests.support.tiny_models import ARCHITECTURES, VOCABULARY, tiny_tokenizer
+from tests.support.tiny_models import ARCHITECTURES
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from tests.support.demo_pairs import TokenPair
     from tests.support.metrics import Metric
 
 PAIRS = random_pairs(4, 9, 4)
@@ -46,45 +43,6 @@ def only_built_in(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(metrics, "_METRICS", dict(metrics._METRICS))
     monkeypatch.setattr(metrics, "registered_names", set())
     monkeypatch.setattr("attrib_batch.metric_names.registered_names", metrics.registered_names)
-
-
-TWICE = Pair(0, "w1 w2 w3", "w1 w4 w3", (" Mary", " Mary"), (" John", " Anna", " John"))
-"""A row that names two of its answers twice."""
-
-
-def _encoded_twice() -> EncodedPair:
-    (pair,) = encode_pairs([TWICE], tiny_tokenizer(), prepend_bos=False)
-    assert isinstance(pair, EncodedPair), pair
-    return pair
-
-
-def test_an_answer_that_stands_twice_counts_once_by_hand() -> None:
-    """With 0.6, 0.3 and 0.1 for the three names."""
-    logits = torch.full((1, len(VOCABULARY)), -100.0)
-    for name, probability in {"Mary": 0.6, "John": 0.3, "Anna": 0.1}.items():
-        logits[0, VOCABULARY.index(name)] = math.log(probability)
-    answers = AnswerSets.of([_encoded_twice()], torch.device("cpu"))
-    values = {
-        name: metric_named(name)(logits, logits, answers).item() for name in ("prob_diff", "log_prob", "logit_diff")
-    }
-    assert values == pytest.approx(
-        {
-            "prob_diff": 0.6 - 0.4,
-            "log_prob": math.log(0.6),
-            "logit_diff": math.log(0.6) - (math.log(0.3) + math.log(0.1)) / 2,
-        },
-        abs=1e-6,
-    )
-
-
-@pytest.mark.parametrize("name", ["logit_diff", "prob_diff", "log_prob"])
-def test_scores_are_those_of_the_set_of_answers(name: str) -> None:
-    pair = _encoded_twice()
-    right, wrong = ([VOCABULARY.index(answer) for answer in answers] for answers in (["Mary"], ["John", "Anna"]))
-    metric = _oracle_metric(name, TokenPair(list(pair.clean), list(pair.corrupted), right, wrong))
-    ours = score(tiny_model("llama"), [pair], method(metric=name))[0][Component.Z]
-    theirs = oracle.atp(ARCHITECTURES["llama"](), pair.clean, pair.corrupted, metric, ["z"], direction="denoise")["z"]
-    assert_same_scores(ours, theirs)
 
 
 def _package(folder: Path, name: str, source: str, entry: str) -> None:

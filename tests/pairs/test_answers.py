@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given as for_any
+from hypothesis import strategies as st
 from tokenizers import AddedToken, Regex, Tokenizer, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
@@ -216,6 +218,26 @@ def test_answers_are_sets_in_the_order_of_their_first_tokens(words: PreTrainedTo
     by_id = outcome(words, Pair(7, "When Mary met Anna", "When Mary met Jo", (ids[0], " Mary", ids[1]), (" Jo",)))
     assert isinstance(by_id, EncodedPair), by_id
     assert by_id.answers == tuple(ids)
+
+
+JOINING = joining("ab", "b 1", "11", "\n\n", " a")
+LETTERS = st.text("ab 1\n", min_size=1, max_size=6)
+
+
+@for_any(prompt=LETTERS, answer=LETTERS)
+def test_whatever_is_scored_is_how_the_text_is_tokenised(prompt: str, answer: str) -> None:
+    given = pair(f"c{prompt}", answer, f"d{prompt}", "+")
+    joined = tuple(JOINING(given.clean + answer)["input_ids"])
+    alone = tuple(JOINING(given.clean)["input_ids"])
+    result = outcome(JOINING, given)
+    if isinstance(result, EncodedPair):
+        assert joined == result.clean + result.answers
+    elif result.reason is FailureReason.BOUNDARY:
+        assert joined[: len(alone)] != alone
+    else:
+        assert result.reason is FailureReason.MULTI_TOKEN_ANSWER
+        assert joined[: len(alone)] == alone
+        assert len(joined) > len(alone) + 1
 
 
 class Counting:
