@@ -11,7 +11,7 @@ answer counts as the token that it is on its own. That is its token alone; or, w
 several tokens alone (tokenizers with a dummy prefix, such as Llama 2's), its token after another word.
 
 The clean prompt decides which token an answer is. Behind the corrupted prompt it must be the same one, since both runs
-are measured by it.
+are measured by it; otherwise that is a ``boundary`` too, and where the caller allows it the one after clean counts.
 """
 
 from __future__ import annotations
@@ -117,14 +117,17 @@ class AnswerTokens:
     def _boundary(self, column: str, answer: str, name: str, prompt: str, found: Continuation) -> PairProblemError:
         tail = prompt if len(prompt) <= _TAIL_CHARACTERS else f"...{prompt[-_TAIL_CHARACTERS:]}"
         bare = tail.rstrip()
-        advice = "Let the prompt end where no token reaches over its end"
+        advice = "End the prompt earlier, before the token that the answer changes"
         if bare != tail:
-            advice = f"Move the white space to the answer: {bare[-12:]!r} + {tail[len(bare) :] + answer!r}"
+            advice = f"Move the white space to the answer: {bare.split()[-1]!r} + {tail[len(bare) :] + answer!r}"
+        taken = (
+            "the answer as the token that it is on its own" if name == "clean" else "the token that it is after clean"
+        )
         return PairProblemError(
             FailureReason.BOUNDARY,
             f"{column}: the tokens at the end of {name} change when {answer!r} follows: {tail!r} ends in "
             f"{self._pieces(found.replaced)}, {tail + answer!r} in {self._pieces(found.tokens)}. {advice}; or set "
-            "allow_boundary: true to take the answer as the token that it is on its own",
+            f"allow_boundary: true to take {taken}",
         )
 
     def _pieces(self, tokens: Sequence[int]) -> list[str]:

@@ -133,11 +133,11 @@ def test_a_boundary_message_shows_the_text_its_tokens_and_the_way_out() -> None:
     assert (
         "'... main town of France is ' ends in [' '], '... main town of France is Paris' in [' Paris']" in found.message
     )
-    assert "Move the white space to the answer: 'of France is' + ' Paris'" in found.message
+    assert "Move the white space to the answer: 'is' + ' Paris'" in found.message
     good = pair("The main town of France is", " Paris", "The main town of Russia is")
     assert token(tokenizer, good) == " Paris"
-    # Without white space there is nothing to move.
-    assert "white space" not in problem(ENGLISH, pair("dogs play", "ing", "cats play")).message
+    found = problem(ENGLISH, pair("dogs play", "ing", "cats play"))
+    assert "End the prompt earlier, before the token that the answer changes" in found.message
 
 
 def test_an_allowed_answer_must_be_one_token_on_its_own() -> None:
@@ -160,6 +160,7 @@ def test_the_corrupted_prompt_must_keep_its_tokens_as_well() -> None:
     found = problem(byte_level("Ġno", "Ġsee", "Ġplay", "Ġplaying", "ing"), given)
     assert found.reason is FailureReason.BOUNDARY
     assert "the tokens at the end of corrupted change when 'ing' follows" in found.message
+    assert found.message.endswith("allow_boundary: true to take the token that it is after clean")
     assert token(byte_level("Ġno", "Ġsee", "Ġplay", "Ġplaying", "ing"), given, allow_boundary=True) == "ing"
 
 
