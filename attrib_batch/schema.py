@@ -46,12 +46,15 @@ class FailureReason(StrEnum):
 
     NULL_VALUE = "null_value"
     EMPTY_PROMPT = "empty_prompt"
+    DOUBLE_BOS = "double_bos"
     IDENTICAL_PROMPTS = "identical_prompts"
     UNEQUAL_LENGTH = "unequal_length"
     TOO_LONG = "too_long"
     NO_ANSWER = "no_answer"
     MULTI_TOKEN_ANSWER = "multi_token_answer"  # noqa: S105 - the name of a reason, no secret
+    BOUNDARY = "boundary"
     AMBIGUOUS_ANSWER = "ambiguous_answer"
+    OFF_VOCABULARY = "off_vocabulary"
     ROLE_OFF_TOKENS = "role_off_tokens"
     DUPLICATE_ID = "duplicate_id"
     NON_FINITE = "non_finite"
@@ -77,7 +80,8 @@ PAIRS = pa.schema(
         pa.field("pair_id", pa.int64(), nullable=False),  # unique; the row number where the column is absent
         pa.field("clean", pa.string()),  # the prompt whose behaviour is asked about
         pa.field("corrupted", pa.string()),  # its counterfactual, of the same length in tokens
-        pa.field("answers", pa.list_(pa.string())),  # right continuations of clean, with their leading space
+        # Right continuations of clean, with their leading space; or token ids, as list<int64>.
+        pa.field("answers", pa.list_(pa.string())),
         pa.field("wrong_answers", pa.list_(pa.string())),  # wrong continuations of clean, likewise
         pa.field("roles", pa.list_(ROLE_SPAN)),  # character spans in clean that positions are aligned by
         pa.field("task", pa.string()),  # for grouping

@@ -269,6 +269,11 @@ class Job(_Strict):
         description="pairs per chunk: the unit of work, commit and retry; "
         "pairs of one shape are batched within a chunk, so larger ones are faster",
     )
+    allow_boundary: bool = Field(
+        False,
+        description="score pairs whose prompt is cut into other tokens once an answer follows, such as a prompt that "
+        "ends in a space: the answer counts as the token that it is on its own; otherwise such a pair is a failure",
+    )
 
     @model_validator(mode="after")
     def _names_are_unique(self) -> Self:

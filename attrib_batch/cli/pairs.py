@@ -9,6 +9,7 @@ import typer
 
 from attrib_batch.cli.named import named_values
 from attrib_batch.errors import ExitCode
+from attrib_batch.pairs.columns import AnswerKind
 from attrib_batch.pairs.ioi import Counterfactual
 
 app = typer.Typer(
@@ -56,13 +57,23 @@ def import_table(
         list[str] | None,
         typer.Option("--column", metavar="OURS=THEIRS", help="Which of the source's columns is which of ours."),
     ] = None,
+    answers: Annotated[
+        AnswerKind, typer.Option(help="What answers are: texts, or whole numbers that are token ids.")
+    ] = AnswerKind.TEXT,
 ) -> None:
     """Make a table of prompt pairs from a file with other column names or another format."""
     from attrib_batch.pairs.importer import import_pairs
 
     named = named_values("--column", "OURS=THEIRS, for example --column clean=prompt", columns or [])
     mapping = {theirs: ours for ours, theirs in named}
-    typer.echo(f"{import_pairs(source, out, mapping):,} pairs -> {out}")
+    imported = import_pairs(source, out, mapping, answers=answers)
+    typer.echo(f"{imported.n_pairs:,} pairs -> {out}")
+    if imported.answers_look_like_ids:
+        typer.echo(
+            "warning: all answers are whole numbers and were taken as text; where they are token ids, import them with "
+            "--answers ids",
+            err=True,
+        )
 
 
 @app.command()
@@ -73,9 +84,16 @@ def validate(
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first so many rows.")] = None,
     *,
     prepend_bos: Annotated[bool, typer.Option(help="As in the job file.")] = False,
+    allow_boundary: Annotated[
+        bool, typer.Option("--allow-boundary", help="As allow_boundary: true in the job file.")
+    ] = False,
 ) -> int:
-    """Tokenise every pair and count, per reason, those that cannot be scored; exit code 3 if there are any."""
+    """Tokenise every pair and count, per reason, those that cannot be scored; exit code 3 if there are any.
+
+    Warnings about pairs that can be scored do not change the exit code.
+    """
     from attrib_batch.models.load import load_tokenizer, read_dimensions
+    from attrib_batch.models.vocabulary import check_vocabulary
     from attrib_batch.pairs.reader import PairTable
     from attrib_batch.pairs.validate import render_validation
     from attrib_batch.pairs.validate import validate as validate_table
@@ -83,8 +101,15 @@ def validate(
 
     pairs = PairTable.open(table, limit)
     job = ModelJob(id=model, revision=revision, prepend_bos=prepend_bos)
+    tokenizer, dimensions = load_tokenizer(job), read_dimensions(job)
+    check_vocabulary(job, tokenizer, dimensions.d_vocab)
     report = validate_table(
-        pairs, load_tokenizer(job), prepend_bos=prepend_bos, max_tokens=read_dimensions(job).max_tokens
+        pairs,
+        tokenizer,
+        prepend_bos=prepend_bos,
+        max_tokens=dimensions.max_tokens,
+        vocabulary_size=dimensions.d_vocab,
+        allow_boundary=allow_boundary,
     )
     typer.echo(render_validation(report))
     return int(ExitCode.OK if report.ok else ExitCode.SOME_FAILED)

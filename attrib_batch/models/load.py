@@ -17,6 +17,7 @@ from attrib_batch.models.architectures import (
 from attrib_batch.models.capabilities import check_config
 from attrib_batch.models.causality import check_prefixes
 from attrib_batch.models.sources import find_model
+from attrib_batch.models.vocabulary import check_vocabulary
 
 if TYPE_CHECKING:
     import torch
@@ -100,14 +101,17 @@ def load_model(job: ModelJob) -> LoadedModel:
     """Load a model as a job asks.
 
     Raises:
-        ModelError: not found, not loadable, of an unknown architecture, or not of the shapes it states.
+        ModelError: not found, not loadable, of an unknown architecture, not of the shapes it states, or with a
+            tokenizer that is not its own.
     """
     source = find_model(job)
     device = choose_device(job)
+    tokenizer = load_tokenizer(job, source)
+    check_vocabulary(job, tokenizer, dimensions_of(read_config(job, source)).d_vocab)
     module = load_weights(job, source, device_map="auto" if spreads_over_gpus(job) else None)
     if not spreads_over_gpus(job):
         module = module.to(device)
-    return wrap_model(module, load_tokenizer(job, source))
+    return wrap_model(module, tokenizer)
 
 
 def load_weights(job: ModelJob, source: ModelSource, **placement: Any) -> PreTrainedModel:

@@ -11,6 +11,7 @@ from attrib_batch.models.architectures import Architecture, Dimensions, architec
 from attrib_batch.models.capabilities import check_config
 from attrib_batch.models.load import load_tokenizer, model_files
 from attrib_batch.models.sources import find_model
+from attrib_batch.models.vocabulary import check_vocabulary
 from attrib_batch.pairs.hub_errors import hub_errors
 
 if TYPE_CHECKING:
@@ -40,7 +41,7 @@ def open_remote_model(job: ModelJob) -> RemoteModel:
     """Build a model's structure from its configuration, and its tokenizer.
 
     Raises:
-        ModelError: not found, or of an unknown architecture.
+        ModelError: not found, of an unknown architecture, or with a tokenizer that is not its own.
     """
     from nnsight.modeling.transformers import TransformersModel
 
@@ -56,12 +57,15 @@ def open_remote_model(job: ModelJob) -> RemoteModel:
         raise ModelError(f"model {job.id!r}: its structure cannot be built: {message}") from error
     config = traced._module.config
     check_config(job, config)
+    dimensions = dimensions_of(config)
+    tokenizer = load_tokenizer(job, source)
+    check_vocabulary(job, tokenizer, dimensions.d_vocab)
     return RemoteModel(
         traced=traced,
         key=_key(job, source, location),
-        tokenizer=load_tokenizer(job, source),
+        tokenizer=tokenizer,
         architecture=architecture_of(config),
-        dimensions=dimensions_of(config),
+        dimensions=dimensions,
     )
 
 

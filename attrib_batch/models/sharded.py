@@ -16,7 +16,13 @@ from typing import TYPE_CHECKING
 
 from attrib_batch.errors import ModelError, ShardGroupError, ShardsDisagreeError
 from attrib_batch.models.activations import activation_at
-from attrib_batch.models.architectures import CHECKED_TOKENS, architecture_of, check_modules, compare_shapes
+from attrib_batch.models.architectures import (
+    CHECKED_TOKENS,
+    architecture_of,
+    check_modules,
+    compare_shapes,
+    dimensions_of,
+)
 from attrib_batch.models.causality import check_prefixes
 from attrib_batch.models.load import (
     choose_device,
@@ -26,6 +32,7 @@ from attrib_batch.models.load import (
     read_config,
 )
 from attrib_batch.models.sources import find_model
+from attrib_batch.models.vocabulary import check_vocabulary
 
 if TYPE_CHECKING:
     from datetime import timedelta
@@ -147,8 +154,7 @@ def load_shard(job: ModelJob, shards: int) -> LoadedModel:
 
     Raises:
         ModelError: not found, not loadable, of an unknown architecture, not divisible so, not of the shapes it states,
-            looks ahead, or is asked for on a device
-            that shards cannot be put on.
+            looks ahead, has a tokenizer that is not its own, or is asked for on a device that shards cannot be put on.
         ShardGroupError: the ranks that were joined are not ``shards``.
     """
     import torch.distributed
@@ -158,6 +164,8 @@ def load_shard(job: ModelJob, shards: int) -> LoadedModel:
     config = read_config(job, source)
     check_degree(job, config, shards)
     _check_device(job)
+    tokenizer = load_tokenizer(job, source)
+    check_vocabulary(job, tokenizer, dimensions_of(config).d_vocab)
     n_ranks = torch.distributed.get_world_size() if torch.distributed.is_initialized() else 0
     if n_ranks != shards:
         raise ShardGroupError(f"model {job.id!r} is to be split into {shards} shards, but {n_ranks} ranks were joined")
@@ -165,7 +173,7 @@ def load_shard(job: ModelJob, shards: int) -> LoadedModel:
     # is split cannot be tied to an embedding that is not.
     plan = DistributedConfig(tp_size=shards, tp_plan={architecture_of(config).embedding: "embedding_rowwise"})
     module = load_weights(job, source, distributed_config=plan)
-    model = prepare_tracing(module, load_tokenizer(job, source), shards=shards)
+    model = prepare_tracing(module, tokenizer, shards=shards)
     _check_shapes(model)
     check_prefixes(model.module, model.device)
     return model

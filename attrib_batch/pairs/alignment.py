@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from attrib_batch.pairs.tokens import PairProblemError
@@ -12,11 +13,26 @@ if TYPE_CHECKING:
     from attrib_batch.pairs.reader import Role
 
 
-def roles_per_token(roles: tuple[Role, ...], text: str, offsets: list[tuple[int, int]]) -> list[str | None]:
+@dataclass(frozen=True)
+class AlignedRoles:
+    """The roles of a prompt's tokens."""
+
+    names: tuple[str | None, ...]
     """The role of each token; where several hold one, the first in the list."""
+    hidden: tuple[str, ...]
+    """A sentence for each role that lost tokens to one before it in the list."""
+
+
+def align_roles(roles: tuple[Role, ...], text: str, offsets: list[tuple[int, int]]) -> AlignedRoles:
+    """Give each token the role whose span holds it.
+
+    Raises:
+        PairProblemError: a span is not one of ``text``, or begins or ends inside a token.
+    """
     starts = [start for start, _ in offsets]
     ends = [end for _, end in offsets]
     names: list[str | None] = [None] * len(offsets)
+    hidden: list[str] = []
     for role in roles:
         if not 0 <= role.start < role.end <= len(text):
             raise PairProblemError(
@@ -34,9 +50,15 @@ def roles_per_token(roles: tuple[Role, ...], text: str, offsets: list[tuple[int,
                 f"role {role.name}: its span holds {text[role.start : role.end]!r}, the tokens there "
                 f"{text[held[0] : held[1]]!r}",
             )
+        others = [name for name in names[first:stop] if name not in {None, role.name}]
+        if others:
+            hidden.append(
+                f"role {role.name}: {len(others)} of its {stop - first} tokens count as {others[0]}, which stands "
+                "before it in the list"
+            )
         for position in range(first, stop):
             names[position] = names[position] or role.name
-    return names
+    return AlignedRoles(tuple(names), tuple(hidden))
 
 
 def _trim(text: str, start: int, end: int) -> tuple[int, int]:

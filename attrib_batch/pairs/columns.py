@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
 from typing import TYPE_CHECKING
 
 import pyarrow as pa
@@ -10,11 +11,21 @@ from attrib_batch.errors import DatasetError
 from attrib_batch.schema import PAIRS, REQUIRED_PAIR_COLUMNS
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Collection
+
+ANSWER_COLUMNS = ("answers", "wrong_answers")
 
 DECODE_ERRORS = (pa.ArrowException, OSError, UnicodeDecodeError)
 """What pyarrow raises for files and pages that cannot be decoded: its own classes, OSError from a codec or a
 checksum, and UnicodeDecodeError for strings that are not UTF-8."""
+
+
+class AnswerKind(StrEnum):
+    """What the answers of a table are."""
+
+    TEXT = "text"
+    IDS = "ids"
+    """Token ids, as integers."""
 
 
 def check_columns(schema: pa.Schema, path: str) -> None:
@@ -45,6 +56,19 @@ def check_columns(schema: pa.Schema, path: str) -> None:
         raise DatasetError(f"{path}: {'; '.join(wrong)}. Cast the column and write the file again.")
 
 
+def id_columns(schema: pa.Schema) -> frozenset[str]:
+    """Return those of the columns of answers that hold token ids, as their types say."""
+    return frozenset(name for name in ANSWER_COLUMNS if name in schema.names and _is_ids(schema.field(name).type))
+
+
+def pairs_schema(id_columns: Collection[str]) -> pa.Schema:
+    """Return the schema that a table of pairs is written in, with token ids in ``id_columns`` and text elsewhere."""
+    schema = PAIRS
+    for name in id_columns:
+        schema = schema.set(schema.get_field_index(name), pa.field(name, pa.list_(pa.int64())))
+    return schema
+
+
 def _is_text(kind: pa.DataType) -> bool:
     if pa.types.is_dictionary(kind):
         kind = kind.value_type
@@ -55,8 +79,12 @@ def _is_list(kind: pa.DataType) -> bool:
     return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind))
 
 
+def _is_ids(kind: pa.DataType) -> bool:
+    return _is_integer(kind.value_type if _is_list(kind) else kind)
+
+
 def _is_answers(kind: pa.DataType) -> bool:
-    return _is_text(kind) or (_is_list(kind) and _is_text(kind.value_type))
+    return _is_ids(kind) or _is_text(kind.value_type if _is_list(kind) else kind)
 
 
 def _is_integer(kind: pa.DataType) -> bool:
@@ -75,7 +103,7 @@ def _is_roles(kind: pa.DataType) -> bool:
 
 
 _TEXT = ("string", _is_text)
-_ANSWERS = ("a list of strings or a string", _is_answers)
+_ANSWERS = ("a list of strings or a string, or of token ids", _is_answers)
 _INTEGER = ("an integer", _is_integer)
 _EXPECTED: dict[str, tuple[str, Callable[[pa.DataType], bool]]] = {
     "pair_id": _INTEGER,

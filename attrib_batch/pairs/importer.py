@@ -5,50 +5,69 @@ The rules, by kind of file:
 - Columns are renamed by a mapping; columns that are then none of a table of pairs are left out.
 - ``answers`` and ``wrong_answers``: in CSV and TSV one cell, its answers separated by ``|`` and taken as they
   stand, leading space included (``" Mary| Jane"``); in JSON lines and Parquet a string or a list of strings.
-- ``roles``: a list of objects with ``name``, ``start`` and ``end``; in CSV and TSV the same as JSON in one
-cell. - ``pair_id``: the row number where there is no such column. - An empty cell in CSV and TSV is a null.
+- Answers are texts, also where they look like numbers. They are token ids, written as integers, only where the caller
+  says so; integers in JSON lines and Parquet are refused otherwise.
+- ``roles``: a list of objects with ``name``, ``start`` and ``end``; in CSV and TSV the same as JSON in one cell.
+- ``pair_id``: the row number where there is no such column.
+- An empty cell in CSV and TSV is a null. Their columns without a name are left out.
 """
 
 from __future__ import annotations
 
-import csv
 import json
+import re
+from collections import Counter
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import pyarrow.parquet as pq
-
 from attrib_batch.errors import DatasetError
-from attrib_batch.pairs.columns import DECODE_ERRORS, one_line
+from attrib_batch.pairs.columns import ANSWER_COLUMNS, AnswerKind
 from attrib_batch.pairs.reader import Pair, Role
+from attrib_batch.pairs.source_rows import CELL_FILES, READERS
 from attrib_batch.pairs.writer import write_pairs
 from attrib_batch.schema import PAIRS, REQUIRED_PAIR_COLUMNS
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
+
+    from attrib_batch.pairs.reader import Answers
 
 ANSWER_SEPARATOR = "|"
-_CELLS = (".csv", ".tsv")
 _INT64 = range(-(2**63), 2**63)
 _INT32 = range(-(2**31), 2**31)
+_TOKEN_IDS = range(2**63)
+_WHOLE_NUMBER = re.compile(r"\s*[0-9]{1,19}\s*")
 
 
-def import_pairs(source: str | Path, target: str | Path, mapping: Mapping[str, str]) -> int:
-    """Write a table of pairs from a file of another kind, row by row; returns how many rows.
+@dataclass(frozen=True)
+class Imported:
+    """What was imported."""
+
+    n_pairs: int
+    answers_look_like_ids: bool
+    """Whether all answers were cells of whole numbers that were taken as text."""
+
+
+def import_pairs(
+    source: str | Path, target: str | Path, mapping: Mapping[str, str], *, answers: AnswerKind = AnswerKind.TEXT
+) -> Imported:
+    """Write a table of pairs from a file of another kind, row by row.
 
     Args:
         source: a ``.csv``, ``.tsv``, ``.jsonl``, ``.ndjson`` or ``.parquet`` file, UTF-8 where it is text.
         target: the Parquet file to write, or the URL of an object; appears when it is complete.
         mapping: the source's column names to ours; columns that have our name already need none.
+        answers: whether answers are texts or token ids.
 
     Raises:
-        DatasetError: the source cannot be read, lacks a column, or a value cannot be a pair's; names the
-        line. OutputError: the target cannot be written.
+        DatasetError: the source cannot be read, lacks a column, or a value cannot be a pair's; names the line.
+        OutputError: the target cannot be written.
     """
     source = Path(source)
-    read = _READERS.get(source.suffix.lower())
+    read = READERS.get(source.suffix.lower())
     if read is None:
-        raise DatasetError(f"{source}: unknown kind of file; known are {', '.join(_READERS)}.")
+        raise DatasetError(f"{source}: unknown kind of file; known are {', '.join(READERS)}.")
     if not source.is_file():
         raise DatasetError(f"{source}: no such file. Paths are relative to {Path.cwd()}.")
     if Path(target).exists() and source.samefile(target):
@@ -56,10 +75,27 @@ def import_pairs(source: str | Path, target: str | Path, mapping: Mapping[str, s
     unknown = [ours for ours in mapping.values() if ours not in PAIRS.names]
     if unknown:
         raise DatasetError(f"{unknown[0]!r} is no column of a table of pairs; those are {', '.join(PAIRS.names)}.")
-    return write_pairs(target, _pairs(source, read(source), mapping))
+    pairs = _pairs(source, read(source), mapping, answers)
+    if answers is AnswerKind.IDS:
+        return Imported(write_pairs(target, pairs, id_columns=ANSWER_COLUMNS), answers_look_like_ids=False)
+    like_ids: Counter[bool] = Counter()
+    n_pairs = write_pairs(target, _watch_answers(pairs, like_ids))
+    in_cells = source.suffix.lower() in CELL_FILES
+    return Imported(n_pairs, answers_look_like_ids=in_cells and like_ids[True] > 0 and not like_ids[False])
 
 
-def _pairs(source: Path, rows: Iterator[tuple[str, dict[str, Any]]], mapping: Mapping[str, str]) -> Iterator[Pair]:
+def _watch_answers(pairs: Iterable[Pair], like_ids: Counter[bool]) -> Iterator[Pair]:
+    """Pass pairs on and count whether their answers are whole numbers."""
+    for pair in pairs:
+        for answer in (*(pair.answers or ()), *(pair.wrong_answers or ())):
+            if answer is not None:
+                like_ids[_WHOLE_NUMBER.fullmatch(str(answer)) is not None] += 1
+        yield pair
+
+
+def _pairs(
+    source: Path, rows: Iterator[tuple[str, dict[str, Any]]], mapping: Mapping[str, str], kind: AnswerKind
+) -> Iterator[Pair]:
     columns: tuple[str, ...] = ()
     names: dict[str, str] = {}
     number = -1
@@ -69,10 +105,10 @@ def _pairs(source: Path, rows: Iterator[tuple[str, dict[str, Any]]], mapping: Ma
                 columns = tuple(row)
                 names = _renamed(columns, mapping, f"{source}, {where}")
             values = {ours: row[theirs] for theirs, ours in names.items()}
-            if source.suffix.lower() in _CELLS:
-                for column in ("answers", "wrong_answers"):
+            if source.suffix.lower() in CELL_FILES:
+                for column in ANSWER_COLUMNS:
                     values[column] = values[column] and values[column].split(ANSWER_SEPARATOR)
-            yield _pair(values, number, f"{source}, {where}")
+            yield _pair(values, kind, number, f"{source}, {where}")
     except UnicodeDecodeError as error:
         raise DatasetError(f"{source} is not UTF-8 ({error.reason}). Convert its encoding first.") from error
     except OSError as error:
@@ -100,7 +136,7 @@ def _renamed(columns: tuple[str, ...], mapping: Mapping[str, str], where: str) -
     return used
 
 
-def _pair(values: dict[str, Any], number: int, where: str) -> Pair:
+def _pair(values: dict[str, Any], kind: AnswerKind, number: int, where: str) -> Pair:
     pair_id = _integer(values["pair_id"], "pair_id", where) if "pair_id" in values else number
     if pair_id is None:
         raise DatasetError(f"{where}: pair_id is null. Give every row one, or leave the column out.")
@@ -108,8 +144,8 @@ def _pair(values: dict[str, Any], number: int, where: str) -> Pair:
         pair_id=pair_id,
         clean=_text(values["clean"], "clean", where),
         corrupted=_text(values["corrupted"], "corrupted", where),
-        answers=_answers(values["answers"], "answers", where),
-        wrong_answers=_answers(values["wrong_answers"], "wrong_answers", where),
+        answers=_answers(values["answers"], kind, "answers", where),
+        wrong_answers=_answers(values["wrong_answers"], kind, "wrong_answers", where),
         roles=_roles(values.get("roles"), where),
         task=_text(values.get("task"), "task", where),
         template=_text(values.get("template"), "template", where),
@@ -129,14 +165,35 @@ def _text(value: Any, column: str, where: str) -> str | None:
     return value
 
 
-def _answers(value: Any, column: str, where: str) -> tuple[str | None, ...] | None:
+def _answers(value: Any, kind: AnswerKind, column: str, where: str) -> Answers:
     if value is None:
         return None
-    if isinstance(value, str):
-        value = [value]
-    if isinstance(value, list):
-        return tuple(_text(item, column, where) for item in value)
+    items = value if isinstance(value, list) else [value]
+    if kind is AnswerKind.IDS:
+        return tuple(_token_id(item, column, where) for item in items)
+    for item in items:
+        if isinstance(item, int) and not isinstance(item, bool):
+            raise DatasetError(
+                f"{where}: {column} is {value!r}: whole numbers are read as token ids only with --answers ids. Write "
+                "them as strings where they are texts."
+            )
+    if isinstance(value, str | list):
+        return tuple(_text(item, column, where) for item in items)
     raise DatasetError(f"{where}: {column} is {value!r}, not a string or a list of strings.")
+
+
+def _token_id(value: Any, column: str, where: str) -> int | None:
+    if value is None:
+        return None
+    whole = isinstance(value, int) and not isinstance(value, bool)
+    if whole or (isinstance(value, str) and _WHOLE_NUMBER.fullmatch(value)):
+        token = int(value)
+        if token in _TOKEN_IDS:
+            return token
+    raise DatasetError(
+        f"{where}: {column} holds {value!r}, which is no token id: with --answers ids every answer is a whole number "
+        "from 0 on. Leave the option out where answers are texts."
+    )
 
 
 def _integer(value: Any, column: str, where: str) -> int | None:
@@ -165,66 +222,3 @@ def _roles(value: Any, where: str) -> tuple[Role, ...]:
             case _:
                 raise DatasetError(f"{where}: a role is {role!r}, not an object with name, start and end.")
     return tuple(roles)
-
-
-def _read_csv(source: Path, delimiter: str = ",") -> Iterator[tuple[str, dict[str, Any]]]:
-    # utf-8-sig: spreadsheets begin a file with a byte order mark, which would become part of the first name.
-    with source.open(encoding="utf-8-sig", newline="") as file:
-        reader = csv.reader(file, delimiter=delimiter, strict=True)
-        try:
-            header = next(reader, [])
-            if len(set(header)) != len(header):
-                raise DatasetError(f"{source}: two columns have the same name in {', '.join(header)}.")
-            for cells in reader:
-                if not cells:
-                    continue
-                if len(cells) != len(header):
-                    raise DatasetError(
-                        f"{source}, line {reader.line_num}: {len(cells)} cells under {len(header)} column "
-                        "names. Quote values that hold the separator."
-                    )
-                yield (
-                    f"line {reader.line_num}",
-                    {name: cell or None for name, cell in zip(header, cells, strict=True)},
-                )
-        except csv.Error as error:
-            raise DatasetError(f"{source}, line {reader.line_num}: {error}") from error
-
-
-def _read_tsv(source: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    return _read_csv(source, delimiter="\t")
-
-
-def _read_json_lines(source: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    with source.open(encoding="utf-8-sig") as file:
-        for number, line in enumerate(file, start=1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise DatasetError(f"{source}, line {number} is not JSON ({error.msg}).") from error
-            if not isinstance(row, dict):
-                raise DatasetError(f"{source}, line {number} is not a JSON object, one a line.")
-            yield f"line {number}", row
-
-
-def _read_parquet(source: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    number = 0
-    try:
-        with pq.ParquetFile(source, pre_buffer=False, buffer_size=1 << 20) as file:
-            for batch in file.iter_batches(4096):
-                for row in batch.to_pylist():
-                    yield f"row {number}", row
-                    number += 1
-    except DECODE_ERRORS as error:
-        raise DatasetError(f"{source} cannot be read as Parquet from row {number} on ({one_line(error)}).") from error
-
-
-_READERS: dict[str, Callable[[Path], Iterator[tuple[str, dict[str, Any]]]]] = {
-    ".csv": _read_csv,
-    ".tsv": _read_tsv,
-    ".jsonl": _read_json_lines,
-    ".ndjson": _read_json_lines,
-    ".parquet": _read_parquet,
-}

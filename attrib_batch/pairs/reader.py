@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from attrib_batch.errors import DatasetError
-from attrib_batch.pairs.columns import DECODE_ERRORS, check_columns, one_line
+from attrib_batch.pairs.columns import DECODE_ERRORS, check_columns, id_columns, one_line
 from attrib_batch.pairs.files import LocalFile, PairFile, find_file
 from attrib_batch.pairs.ids import check_ids, int64_ids, repeated_id_rows
 from attrib_batch.schema import PAIRS
@@ -34,6 +34,10 @@ class Role:
     end: int
 
 
+Answers = tuple[str | int | None, ...] | None
+"""Texts, or integers that are token ids."""
+
+
 @dataclass(frozen=True)
 class Pair:
     """One row of a table of pairs; None where the table has a null."""
@@ -41,8 +45,8 @@ class Pair:
     pair_id: int
     clean: str | None
     corrupted: str | None
-    answers: tuple[str | None, ...] | None
-    wrong_answers: tuple[str | None, ...] | None
+    answers: Answers
+    wrong_answers: Answers
     roles: tuple[Role, ...] = ()
     task: str | None = None
     template: str | None = None
@@ -61,6 +65,8 @@ class PairTable:
         """Where the file is: a path, or a URL."""
         self.n_rows = n_rows
         """How many rows there are to read, after the limit."""
+        self.id_columns = id_columns(file.schema_arrow)
+        """Those of ``answers`` and ``wrong_answers`` that hold token ids."""
         self._source = source
         self._file = file
         self._columns = [name for name in PAIRS.names if name in file.schema_arrow.names]
@@ -224,8 +230,8 @@ def _decode(batch: pa.RecordBatch, first_row: int, path: str) -> list[Pair]:
             pair_id,
             clean,
             corrupted,
-            _strings(answers),
-            _strings(wrong),
+            _answers(answers),
+            _answers(wrong),
             _roles(roles),
             task,
             template,
@@ -237,10 +243,10 @@ def _decode(batch: pa.RecordBatch, first_row: int, path: str) -> list[Pair]:
     ]
 
 
-def _strings(value: str | list[str | None] | None) -> tuple[str | None, ...] | None:
+def _answers(value: str | int | list[str | int | None] | None) -> Answers:
     if value is None:
         return None
-    return (value,) if isinstance(value, str) else tuple(value)
+    return (value,) if isinstance(value, str | int) else tuple(value)
 
 
 def _roles(value: list[dict[str, Any] | None] | None) -> tuple[Role, ...]:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-from attrib_batch.pairs.encode import PairProblem, encode_pairs
+from attrib_batch.pairs.encode import PairProblem, PairWarning, encode_pairs
 from attrib_batch.schema import FailureReason
 
 if TYPE_CHECKING:
@@ -18,10 +18,12 @@ if TYPE_CHECKING:
 _BATCH_ROWS = 2000
 _SHAPES_SHOWN = 12
 
+Kind = TypeVar("Kind", FailureReason, PairWarning)
+
 
 @dataclass(frozen=True)
 class Example:
-    """A row that cannot be scored, and why."""
+    """A row that cannot be scored or that may be wrong, and why."""
 
     row: int
     pair_id: int
@@ -38,6 +40,10 @@ class ValidationReport:
     """Rows by reason, the most frequent first; with ``n_fine`` they add up to ``n_rows``."""
     examples: Mapping[FailureReason, tuple[Example, ...]]
     """The first rows of each reason."""
+    warnings: Mapping[PairWarning, int]
+    """Fine rows with something that may be wrong, by its kind; a row may have several."""
+    warning_examples: Mapping[PairWarning, tuple[Example, ...]]
+    """The first rows of each kind."""
     shapes: Mapping[tuple[int, int], int]
     """Fine rows by (n_tokens, first_difference): what can share a batch."""
 
@@ -53,6 +59,8 @@ def validate(
     *,
     prepend_bos: bool,
     max_tokens: int | None = None,
+    vocabulary_size: int | None = None,
+    allow_boundary: bool = False,
     examples: int = 3,
 ) -> ValidationReport:
     """Tokenise and align every pair of a table; the table is read once, in batches.
@@ -62,41 +70,73 @@ def validate(
     Args:
         table: the pairs.
         tokenizer: as for :func:`~attrib_batch.pairs.encode.encode_pairs`.
-        prepend_bos: put the tokenizer's BOS token before both prompts.
-        max_tokens: the longest prompt the model takes, a prepended BOS counted.
-        examples: how many rows to keep for each reason.
+        prepend_bos: as there.
+        max_tokens: as there.
+        vocabulary_size: as there.
+        allow_boundary: as there.
+        examples: how many rows to keep for each reason and each kind of warning.
 
     Raises:
         DatasetError: rows that cannot be read at all, or a null ``pair_id``.
-        ModelError: ``prepend_bos`` is set and the tokenizer has no BOS token.
+        ModelError: as ``encode_pairs`` does.
     """
-    counts: Counter[FailureReason] = Counter()
+    failures: _Tally[FailureReason] = _Tally(examples)
+    warnings: _Tally[PairWarning] = _Tally(examples)
     shapes: Counter[tuple[int, int]] = Counter()
-    kept: dict[FailureReason, list[Example]] = {}
-    for row, result in _results(table, tokenizer, prepend_bos=prepend_bos, max_tokens=max_tokens):
-        if not isinstance(result, PairProblem):
-            shapes[result.n_tokens, result.first_difference] += 1
+    options = {
+        "prepend_bos": prepend_bos,
+        "max_tokens": max_tokens,
+        "vocabulary_size": vocabulary_size,
+        "allow_boundary": allow_boundary,
+    }
+    for row, result in _results(table, tokenizer, options):
+        if isinstance(result, PairProblem):
+            failures.add(result.reason, Example(row, result.pair_id, result.message))
             continue
-        counts[result.reason] += 1
-        rows = kept.setdefault(result.reason, [])
-        if len(rows) < examples:
-            rows.append(Example(row, result.pair_id, result.message))
+        shapes[result.n_tokens, result.first_difference] += 1
+        for kind, message in result.warnings:
+            warnings.add(kind, Example(row, result.pair_id, message))
     return ValidationReport(
         n_rows=table.n_rows,
         n_fine=shapes.total(),
-        counts=dict(counts.most_common()),
-        examples={reason: tuple(kept[reason]) for reason, _ in counts.most_common()},
+        counts=failures.counts(),
+        examples=failures.examples(),
+        warnings=warnings.counts(),
+        warning_examples=warnings.examples(),
         shapes=dict(sorted(shapes.items())),
     )
 
 
+class _Tally(Generic[Kind]):
+    """Counts rows by kind and keeps the first of each."""
+
+    def __init__(self, n_kept: int) -> None:
+        self._n_kept = n_kept
+        self._counts: Counter[Kind] = Counter()
+        self._kept: dict[Kind, list[Example]] = {}
+
+    def add(self, kind: Kind, example: Example) -> None:
+        self._counts[kind] += 1
+        kept = self._kept.setdefault(kind, [])
+        if len(kept) < self._n_kept:
+            kept.append(example)
+
+    def counts(self) -> dict[Kind, int]:
+        """The counts, the largest first."""
+        return dict(self._counts.most_common())
+
+    def examples(self) -> dict[Kind, tuple[Example, ...]]:
+        """The rows kept, in the order of the counts."""
+        return {kind: tuple(self._kept[kind]) for kind in self.counts()}
+
+
 def _results(
-    table: PairTable, tokenizer: Tokenizer, *, prepend_bos: bool, max_tokens: int | None
+    table: PairTable, tokenizer: Tokenizer, options: Mapping[str, Any]
 ) -> Iterator[tuple[int, EncodedPair | PairProblem]]:
     repeated = set(table.repeated_id_rows().tolist())
     for start in range(0, table.n_rows, _BATCH_ROWS):
         pairs = table.rows(start, start + _BATCH_ROWS)
-        results = encode_pairs(pairs, tokenizer, prepend_bos=prepend_bos, max_tokens=max_tokens)
+        results = encode_pairs(pairs, tokenizer, **options)
         for row, result in enumerate(results, start):
             if row in repeated:
                 message = f"an earlier row has pair_id {result.pair_id} already"
@@ -108,14 +148,10 @@ def _results(
 def render_validation(report: ValidationReport) -> str:
     """The report as plain text, without a line feed at its end."""
     lines = [f"{report.n_fine:,} of {report.n_rows:,} pairs can be scored."]
-    for reason, count in report.counts.items():
-        lines += ["", f"{reason}: {count:,}"]
-        lines += [
-            f"  row {example.row}, pair_id {example.pair_id}: {example.message}" for example in report.examples[reason]
-        ]
-        left = count - len(report.examples[reason])
-        if left:
-            lines.append(f"  and {left:,} more")
+    lines += _counted(report.counts, report.examples)
+    if report.warnings:
+        lines += ["", "Warnings, about pairs that can be scored:"]
+        lines += _counted(report.warnings, report.warning_examples)
     if report.shapes:
         lines += ["", "tokens  first difference  pairs"]
         by_count = sorted(report.shapes.items(), key=lambda item: (-item[1], item[0]))
@@ -124,3 +160,13 @@ def render_validation(report: ValidationReport) -> str:
         if others:
             lines.append(f"and {len(others)} other shapes with {sum(n for _, n in others):,} pairs")
     return "\n".join(lines)
+
+
+def _counted(counts: Mapping[Kind, int], examples: Mapping[Kind, tuple[Example, ...]]) -> Iterator[str]:
+    for kind, count in counts.items():
+        yield from ("", f"{kind}: {count:,}")
+        for example in examples[kind]:
+            yield f"  row {example.row}, pair_id {example.pair_id}: {example.message}"
+        left = count - len(examples[kind])
+        if left:
+            yield f"  and {left:,} more"

@@ -16,11 +16,11 @@ import pyarrow.parquet as pq
 
 from attrib_batch.errors import OutputError, RequestError
 from attrib_batch.objects import ObjectUrl, is_object_url, put_file
-from attrib_batch.schema import PAIRS
+from attrib_batch.pairs.columns import pairs_schema
 from attrib_batch.store import TEMPORARY_PREFIX
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Collection, Iterable
 
     from attrib_batch.pairs.reader import Pair
 
@@ -28,7 +28,13 @@ ROW_GROUP_ROWS = 10_000
 """Small enough that a worker that starts in the middle of a table decodes little it does not need."""
 
 
-def write_pairs(path: str | Path, pairs: Iterable[Pair], *, row_group_rows: int = ROW_GROUP_ROWS) -> int:
+def write_pairs(
+    path: str | Path,
+    pairs: Iterable[Pair],
+    *,
+    id_columns: Collection[str] = (),
+    row_group_rows: int = ROW_GROUP_ROWS,
+) -> int:
     """Write pairs to a Parquet file; returns how many.
 
     The file appears under its name when it is complete: an error, also one raised by ``pairs``, leaves no
@@ -38,6 +44,7 @@ def write_pairs(path: str | Path, pairs: Iterable[Pair], *, row_group_rows: int 
     Args:
         path: the file, whose folder is made where it is missing; or s3:// or gs://bucket/file.
         pairs: the rows, in order.
+        id_columns: those of ``answers`` and ``wrong_answers`` whose entries are token ids.
         row_group_rows: rows in a Parquet row group, the unit that a reader can skip to.
 
     Raises:
@@ -45,7 +52,7 @@ def write_pairs(path: str | Path, pairs: Iterable[Pair], *, row_group_rows: int 
         OutputError: the file cannot be written.
     """
     if is_object_url(path):
-        return _write_object(ObjectUrl.parse(str(path)), pairs, row_group_rows)
+        return _write_object(ObjectUrl.parse(str(path)), pairs, pairs_schema(id_columns), row_group_rows)
     if "://" in str(path):
         raise RequestError(f"{path}: pairs are written to local paths, s3:// and gs://")
     path = Path(path)
@@ -54,7 +61,7 @@ def write_pairs(path: str | Path, pairs: Iterable[Pair], *, row_group_rows: int 
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             with temporary.open("xb") as file:
-                n_rows = _write(file, pairs, row_group_rows)
+                n_rows = _write(file, pairs, pairs_schema(id_columns), row_group_rows)
                 file.flush()
                 os.fsync(file.fileno())
             temporary.replace(path)
@@ -67,26 +74,21 @@ def write_pairs(path: str | Path, pairs: Iterable[Pair], *, row_group_rows: int 
     return n_rows
 
 
-def encode_pairs(pairs: Iterable[Pair]) -> bytes:
+def encode_pairs(pairs: Iterable[Pair], *, id_columns: Collection[str] = ()) -> bytes:
     """The file that :func:`write_pairs` would write, for few pairs."""
     file = io.BytesIO()
-    _write(file, pairs, ROW_GROUP_ROWS)
+    _write(file, pairs, pairs_schema(id_columns), ROW_GROUP_ROWS)
     return file.getvalue()
 
 
-def pairs_to_arrow(pairs: list[Pair]) -> pa.Table:
-    """The pairs as a table of schema ``PAIRS``."""
-    return pa.Table.from_pylist([asdict(pair) for pair in pairs], schema=PAIRS)
-
-
-def _write_object(url: ObjectUrl, pairs: Iterable[Pair], row_group_rows: int) -> int:
+def _write_object(url: ObjectUrl, pairs: Iterable[Pair], schema: pa.Schema, row_group_rows: int) -> int:
     if not url.key:
         raise RequestError(f"{url} is a bucket; name a file in it")
     with tempfile.TemporaryDirectory() as scratch:
         path = Path(scratch) / "pairs.parquet"
         try:
             with path.open("xb") as file:
-                n_rows = _write(file, pairs, row_group_rows)
+                n_rows = _write(file, pairs, schema, row_group_rows)
         except OSError as error:
             raise OutputError(
                 f"cannot write {path}, which is to become {url}: {error.strerror or error}. Free that disk, or name a "
@@ -96,11 +98,12 @@ def _write_object(url: ObjectUrl, pairs: Iterable[Pair], row_group_rows: int) ->
     return n_rows
 
 
-def _write(file: BinaryIO, pairs: Iterable[Pair], row_group_rows: int) -> int:
+def _write(file: BinaryIO, pairs: Iterable[Pair], schema: pa.Schema, row_group_rows: int) -> int:
     n_rows = 0
     rows = iter(pairs)
-    with pq.ParquetWriter(file, PAIRS, compression="zstd", write_page_checksum=True) as writer:
+    with pq.ParquetWriter(file, schema, compression="zstd", write_page_checksum=True) as writer:
         while group := list(islice(rows, row_group_rows)):
-            writer.write_table(pairs_to_arrow(group), row_group_size=row_group_rows)
+            table = pa.Table.from_pylist([asdict(pair) for pair in group], schema=schema)
+            writer.write_table(table, row_group_size=row_group_rows)
             n_rows += len(group)
     return n_rows

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from attrib_batch.models.architectures import dimensions_of
 from attrib_batch.models.load import load_tokenizer, read_config
+from attrib_batch.models.vocabulary import check_vocabulary
 from attrib_batch.pairs.encode import EncodedPair, encode_pairs
 from attrib_batch.pairs.reader import PairTable
 from attrib_batch.run.plan import CellPlan, plan_cells
@@ -45,8 +46,17 @@ def estimate_job(job: Job) -> list[CellEstimate]:
     check_models(job, sources, workers_here=False)
     sizes = {model.name: dimensions_of(read_config(model, sources[model.name])) for model in job.models}
     tokenizers = {model.name: load_tokenizer(model, sources[model.name]) for model in job.models}
+    for model in job.models:
+        check_vocabulary(model, tokenizers[model.name], sizes[model.name].d_vocab)
     positions = {
-        (model.name, name): _mean_length(table, tokenizers[model.name], prepend_bos=model.prepend_bos)
+        (model.name, name): _mean_length(
+            table,
+            tokenizers[model.name],
+            prepend_bos=model.prepend_bos,
+            max_tokens=sizes[model.name].max_tokens,
+            vocabulary_size=sizes[model.name].d_vocab,
+            allow_boundary=job.allow_boundary,
+        )
         for model in job.models
         for name, table in tables.items()
     }
@@ -59,8 +69,8 @@ def estimate_job(job: Job) -> list[CellEstimate]:
     return estimates
 
 
-def _mean_length(table: PairTable, tokenizer: Tokenizer, *, prepend_bos: bool) -> float:
-    """Positions per pair, pairs that cannot be scored counting none."""
+def _mean_length(table: PairTable, tokenizer: Tokenizer, **options: Any) -> float:
+    """Positions per pair, pairs that cannot be scored counting none; ``options`` are those of ``encode_pairs``."""
     sample = table.rows(0, min(table.n_rows, SAMPLE_PAIRS))
-    encoded = encode_pairs(sample, tokenizer, prepend_bos=prepend_bos)
+    encoded = encode_pairs(sample, tokenizer, **options)
     return sum(item.n_tokens for item in encoded if isinstance(item, EncodedPair)) / len(sample)

@@ -156,7 +156,7 @@ def _sample(store: Store, job: Job, dataset: str, *, n_pairs: int, seed: int) ->
         chosen |= units[unit]
     rows = (pair for batch in table.batches(READ_PAIRS) for pair in batch if pair.pair_id in chosen)
     name = f"{FOLDER}/pairs/{dataset}.parquet"
-    store.write_bytes(name, encode_pairs(rows))
+    store.write_bytes(name, encode_pairs(rows, id_columns=table.id_columns))
     return str(store.path(name))
 
 

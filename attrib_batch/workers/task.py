@@ -9,8 +9,10 @@ import resource
 import sys
 import threading
 import time
+from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from attrib_batch.pairs.encode import EncodedPair, PairProblem, encode_pairs
@@ -20,7 +22,7 @@ from attrib_batch.workers.commit import commit_chunk, failure_row, worker_failur
 from attrib_batch.workers.tables import baseline_rows, failure_rows, score_rows
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from attrib_batch.attribution.engine import Outcome, ScoredBatch
     from attrib_batch.models.load import LoadedModel
@@ -49,6 +51,8 @@ class TaskReport:
     """The worker's peak resident memory so far."""
     downloaded_bytes: int = 0
     """What an NDIF server sent as results."""
+    warnings: dict[str, int] = field(default_factory=dict)
+    """Pairs to be scored with something that may be wrong, by `PairWarning`: each counts once, whatever the methods."""
 
 
 @dataclass(frozen=True)
@@ -85,7 +89,8 @@ class TaskReader:
         """
         with self._one_at_a_time:
             pairs, failures = self._read(assignment)
-        return pairs, TaskResults(self.job, assignment, failures)
+        warnings = Counter(str(kind) for pair in pairs for kind, _ in pair.warnings)
+        return pairs, TaskResults(self.job, assignment, failures, warnings)
 
     def _read(self, assignment: Assignment) -> tuple[list[EncodedPair], list[dict[str, Any]]]:
         start, stop = assignment.rows
@@ -96,6 +101,8 @@ class TaskReader:
             self.model.tokenizer,
             prepend_bos=self.model_job.prepend_bos,
             max_tokens=self.model.dimensions.max_tokens,
+            vocabulary_size=self.model.dimensions.d_vocab,
+            allow_boundary=self.job.allow_boundary,
         )
         failures = [
             failure_row(item.pair_id, Stage.VALIDATE, item.reason, item.message, attempts=1)
@@ -115,8 +122,15 @@ class TaskReader:
 class TaskResults:
     """What became of the pairs of a task, for each of its methods."""
 
-    def __init__(self, job: Job, assignment: Assignment, failures: Sequence[dict[str, Any]]) -> None:
+    def __init__(
+        self,
+        job: Job,
+        assignment: Assignment,
+        failures: Sequence[dict[str, Any]],
+        warnings: Mapping[str, int] = MappingProxyType({}),
+    ) -> None:
         self._assignment = assignment
+        self._warnings = warnings
         self.methods: list[MethodJob] = [job.method(chunk.cell.method) for chunk in assignment.task]
         self._of = {method.id: _ChunkResult(failures=list(failures)) for method in self.methods}
 
@@ -152,6 +166,7 @@ class TaskResults:
             model_seconds=model_seconds,
             peak_bytes=peak_memory(),
             downloaded_bytes=downloaded_bytes,
+            warnings={} if probe else dict(self._warnings),
         )
 
 

@@ -27,6 +27,7 @@ BAD = {
     FailureReason.TOO_LONG: replace(_PAIR, clean=f"w2{_LONG}", corrupted=f"w3{_LONG}", roles=()),
     FailureReason.NO_ANSWER: replace(_PAIR, answers=()),
     FailureReason.MULTI_TOKEN_ANSWER: replace(_PAIR, answers=(" Mary John",)),
+    FailureReason.BOUNDARY: replace(_PAIR, answers=("Mary",)),
     FailureReason.AMBIGUOUS_ANSWER: replace(_PAIR, answers=(" Mary",), wrong_answers=(" John", " Mary")),
     FailureReason.ROLE_OFF_TOKENS: replace(_PAIR, roles=(Role("S1", 1, 4),)),
 }
@@ -74,6 +75,7 @@ def test_messages_say_what_is_wrong(run: tuple[TinyJob, Path, Ended]) -> None:
     assert "' Mary John' is 2 tokens" in messages["multi_token_answer"]
     assert f"the model takes {MAX_POSITIONS}" in messages["too_long"]
     assert "S1" in messages["role_off_tokens"]
+    assert "when 'Mary' follows" in messages["boundary"]
 
 
 @pytest.mark.slow
@@ -106,3 +108,20 @@ def test_validate_finds_the_same_without_a_run(run: tuple[TinyJob, Path, Ended])
         assert reason in ended.said
     write_pairs(job.folder / "good.parquet", GOOD)
     assert attrib_batch("pairs", "validate", job.folder / "good.parquet", "--model", job.model).code == 0
+
+
+@pytest.mark.slow
+def test_validate_allows_what_a_run_allows_and_warns_without_a_failure(tmp_path: Path) -> None:
+    job = TinyJob.make(tmp_path, n_pairs=4)
+    write_pairs(job.pairs, numbered([GOOD[0], replace(_PAIR, answers=("Mary",))]))
+    validate = ("pairs", "validate", job.pairs, "--model", job.model)
+    ended = attrib_batch(*validate)
+    assert (ended.code, "boundary: 1" in ended.output) == (3, True), ended.said
+    ended = attrib_batch(*validate, "--allow-boundary")
+    assert (ended.code, "boundary" in ended.output) == (0, False), ended.said
+    assert _PAIR.clean is not None
+    unknown = replace(_PAIR, clean="zaphod" + _PAIR.clean[_PAIR.clean.index(" ") :], roles=())
+    write_pairs(job.pairs, numbered([GOOD[0], unknown]))
+    ended = attrib_batch(*validate)
+    assert ended.code == 0, ended.said
+    assert "Warnings, about pairs that can be scored:\n\nunknown_token: 1\n  row 1, pair_id 11: " in ended.output

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from attrib_batch.errors import ModelError
-from attrib_batch.pairs.encode import EncodedPair, PairProblem, encode_pairs
+from attrib_batch.pairs.encode import EncodedPair, PairProblem, PairWarning, encode_pairs
 from attrib_batch.pairs.ioi import Counterfactual, generate_ioi
 from attrib_batch.pairs.reader import Pair, Role
 from attrib_batch.schema import FailureReason
@@ -98,6 +98,96 @@ def test_each_problem_has_its_reason(
     assert (result.pair_id, result.reason) == (5, reason)
     with pytest.raises(AssertionError, match=message):
         raise AssertionError(result.message)
+
+
+@pytest.mark.parametrize("column", ["clean", "corrupted"])
+def test_a_bos_in_the_text_is_not_doubled(words: PreTrainedTokenizerFast, column: str) -> None:
+    given = replace(GOOD, **{column: f"<s> {getattr(GOOD, column)}"}, roles=())
+    result = encode_one(given, words, prepend_bos=True)
+    assert isinstance(result, PairProblem)
+    assert result.reason is FailureReason.DOUBLE_BOS
+    assert f"{column} begins with the BOS token '<s>' already" in result.message
+    both = replace(GOOD, clean=f"<s> {GOOD.clean}", corrupted=f"<s> {GOOD.corrupted}", roles=())
+    assert encode_good(both, words).clean == encode_good(GOOD, words, prepend_bos=True).clean
+    inside = replace(GOOD, clean="When <s> met Mary", corrupted="When <s> met Anna", answers=(" Jo",), roles=())
+    encode_good(inside, words, prepend_bos=True)
+
+
+def test_ids_outside_the_vocabulary_are_a_reason(words: PreTrainedTokenizerFast) -> None:
+    mary = words.convert_tokens_to_ids("Mary")
+    size = len(words)
+    assert encode_good(replace(GOOD, answers=(mary, size - 1)), words, vocabulary_size=size).answers == (mary, size - 1)
+    assert encode_good(replace(GOOD, answers=(0,)), words, vocabulary_size=size).answers == (0,)
+    for column, token in (("answers", size), ("wrong_answers", -1), ("wrong_answers", 2**62)):
+        result = encode_one(replace(GOOD, **{column: (token,)}), words, vocabulary_size=size)
+        assert isinstance(result, PairProblem)
+        assert result.reason is FailureReason.OFF_VOCABULARY
+        assert f"{column}: the token id {token} is outside" in result.message
+        assert f"from 0 to {size - 1}" in result.message
+    # Without a size a negative id is still none.
+    result = encode_one(replace(GOOD, answers=(-1,)), words)
+    assert isinstance(result, PairProblem)
+    assert result.reason is FailureReason.OFF_VOCABULARY
+
+
+def test_an_id_and_its_text_are_one_answer(words: PreTrainedTokenizerFast) -> None:
+    mary = words.convert_tokens_to_ids("Mary")
+    assert encode_good(replace(GOOD, answers=(mary, " Mary")), words).answers == (mary,)
+    result = encode_one(replace(GOOD, answers=(" Mary",), wrong_answers=(mary,)), words)
+    assert isinstance(result, PairProblem)
+    assert result.reason is FailureReason.AMBIGUOUS_ANSWER
+
+
+def test_special_tokens_the_model_does_not_have(words: PreTrainedTokenizerFast) -> None:
+    larger = deepcopy(words)
+    larger.add_special_tokens({"additional_special_tokens": ["<image>"]})
+    size = len(words)
+    for change in (
+        {"clean": "When <image> met Anna"},
+        {"corrupted": "When Mary met <image>"},
+        {"answers": (" <image>",)},
+    ):
+        given = replace(GOOD, clean="When Mary met Anna", corrupted="When Mary met Jo", roles=())
+        result = encode_one(replace(given, **change), larger, vocabulary_size=size)
+        assert isinstance(result, PairProblem)
+        assert result.reason is FailureReason.OFF_VOCABULARY
+    larger.add_special_tokens({"bos_token": "<begin>"})
+    with pytest.raises(ModelError, match=rf"BOS token has the id {size + 1}.*vocabulary has {size} tokens"):
+        encode_pairs([GOOD], larger, prepend_bos=True, vocabulary_size=size)
+    encode_good(GOOD, larger, vocabulary_size=size)
+
+
+def test_a_role_that_loses_tokens_is_a_warning(words: PreTrainedTokenizerFast) -> None:
+    first = Role("names", 5, 18)  # Mary met Anna
+    cases = {
+        (Role("IO", 5, 9),): "role IO: 1 of its 1 tokens count as names, which stands before it in the list",
+        (Role("tail", 14, 22),): "role tail: 1 of its 2 tokens count as names, which stands before it in the list",
+        (Role("names", 5, 9),): None,
+        (Role("S2", 23, 27),): None,
+    }
+    for others, message in cases.items():
+        encoded = encode_good(replace(GOOD, roles=(first, *others)), words)
+        assert encoded.warnings == (((PairWarning.ROLE_HIDDEN, message),) if message else ())
+        assert encoded.roles[1:4] == ("names",) * 3
+    two = encode_good(replace(GOOD, roles=(first, Role("IO", 5, 9), Role("S1", 14, 18))), words)
+    assert [kind for kind, _ in two.warnings] == [PairWarning.ROLE_HIDDEN]
+    assert "role IO" in two.warnings[0][1]
+    assert "role S1" in two.warnings[0][1]
+    assert encode_good(GOOD, words).warnings == ()
+
+
+def test_text_the_tokenizer_does_not_know_is_a_warning(words: PreTrainedTokenizerFast) -> None:
+    given = replace(GOOD, clean="When Zaphod met Anna", corrupted="When Zaphod met Mary", answers=(" Jo",), roles=())
+    kept = encode_good(given, words).warnings
+    message = "1 of the 4 tokens of clean and 1 of the 4 tokens of corrupted are '<unk>'"
+    assert [kind for kind, _ in kept] == [PairWarning.UNKNOWN_TOKEN]
+    assert message in kept[0][1]
+    one = encode_good(replace(given, corrupted="When Jo met Anna"), words).warnings
+    assert "1 of the 4 tokens of clean are" in one[0][1]
+    # GPT-2's tokenizer calls its BOS token the unknown one: to spell it is to mean it.
+    alike = deepcopy(words)
+    alike.unk_token = alike.bos_token
+    assert encode_good(replace(given, clean="When <s> met Anna", corrupted="When <s> met Jo"), alike).warnings == ()
 
 
 def test_too_long_counts_the_bos(words: PreTrainedTokenizerFast) -> None:

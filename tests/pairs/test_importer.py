@@ -1,13 +1,17 @@
 from __future__ import annotations
 
+import csv
 import json
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from typer.testing import CliRunner
 
+from attrib_batch.cli.app import app
 from attrib_batch.errors import DatasetError
+from attrib_batch.pairs.columns import AnswerKind
 from attrib_batch.pairs.importer import import_pairs
 from attrib_batch.pairs.reader import Pair, PairTable, Role
 
@@ -20,7 +24,7 @@ HEADER = "prompt,counterfactual,right,wrong"
 
 def imported(source: Path, mapping: dict[str, str]) -> list[Pair]:
     target = source.with_name("imported.parquet")
-    n_rows = import_pairs(source, target, mapping)
+    n_rows = import_pairs(source, target, mapping).n_pairs
     return PairTable.open(target).rows(0, n_rows)
 
 
@@ -111,7 +115,15 @@ def test_csv_that_cannot_be_pairs(tmp_path: Path, text: str, mapping: dict[str, 
         ('{"clean": 1, "corrupted": "b", "answers": "c", "wrong_answers": "d"}', "clean is 1, not a string"),
         (
             '{"clean": "a", "corrupted": "b", "answers": 5, "wrong_answers": "d"}',
-            "answers is 5, not a string or",
+            r"line 2: answers is 5: whole numbers are read as token ids only with --answers ids",
+        ),
+        (
+            '{"clean": "a", "corrupted": "b", "answers": "c", "wrong_answers": [" d", 7]}',
+            r"line 2: wrong_answers is \[' d', 7\]: .*--answers ids",
+        ),
+        (
+            '{"clean": "a", "corrupted": "b", "answers": {"c": 1}, "wrong_answers": "d"}',
+            "answers is {'c': 1}, not a string or a list of strings",
         ),
         ('{"clean": "\\ud800", "corrupted": "b", "answers": "c", "wrong_answers": "d"}', "not valid Unicode"),
         ('{"clean": "a", "corrupted": "b", "answers": "c"}', "nothing becomes the column wrong_answers"),
@@ -139,3 +151,90 @@ def test_a_source_is_not_written_over(tmp_path: Path) -> None:
     source = written(tmp_path, "p.csv", f"{HEADER}\na,b,c,d\n")
     with pytest.raises(DatasetError, match="both source and target"):
         import_pairs(source, source, RENAMING)
+
+
+CELLS = "clean,corrupted,answers,wrong_answers"
+
+
+def test_ids_are_read_as_ids_where_the_caller_says_so(tmp_path: Path) -> None:
+    source = written(tmp_path, "p.csv", f"{CELLS}\na,b,5| 6 ,7\nc,d,,0\n")
+    target = tmp_path / "ids.parquet"
+    assert import_pairs(source, target, {}, answers=AnswerKind.IDS).n_pairs == 2
+    assert PairTable.open(target).rows(0, 2) == [Pair(0, "a", "b", (5, 6), (7,)), Pair(1, "c", "d", None, (0,))]
+    assert PairTable.open(target).id_columns == {"answers", "wrong_answers"}
+    rows = [
+        {"clean": "a", "corrupted": "b", "answers": 5, "wrong_answers": [6, None]},
+        {"clean": "a", "corrupted": "b", "answers": "5", "wrong_answers": ["6"]},
+    ]
+    lines = written(tmp_path, "p.jsonl", "\n".join(map(json.dumps, rows)))
+    import_pairs(lines, target, {}, answers=AnswerKind.IDS)
+    assert [(pair.answers, pair.wrong_answers) for pair in PairTable.open(target).rows(0, 2)] == [
+        ((5,), (6, None)), ((5,), (6,)),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("cell", ["5|", "5|six", "-5", "5.0", "1_0", "٣", str(2**63), "9" * 5000])
+def test_what_is_no_id_is_refused_with_its_line(tmp_path: Path, cell: str) -> None:
+    source = written(tmp_path, "p.csv", f"{CELLS}\na,b,5,6\na,b,5,{cell}\n")
+    with pytest.raises(DatasetError, match=r"p\.csv, line 3: wrong_answers holds '.*', which is no token id: with"):
+        import_pairs(source, tmp_path / "out.parquet", {}, answers=AnswerKind.IDS)
+    for value in (True, -5, 5.0):
+        row = {"clean": "a", "corrupted": "b", "answers": [value], "wrong_answers": 6}
+        lines = written(tmp_path, "p.jsonl", json.dumps(row))
+        with pytest.raises(DatasetError, match=f"line 1: answers holds {value}, which is no token id"):
+            import_pairs(lines, tmp_path / "out.parquet", {}, answers=AnswerKind.IDS)
+    assert not (tmp_path / "out.parquet").exists()
+
+
+def test_integers_in_parquet_are_refused_without_the_option(tmp_path: Path) -> None:
+    source = tmp_path / "p.parquet"
+    pq.write_table(pa.table({"clean": ["a"], "corrupted": ["b"], "answers": [[5]], "wrong_answers": [6]}), source)
+    with pytest.raises(DatasetError, match=r"row 0: answers is \[5\]: .*--answers ids"):
+        imported(source, {})
+    import_pairs(source, tmp_path / "ids.parquet", {}, answers=AnswerKind.IDS)
+    assert PairTable.open(tmp_path / "ids.parquet").rows(0, 1) == [Pair(0, "a", "b", (5,), (6,))]
+
+
+@pytest.mark.parametrize(
+    ("name", "rows", "looks"),
+    [
+        ("p.csv", "a,b,5|6,7\nc,d,,8\n", True),
+        ("p.csv", "a,b, 5, 7\n", True),
+        ("p.csv", "a,b,5,7\nc,d,5,seven\n", False),
+        ("p.csv", "a,b,,\n", False),
+        ("p.tsv", "a\tb\t5\t7\n", True),
+    ],
+)
+def test_cells_of_whole_numbers_are_text_and_said_to_look_like_ids(
+    tmp_path: Path, name: str, rows: str, looks: bool
+) -> None:
+    header = CELLS.replace(",", "\t") if name == "p.tsv" else CELLS
+    source = written(tmp_path, name, f"{header}\n{rows}")
+    assert import_pairs(source, tmp_path / "out.parquet", {}).answers_look_like_ids is looks
+    assert PairTable.open(tmp_path / "out.parquet").id_columns == set()
+
+
+def test_the_command_line_names_the_option_where_answers_look_like_ids(tmp_path: Path) -> None:
+    source = written(tmp_path, "p.csv", f"{CELLS}\na,b,5,6\n")
+    for options, warned in (((), True), (("--answers", "ids"), False), (("--answers", "text"), True)):
+        result = CliRunner().invoke(
+            app, ["pairs", "import", str(source), "--out", str(tmp_path / "o.parquet"), *options]
+        )
+        assert result.exit_code == 0, result.output
+        assert "1 pairs ->" in result.stdout
+        assert ("--answers ids" in result.stderr) is warned
+        assert len(result.stderr.splitlines()) == warned
+        assert isinstance(PairTable.open(tmp_path / "o.parquet").rows(0, 1)[0].answers, tuple)
+
+
+def test_cells_of_any_length_are_read_and_the_limit_is_put_back(tmp_path: Path) -> None:
+    before = csv.field_size_limit()
+    long = "word " * 40_000
+    source = written(tmp_path, "p.csv", f"{CELLS}\n{long},b, c, d\n")
+    assert imported(source, {}) == [Pair(0, long, "b", (" c",), (" d",))]
+    assert csv.field_size_limit() == before
+
+
+def test_columns_without_a_name_are_left_out(tmp_path: Path) -> None:
+    source = written(tmp_path, "p.csv", f",{CELLS},, \n0,a,b, c, d,x,y\n")
+    assert imported(source, {}) == [Pair(0, "a", "b", (" c",), (" d",))]

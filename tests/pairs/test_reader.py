@@ -107,6 +107,16 @@ def test_answers_of_any_text_type_are_lists(table: Callable[..., Path], kind: pa
     assert [p.answers for p in pairs] == [(" a",), None]
 
 
+@pytest.mark.parametrize("kind", [pa.int64(), pa.uint16(), pa.list_(pa.int32()), pa.large_list(pa.int64())], ids=str)
+def test_answers_of_any_integer_type_are_token_ids(table: Callable[..., Path], kind: pa.DataType) -> None:
+    values = pa.array([7, None], kind) if pa.types.is_integer(kind) else pa.array([[7, None], None], kind)
+    found = PairTable.open(table(2, answers=values))
+    assert found.id_columns == {"answers"}
+    assert [p.answers for p in found.rows(0, 2)] == [(7,) if pa.types.is_integer(kind) else (7, None), None]
+    assert [p.wrong_answers for p in found.rows(0, 1)] == [(" no",)]
+    assert PairTable.open(table(2)).id_columns == set()
+
+
 def test_optional_columns_are_read(table: Callable[..., Path]) -> None:
     roles = [[{"name": "IO", "start": 0, "end": 5}], None, [{"name": None, "start": 0, "end": 5}, None]]
     path = table(3, pair_id=[7, 8, 9], roles=roles, task=["ioi", None, "x"], template=["t"] * 3, group=[1, 1, None])
@@ -133,7 +143,8 @@ def test_missing_columns_are_named_with_those_present(table: Callable[..., Path]
     [
         ("clean", [1, 2, 3], "clean is int64 and should be string"),
         ("clean", pa.nulls(3), "clean is null"),
-        ("answers", [[1], [2], [3]], "answers is list"),
+        ("answers", [[1.0], [2.0], [3.0]], "answers is list.*should be a list of strings or a string, or of token ids"),
+        ("wrong_answers", [True, False, True], "wrong_answers is bool"),
         ("pair_id", ["a", "b", "c"], "pair_id is string and should be an integer"),
         ("group", [1.0, 2.0, 3.0], "group is double and should be an integer"),
         ("roles", ["IO"] * 3, "roles is string and should be a list of structs"),

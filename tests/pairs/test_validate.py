@@ -3,8 +3,9 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from attrib_batch.pairs.encode import PairWarning
 from attrib_batch.pairs.ioi import generate_ioi
-from attrib_batch.pairs.reader import PairTable
+from attrib_batch.pairs.reader import Pair, PairTable, Role
 from attrib_batch.pairs.validate import render_validation, validate
 from attrib_batch.pairs.writer import write_pairs
 from attrib_batch.schema import FailureReason
@@ -58,3 +59,49 @@ def test_the_text_names_reasons_rows_and_shapes(tmp_path: Path, words: PreTraine
     (n_tokens, first), count = max(report.shapes.items(), key=lambda item: item[1])
     assert f"{n_tokens:6}  {first:16}  {count:5,}" in text
     assert "other shapes with" in text
+
+
+def test_warnings_are_counted_beside_the_pairs_that_can_be_scored(
+    tmp_path: Path, words: PreTrainedTokenizerFast
+) -> None:
+    good = Pair(0, "When Mary met Anna", "When Mary met Jo", (" Jane",), (" Jo",))
+    hidden = replace(good, roles=(Role("a", 5, 9), Role("b", 5, 9)))
+    unknown = replace(good, clean="When Zaphod met Anna")
+    both = replace(unknown, roles=(Role("a", 0, 4), Role("b", 0, 4)))
+    bad = replace(unknown, answers=())
+    rows = [good, hidden, unknown, both, bad, unknown]
+    write_pairs(tmp_path / "p.parquet", [replace(row, pair_id=i) for i, row in enumerate(rows)])
+    report = validate(PairTable.open(tmp_path / "p.parquet"), words, prepend_bos=False, examples=2)
+    assert report.warnings == {PairWarning.UNKNOWN_TOKEN: 3, PairWarning.ROLE_HIDDEN: 2}
+    assert [e.row for e in report.warning_examples[PairWarning.UNKNOWN_TOKEN]] == [2, 3]
+    assert (report.n_fine, report.counts) == (5, {FailureReason.NO_ANSWER: 1})
+    text = render_validation(report)
+    after = text.split("Warnings, about pairs that can be scored:")[1]
+    assert "unknown_token: 3\n  row 2, pair_id 2: 1 of the 4 tokens of clean are '<unk>'" in after
+    assert "  and 1 more\n" in after
+    assert "role_hidden: 2\n  row 1, pair_id 1: role b: 1 of its 1 tokens count as a" in after
+    assert "Warnings" not in render_validation(replace(report, warnings={}))
+
+
+def test_boundaries_are_counted_unless_they_are_allowed(tmp_path: Path, words: PreTrainedTokenizerFast) -> None:
+    # Words are split at spaces: what follows without one joins the last word.
+    joined = Pair(0, "When Mary met Anna", "When Mary met Jo", ("Jane",), ("Jo",))
+    write_pairs(
+        tmp_path / "p.parquet", [joined, replace(joined, pair_id=1, answers=(" Jane",), wrong_answers=(" Jo",))]
+    )
+    table = PairTable.open(tmp_path / "p.parquet")
+    report = validate(table, words, prepend_bos=False)
+    assert report.counts == {FailureReason.BOUNDARY: 1}
+    assert "boundary: 1\n  row 0, pair_id 0: answers: the tokens at the end of clean" in render_validation(report)
+    assert validate(table, words, prepend_bos=False, allow_boundary=True).ok
+
+
+def test_ids_are_held_against_the_size_of_the_vocabulary(tmp_path: Path, words: PreTrainedTokenizerFast) -> None:
+    given = Pair(0, "When Mary met Anna", "When Mary met Jo", (5,), (6,))
+    write_pairs(
+        tmp_path / "p.parquet",
+        [given, replace(given, pair_id=1, answers=(9_999,))],
+        id_columns=("answers", "wrong_answers"),
+    )
+    report = validate(PairTable.open(tmp_path / "p.parquet"), words, prepend_bos=False, vocabulary_size=len(words))
+    assert report.counts == {FailureReason.OFF_VOCABULARY: 1}

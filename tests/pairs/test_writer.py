@@ -3,6 +3,7 @@ from __future__ import annotations
 import errno
 from typing import TYPE_CHECKING
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from typer.testing import CliRunner
@@ -35,6 +36,16 @@ def test_what_is_written_is_read_back(tmp_path: Path) -> None:
     ]
     assert write_pairs(tmp_path / "new folder" / "p.parquet", pairs) == 2
     assert PairTable.open(tmp_path / "new folder" / "p.parquet").rows(0, 2) == pairs
+
+
+def test_token_ids_are_written_and_read_back_as_integers(tmp_path: Path) -> None:
+    pairs = [Pair(3, "a b", "a c", None, (" e",)), Pair(4, "a", "b", (5, None, 6), None)]
+    write_pairs(tmp_path / "p.parquet", pairs, id_columns=["answers"], row_group_rows=1)
+    table = PairTable.open(tmp_path / "p.parquet")
+    assert table.rows(0, 2) == pairs
+    assert table.id_columns == {"answers"}
+    assert pq.read_schema(tmp_path / "p.parquet").field("answers").type == pa.list_(pa.int64())
+    assert writer.encode_pairs(table.rows(0, 2), id_columns=table.id_columns).startswith(b"PAR1")
 
 
 def test_rows_are_in_row_groups_of_the_schema(tmp_path: Path) -> None:

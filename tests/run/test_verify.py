@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,13 @@ from typer.testing import CliRunner
 
 from attrib_batch.cli.app import app
 from attrib_batch.pairs.reader import PairTable
-from attrib_batch.schema import Component
+from attrib_batch.pairs.writer import write_pairs
+from attrib_batch.run.verify import _sample
+from attrib_batch.schema import Cell, Chunk, Component
+from attrib_batch.spec import load_job
+from attrib_batch.store import Store
+from attrib_batch.workers.assignment import Assignment
+from attrib_batch.workers.replica import ReplicaWorker
 from tests.support import oracle
 from tests.support.jobs import TinyJob, attrib_batch, read_scores
 from tests.support.tiny_models import ARCHITECTURES, tiny_tokenizer
@@ -115,3 +122,16 @@ def test_the_same_sample_is_not_measured_twice_and_another_is_refused(run: tuple
     other = attrib_batch("verify", out, "--pairs", str(N_PAIRS + 2), "--seed", "2")
     assert other.code == 2, other.said
     assert "remove it to verify anew" in " ".join(other.said.split())
+
+
+def test_a_sample_of_pairs_whose_answers_are_token_ids_keeps_them(tmp_path: Path) -> None:
+    job = TinyJob.make(tmp_path, n_pairs=4)
+    rows = [replace(pair, answers=(2,), wrong_answers=(3, 4)) for pair in PairTable.open(job.pairs).rows(0, 4)]
+    write_pairs(job.pairs, rows, id_columns=("answers", "wrong_answers"))
+    spec, store = load_job(job.write()), Store(tmp_path / "out")
+    worker = ReplicaWorker(spec, "tiny", store, {"random": PairTable.open(job.pairs).fingerprint()})
+    worker.load()
+    worker.score(Assignment((Chunk(Cell("tiny", "random", "atp"), 0, 4),)))
+    sample = PairTable.open(_sample(store, spec, "random", n_pairs=4, seed=0))
+    assert sample.rows(0, 4) == rows
+    assert sample.id_columns == {"answers", "wrong_answers"}
