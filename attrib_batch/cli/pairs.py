@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path  # noqa: TC003 - typer reads it
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from attrib_batch.cli.named import named_values
-from attrib_batch.errors import ExitCode
+from attrib_batch.errors import ExitCode, RequestError
 from attrib_batch.pairs.columns import AnswerKind
 from attrib_batch.pairs.ioi import Counterfactual
 
@@ -78,8 +78,16 @@ def import_table(
 
 @app.command()
 def validate(
-    table: Table,
-    model: Annotated[str, typer.Option(help="Bundled name, local folder or Hub id.")],
+    file: Annotated[
+        str,
+        typer.Argument(
+            metavar="FILE",
+            help="A table of prompt pairs; or a job file (YAML), whose tables, models and settings count.",
+        ),
+    ],
+    model: Annotated[
+        str | None, typer.Option(help="Bundled name, local folder or Hub id; a job file has its own.")
+    ] = None,
     revision: Annotated[str | None, typer.Option(help="Hub revision.")] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first so many rows.")] = None,
     *,
@@ -90,8 +98,16 @@ def validate(
 ) -> int:
     """Tokenise every pair and count, per reason, those that cannot be scored; exit code 3 if there are any.
 
-    Warnings about pairs that can be scored do not change the exit code.
+    Warnings about pairs that can be scored do not change the exit code. With a job file, what its models cannot do is
+    refused as `run` would refuse it.
     """
+    if Path(file).suffix.lower() in {".yaml", ".yml"}:
+        if model or revision or limit or prepend_bos or allow_boundary:
+            raise RequestError(f"{file} is a job file: models and settings are those in it; leave the options out")
+        return _validate_job(file)
+    if model is None:
+        raise RequestError(f"pairs validate {file}: name the model whose tokenizer counts, with --model")
+
     from attrib_batch.models.load import load_tokenizer, read_dimensions
     from attrib_batch.models.vocabulary import check_vocabulary
     from attrib_batch.pairs.reader import PairTable
@@ -99,7 +115,7 @@ def validate(
     from attrib_batch.pairs.validate import validate as validate_table
     from attrib_batch.spec import ModelJob
 
-    pairs = PairTable.open(table, limit)
+    pairs = PairTable.open(file, limit)
     job = ModelJob(id=model, revision=revision, prepend_bos=prepend_bos)
     tokenizer, dimensions = load_tokenizer(job), read_dimensions(job)
     check_vocabulary(job, tokenizer, dimensions.d_vocab)
@@ -113,6 +129,18 @@ def validate(
     )
     typer.echo(render_validation(report))
     return int(ExitCode.OK if report.ok else ExitCode.SOME_FAILED)
+
+
+def _validate_job(path: str) -> int:
+    from attrib_batch.pairs.validate import render_validation
+    from attrib_batch.run.validate import validate_job
+    from attrib_batch.spec import load_job
+
+    ok = True
+    for model, dataset, report in validate_job(load_job(path)):
+        typer.echo(f"{model} x {dataset}: {render_validation(report)}\n")
+        ok = ok and report.ok
+    return int(ExitCode.OK if ok else ExitCode.SOME_FAILED)
 
 
 @app.command()

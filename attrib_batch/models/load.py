@@ -64,7 +64,7 @@ def load_tokenizer(job: ModelJob, source: ModelSource | None = None) -> PreTrain
     location, revision = model_files(source or find_model(job))
     try:
         tokenizer = AutoTokenizer.from_pretrained(location, revision=revision, trust_remote_code=job.trust_remote_code)
-    except (OSError, ValueError) as error:
+    except Exception as error:  # the tokenizers library raises the base class for a file it cannot parse
         raise ModelError(f"model {job.id!r}: its tokenizer cannot be loaded: {_first_line(error)}") from error
     if not tokenizer.is_fast:
         raise ModelError(f"model {job.id!r}: its tokenizer does not report character offsets, which roles need")

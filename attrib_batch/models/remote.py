@@ -52,7 +52,7 @@ def open_remote_model(job: ModelJob) -> RemoteModel:
         traced = TransformersModel(
             location, task=TASK, revision=revision, trust_remote_code=job.trust_remote_code, **attention
         )
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, ImportError) as error:
         message = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ModelError(f"model {job.id!r}: its structure cannot be built: {message}") from error
     config = traced._module.config

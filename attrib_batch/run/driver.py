@@ -155,6 +155,7 @@ class _Driver:
                 self._complain()
         finally:
             self._progress.close(tally)
+            self._warn()
             self._prepared.lease.release()
             self._log.write(What.LEASE_RELEASED)
             self._record()
@@ -185,6 +186,14 @@ class _Driver:
                 f"stopped with {self._tally.done:,} of {self._tally.total:,} pairs committed. "
                 "The same command goes on from there."
             )
+
+    def _warn(self) -> None:
+        """Say which pairs were scored with something doubtful."""
+        for dataset, counts in self._tally.warnings.items():
+            for kind, n_pairs in counts.items():
+                self._progress.note(
+                    f"warning: {n_pairs:,} pairs of {dataset}: {kind}; `attrib-batch pairs validate` says which and why"
+                )
 
     def _record(self) -> None:
         try:

@@ -51,6 +51,7 @@ def record_execution(prepared: PreparedRun, tally: Tally) -> None:
         "worker_parameters": tally.worker_parameters,
         "worker_load_seconds": round(tally.worker_load_seconds, 3),
         "downloaded_bytes": tally.downloaded_bytes,
+        "warnings": tally.warnings,
     }
     name = f"{EXECUTIONS}/{now:%Y%m%dT%H%M%S.%fZ}.json"
     prepared.store.write_bytes(name, (json.dumps(record, indent=2) + "\n").encode())

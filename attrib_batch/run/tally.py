@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -12,6 +13,7 @@ from attrib_batch.run.speed import Speeds
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
+    from attrib_batch.schema import Cell
     from attrib_batch.workers.task import Ready, TaskReport
 
 
@@ -79,6 +81,8 @@ class Tally:
     elsewhere: str = ""
     """What is under way on a server, in words."""
     started: float = field(init=False)
+    _warned: dict[Cell, Counter[str]] = field(default_factory=dict, init=False)
+    """Pairs with something doubtful, by the first cell of the tasks that they were in."""
     _models: dict[str, _ModelTally] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -106,6 +110,8 @@ class Tally:
         self.model_seconds += report.model_seconds
         self.downloaded_bytes += report.downloaded_bytes
         self.worker_peak_bytes = max(self.worker_peak_bytes, report.peak_bytes)
+        if report.warnings:
+            self._warned.setdefault(report.assignment.task[0].cell, Counter()).update(report.warnings)
 
     def given_up(self, model: str, n_pairs: int) -> None:
         """Count pairs that the driver committed to failures itself."""
@@ -115,6 +121,17 @@ class Tally:
     def model_ended(self, model: str) -> None:
         """Stop the time of a model whose tasks are at their end, or are not gone on with."""
         self._models[model].ended = True
+
+    @property
+    def warnings(self) -> dict[str, dict[str, int]]:
+        """Count pairs with something doubtful, by dataset and kind, each once, however many methods scored it.
+
+        Models may tokenise differently: the count is that of the model with the most.
+        """
+        most: dict[str, Counter[str]] = {}
+        for cell, counts in self._warned.items():
+            most[cell.dataset] = most.get(cell.dataset, Counter()) | counts
+        return {dataset: dict(counts) for dataset, counts in most.items()}
 
     @property
     def total(self) -> int:

@@ -189,10 +189,10 @@ def parallel(tmp_path_factory: pytest.TempPathFactory) -> TinyJob:
 LACKING = [{"id": "a", "kind": "atp"}, {"id": "b", "kind": "atp", "components": ["resid_mid"]}]
 
 
-@pytest.mark.parametrize("verb", ["run", "plan"])
+@pytest.mark.parametrize("verb", ["run", "plan", "pairs validate"])
 def test_a_component_the_model_lacks(verb: str, parallel: TinyJob, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    message = refused(verb, parallel.write(methods=LACKING), *(["--out", out] if verb == "run" else []))
+    message = refused(*verb.split(), parallel.write(methods=LACKING), *(["--out", out] if verb == "run" else []))
     assert "model 'tiny', method 'b': gpt_neox has no resid_mid" in message
     assert "Components it has: resid_pre, q, k, v, z, attn_out, mlp_out, resid_post" in message
     assert not out.exists()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -151,3 +151,17 @@ def test_a_run_of_two_models_records_figures_that_can_be(tmp_path: Path) -> None
     # Each model's worker was at work for at least the time that it spent in the model, one after the other.
     assert 0 < record["pairs_per_second"] <= record["pairs_scored"] / spent
     assert f"80 of 80 pairs, {record['pairs_per_second']:.1f} pairs/s" in ended.said
+
+
+def test_doubtful_pairs_count_once_however_often_they_are_scored() -> None:
+    """Two chunks of one table with two methods and two models, the second of which knows more words."""
+    run = Clocked.of(one=8, two=8)
+    for model, unknown in (("one", 3), ("two", 1)):
+        run.ready(100, model)
+        for method in ("atp", "exact"):
+            for start in (0, 2):
+                task = (Chunk(Cell(model, "d", method), start, start + 2),)
+                warnings = {"unknown_token": unknown, "role_hidden": 1}
+                run.tally.add(model, 0, replace(report(2), assignment=Assignment(task), warnings=warnings))
+    assert run.tally.warnings == {"d": {"unknown_token": 6, "role_hidden": 2}}
+    assert Clocked.of(one=1).tally.warnings == {}
