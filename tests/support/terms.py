@@ -31,7 +31,8 @@ def largest_terms(
     """Return the largest, over all activations, of the sum over features of |gradient| (|clean| + |corrupted|).
 
     The activations are those that plain hooks see: every component but queries, keys and values, with the heads of z
-    apart. If the metric is not linear in the logits, the terms of a logit times the largest first-order score are added.
+    apart. If the metric is not linear in the logits, the terms of a logit times the largest first-order score are
+    added.
 
     Args:
         model: the model, in any precision.
