@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test lint bench bench-scale clean
+.PHONY: demo test test-kernels lint bench bench-scale clean
 
 demo: $(STAMP)
 	$(BIN)/attrib-batch demo --out runs/demo
@@ -12,6 +12,10 @@ demo: $(STAMP)
 # Whole files go to two processes, as tests/support/groups.py says.
 test: $(STAMP)
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
+
+# Scores on other processors: the tests that compare them, under several kernels and with two threads.
+test-kernels: $(STAMP)
+	$(BIN)/python -m tests.kernels $(PYTEST_ARGS)
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -11,6 +11,7 @@ from hypothesis import settings
 from tests.support.browser import browser  # noqa: F401 - a fixture
 from tests.support.groups import Groups, sort_long_first
 from tests.support.ndif_server import ndif_server  # noqa: F401 - a fixture
+from tests.support.near import most_used
 from tests.support.object_store import object_store, object_store_server  # noqa: F401 - fixtures
 
 if TYPE_CHECKING:
@@ -19,8 +20,10 @@ if TYPE_CHECKING:
 # Set before transformers is imported anywhere: no test may depend on the model hub.
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
+THREADS = os.environ.setdefault("ATTRIB_BATCH_TEST_THREADS", "1")
+"""The threads of every process. Those of tiny models that wait for each other cost far more than they bring."""
 # For what tests start too: several test processes share the processors.
-os.environ["OMP_NUM_THREADS"] = "1"
+os.environ["OMP_NUM_THREADS"] = THREADS
 
 # A busy machine may hold up any example.
 settings.register_profile("any-machine", deadline=None)
@@ -41,12 +44,17 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         sort_long_first(items)
 
 
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say how near the comparisons of scores came to their tolerance; with several processes nobody knows."""
+    if line := most_used():
+        terminalreporter.write_line(line)
+
+
 @pytest.fixture(scope="session", autouse=True)
-def _one_thread() -> None:
-    """Threads that wait for each other cost tiny models far more than they bring."""
+def _threads() -> None:
     import torch
 
-    torch.set_num_threads(1)
+    torch.set_num_threads(int(THREADS))
 
 
 @pytest.fixture(scope="session")

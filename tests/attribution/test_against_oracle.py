@@ -10,7 +10,9 @@ from attrib_batch.pairs.tutorial import tutorial_pairs
 from attrib_batch.schema import Component
 from tests.support import oracle
 from tests.support.demo_pairs import random_pairs
-from tests.support.scored import assert_same_scores, encoded, method, score, tiny_model
+from tests.support.near import assert_same_scores
+from tests.support.scored import encoded, method, score, tiny_model
+from tests.support.terms import terms_of
 from tests.support.tiny_models import ARCHITECTURES
 
 LENGTH, FIRST_DIFFERENCE = 10, 4
@@ -22,12 +24,14 @@ def test_every_component_of_every_architecture(name: str, direction: str) -> Non
     model = tiny_model(name)
     components = list(model.architecture.sites)
     pairs = random_pairs(3, LENGTH, FIRST_DIFFERENCE) + random_pairs(2, LENGTH + 2, 0, seed=1)
-    ours = score(model, encoded(pairs), method(components=components, direction=direction))
+    ours, plain = (
+        score(model, encoded(pairs), method(components=components, direction=direction)),
+        ARCHITECTURES[name](),
+    )
     for index, pair in enumerate(pairs):
         metric = oracle.logit_diff(pair.answers, pair.wrong_answers)
-        theirs = oracle.atp(ARCHITECTURES[name](), pair.clean, pair.corrupted, metric, components, direction=direction)
-        for component in components:
-            assert_same_scores(ours[index][component], theirs[component])
+        theirs = oracle.atp(plain, pair.clean, pair.corrupted, metric, components, direction=direction)
+        assert_same_scores(ours[index], theirs, terms_of(plain, pair))
 
 
 @pytest.mark.parametrize("component", Component)
@@ -38,7 +42,9 @@ def test_one_component_alone_equals_the_same_among_all(component: Component) -> 
     alone = score(model, pairs, method(components=[component]))
     among = score(model, pairs, method(components=list(Component)))
     for pair in pairs:
-        assert_same_scores(alone[pair.pair_id][component], among[pair.pair_id][component], tolerance=1e-6)
+        assert_same_scores(
+            alone[pair.pair_id], {component: among[pair.pair_id][component]}, terms_of(model.module, pair)
+        )
 
 
 def test_component_an_architecture_lacks_is_refused() -> None:
@@ -62,7 +68,7 @@ def test_tutorial_pairs_on_the_bundled_model(smollm2, direction: str) -> None:
     for pair in pairs[:4]:
         metric = oracle.logit_diff(pair.answers, pair.wrong_answers)
         theirs = oracle.atp(smollm2.module, pair.clean, pair.corrupted, metric, ["z"], direction=direction)
-        assert_same_scores(ours[pair.pair_id][Component.Z], theirs["z"])
+        assert_same_scores(ours[pair.pair_id], theirs, terms_of(smollm2.module, pair))
         assert not ours[pair.pair_id][Component.Z][..., : pair.first_difference].any()
     assert not any(parameter.requires_grad for parameter in smollm2.module.parameters())
     assert torch.is_grad_enabled()

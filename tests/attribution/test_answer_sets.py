@@ -10,9 +10,10 @@ import torch
 from attrib_batch.attribution.metrics import AnswerSets, metric_named
 from attrib_batch.pairs.encode import EncodedPair, encode_pairs
 from attrib_batch.pairs.reader import Pair
-from attrib_batch.schema import Component
 from tests.support import oracle
-from tests.support.scored import assert_same_scores, method, score, tiny_model
+from tests.support.near import assert_near, assert_same_scores
+from tests.support.scored import method, score, tiny_model
+from tests.support.terms import terms_of
 from tests.support.tiny_models import ARCHITECTURES, VOCABULARY, tiny_tokenizer
 
 TWICE = Pair(0, "w1 w2 w3", "w1 w4 w3", (" Mary", " Mary"), (" John", " Anna", " John"))
@@ -31,17 +32,13 @@ def test_an_answer_that_stands_twice_counts_once_by_hand() -> None:
     for name, probability in {"Mary": 0.6, "John": 0.3, "Anna": 0.1}.items():
         logits[0, VOCABULARY.index(name)] = math.log(probability)
     answers = AnswerSets.of([_encoded_twice()], torch.device("cpu"))
-    values = {
-        name: metric_named(name)(logits, logits, answers).item() for name in ("prob_diff", "log_prob", "logit_diff")
-    }
-    assert values == pytest.approx(
-        {
-            "prob_diff": 0.6 - 0.4,
-            "log_prob": math.log(0.6),
-            "logit_diff": math.log(0.6) - (math.log(0.3) + math.log(0.1)) / 2,
-        },
-        abs=1e-6,
-    )
+    terms = sum(-math.log(probability) for probability in (0.6, 0.3, 0.1))
+    for name, by_hand in (
+        ("prob_diff", 0.6 - 0.4),
+        ("log_prob", math.log(0.6)),
+        ("logit_diff", math.log(0.6) - (math.log(0.3) + math.log(0.1)) / 2),
+    ):
+        assert_near(metric_named(name)(logits, logits, answers), by_hand, terms, what=name)
 
 
 @pytest.mark.parametrize("name", ["logit_diff", "prob_diff", "log_prob"])
@@ -53,6 +50,7 @@ def test_scores_are_those_of_the_set_of_answers(name: str) -> None:
         "prob_diff": oracle.prob_diff(right, wrong),
         "log_prob": oracle.log_prob(right),
     }[name]
-    ours = score(tiny_model("llama"), [pair], method(metric=name))[0][Component.Z]
-    theirs = oracle.atp(ARCHITECTURES["llama"](), pair.clean, pair.corrupted, metric, ["z"], direction="denoise")["z"]
-    assert_same_scores(ours, theirs)
+    plain = ARCHITECTURES["llama"]()
+    ours = score(tiny_model("llama"), [pair], method(metric=name))[0]
+    theirs = oracle.atp(plain, pair.clean, pair.corrupted, metric, ["z"], direction="denoise")
+    assert_same_scores(ours, theirs, terms_of(plain, pair, name))

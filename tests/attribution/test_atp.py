@@ -15,7 +15,9 @@ from attrib_batch.pairs.encode import EncodedPair
 from attrib_batch.schema import Component, FailureReason
 from tests.support import oracle
 from tests.support.demo_pairs import TokenPair, random_pairs
-from tests.support.scored import assert_same_scores, encoded, method, score, tiny_model
+from tests.support.near import assert_near, assert_same_scores
+from tests.support.scored import encoded, method, score, tiny_model
+from tests.support.terms import terms_of
 from tests.support.tiny_models import ARCHITECTURES
 
 
@@ -23,14 +25,17 @@ from tests.support.tiny_models import ARCHITECTURES
 def test_gradient_sign_and_scale_by_finite_difference(name: str) -> None:
     """Moving an activation a little of the way changes the metric by that share of the score (central difference)."""
     [pair] = random_pairs(1, 8, 3)
-    ours = score(tiny_model(name), encoded([pair]), method())[0][Component.Z]
+    ours = score(tiny_model(name, dtype="float64"), encoded([pair]), method())[0]
     metric = oracle.logit_diff(pair.answers, pair.wrong_answers)
-    model, fraction = ARCHITECTURES[name](), 0.01
+    model, fraction = ARCHITECTURES[name]().double(), 0.01
     there, back = (
         oracle.exact(model, pair.clean, pair.corrupted, metric, "z", direction="denoise", fraction=step)
         for step in (fraction, -fraction)
     )
-    assert_same_scores(ours, (there - back) / (2 * fraction), tolerance=2e-3)
+    slope = {Component.Z: (there - back) / (2 * fraction)}
+    terms = terms_of(model, pair) / fraction
+    # The metric's third order remains, times the square of the fraction.
+    assert_same_scores(ours, slope, terms, dtype="float64", truncation=2e-3)
 
 
 def test_case_computed_by_hand() -> None:
@@ -40,15 +45,17 @@ def test_case_computed_by_hand() -> None:
     logits and every score is 0; near 0 the scores grow in proportion to c, and can be written down.
     """
     [pair] = [TokenPair(clean=[20], corrupted=[30], answers=[2], wrong_answers=[3])]
-    scores = {}
+    scores, terms = {}, 0.0
     for scale in (0.0, 1e-4, 2e-4):
-        model = tiny_model("llama")
+        model = tiny_model("llama", dtype="float64")  # or rounding in the logits would be visible beside such scores
         for layer in model.module.model.layers:
             layer.self_attn.o_proj.weight.mul_(scale)
             layer.mlp.down_proj.weight.zero_()
         scores[scale] = score(model, encoded([pair]), method())[0][Component.Z]
+        terms = max(terms, terms_of(model.module, pair))
     assert not scores[0.0].any()
-    np.testing.assert_allclose(scores[2e-4], 2 * scores[1e-4], rtol=1e-2)
+    first_order = 2 * scores[1e-4]
+    assert_near(scores[2e-4], first_order, terms, dtype="float64", truncation=1e-2 * np.abs(first_order))
 
     # By hand, for c = 1e-4: the corrupted run's residual stream is (almost) the embedding e = E[30]; its logits are
     # U (w * x / rms(x)); the gradient on x of logit 2 - logit 3 is J' w (U[2] - U[3]) with J the norm's Jacobian
@@ -68,7 +75,7 @@ def test_case_computed_by_hand() -> None:
     v = {token: last.self_attn.v_proj.weight.double() @ (norm * x / rms(x)) for token, x in e.items()}
     difference = (v[20] - v[30]).view(2, 1, -1).expand(2, 2, -1).reshape(4, -1)
     by_hand = (gradient_z.view(4, -1) * difference).sum(-1)
-    np.testing.assert_allclose(scores[1e-4][-1, :, 0], by_hand.numpy(), rtol=1e-2)
+    assert_near(scores[1e-4][-1, :, 0], by_hand, terms, dtype="float64", truncation=1e-2 * by_hand.abs().numpy())
 
 
 def test_identical_prompts_score_exactly_zero() -> None:
@@ -97,7 +104,7 @@ def test_scores_do_not_depend_on_batching_or_order(name: str) -> None:
         score(model, pairs[::-1], method()),
     ):
         for pair in pairs:
-            assert_same_scores(other[pair.pair_id][Component.Z], one_batch[pair.pair_id][Component.Z])
+            assert_same_scores(other[pair.pair_id], one_batch[pair.pair_id], terms_of(model.module, pair))
 
 
 @pytest.mark.parametrize("direction", ["denoise", "noise"])
@@ -109,7 +116,7 @@ def test_pairs_and_their_mirrors_share_runs_without_changing_scores(direction: s
     together = score(model, encoded(mirrored), method(direction=direction))
     for pair in encoded(mirrored):
         alone = score(model, [pair], method(direction=direction))
-        assert_same_scores(together[pair.pair_id][Component.Z], alone[pair.pair_id][Component.Z])
+        assert_same_scores(together[pair.pair_id], alone[pair.pair_id], terms_of(model.module, pair))
 
 
 def test_methods_together_score_as_they_do_alone() -> None:
@@ -124,8 +131,9 @@ def test_methods_together_score_as_they_do_alone() -> None:
     for job, outcome in score_pairs(model, pairs, methods, TokenBudget(4096)):
         alone = score(model, pairs, job)
         for index, pair in enumerate(outcome.pairs):
-            for component, values in outcome.result.scores.items():
-                assert_same_scores(values[index], alone[pair.pair_id][component][..., pair.first_difference :])
+            theirs = {of: values[..., pair.first_difference :] for of, values in alone[pair.pair_id].items()}
+            ours = {of: values[index] for of, values in outcome.result.scores.items()}
+            assert_same_scores(ours, theirs, terms_of(model.module, pair, job.metric))
 
 
 def test_both_directions_together_run_each_prompt_once() -> None:
@@ -156,8 +164,9 @@ def test_running_out_of_memory_halves_the_batches_and_changes_no_score(monkeypat
     for outcome in outcomes:
         assert isinstance(outcome, ScoredBatch)
         for index, pair in enumerate(outcome.pairs):
-            values = outcome.result.scores[Component.Z][index]
-            assert_same_scores(values, expected[pair.pair_id][Component.Z][..., pair.first_difference :])
+            ours = {Component.Z: outcome.result.scores[Component.Z][index]}
+            theirs = {Component.Z: expected[pair.pair_id][Component.Z][..., pair.first_difference :]}
+            assert_same_scores(ours, theirs, terms_of(model.module, pair))
     sizes.clear()
     list(score_pairs(model, pairs, [method()], budget))
     assert sizes == [2, 2, 2, 2]
@@ -191,7 +200,7 @@ def test_equal_base_prompts_with_different_answers_are_not_merged() -> None:
     [pair] = random_pairs(1, 9, 4)
     swapped = TokenPair(pair.clean, pair.corrupted, pair.wrong_answers, pair.answers)
     scores = score(model, encoded([pair, swapped]), method())
-    assert_same_scores(scores[1][Component.Z], -scores[0][Component.Z])
+    assert_same_scores(scores[1], {Component.Z: -scores[0][Component.Z]}, terms_of(model.module, pair))
 
 
 @settings(max_examples=15)

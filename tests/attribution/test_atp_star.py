@@ -14,7 +14,9 @@ from attrib_batch.models.load import wrap_model
 from attrib_batch.schema import Component
 from tests.support import oracle
 from tests.support.demo_pairs import random_pairs
-from tests.support.scored import assert_same_scores, encoded, method, score, tiny_model
+from tests.support.near import assert_same_scores
+from tests.support.scored import encoded, method, score, tiny_model
+from tests.support.terms import terms_of
 from tests.support.tiny_models import ARCHITECTURES, tiny_tokenizer
 
 if TYPE_CHECKING:
@@ -33,8 +35,7 @@ def test_every_component_of_every_architecture(name: str, direction: str) -> Non
     for index, pair in enumerate(PAIRS):
         metric = oracle.logit_diff(pair.answers, pair.wrong_answers)
         theirs = oracle.atp_star(plain, pair.clean, pair.corrupted, metric, components, direction=direction)
-        for component in components:
-            assert_same_scores(ours[index][component], theirs[component])
+        assert_same_scores(ours[index], theirs, terms_of(plain, pair))
 
 
 def _saturated() -> PreTrainedModel:
@@ -59,8 +60,7 @@ def test_saturated_attention() -> None:
     for index, pair in enumerate(PAIRS):
         metric = oracle.logit_diff(pair.answers, pair.wrong_answers)
         theirs = oracle.atp_star(_saturated(), pair.clean, pair.corrupted, metric, components, direction="denoise")
-        for component in components:
-            assert_same_scores(ours[index][component], theirs[component])
+        assert_same_scores(ours[index], theirs, terms_of(_saturated(), pair), dtype="float64")
     # What the fix is for: plain gradients see next to nothing of what a query does here.
     ratio = [np.abs(ours[i][Component.Q]).mean() / np.abs(plain[i][Component.Q]).mean() for i in range(len(PAIRS))]
     assert max(ratio) > 10
@@ -72,7 +72,9 @@ def test_one_component_alone_equals_the_same_among_all(component: Component) -> 
     alone = score(model, pairs, method(id="atp_star", components=[component]))
     among = score(model, pairs, method(id="atp_star", components=list(Component)))
     for pair in pairs:
-        assert_same_scores(alone[pair.pair_id][component], among[pair.pair_id][component])
+        assert_same_scores(
+            alone[pair.pair_id], {component: among[pair.pair_id][component]}, terms_of(model.module, pair)
+        )
 
 
 @pytest.mark.parametrize("name", ["gpt2", "mistral_short_window"])
@@ -82,8 +84,7 @@ def test_scores_do_not_depend_on_batching(name: str) -> None:
     large = score(model, pairs, job)
     for other in (score(model, pairs, job, batch_tokens=1), score(model, pairs[::-1], job, batch_tokens=40)):
         for pair in pairs:
-            for component in Component:
-                assert_same_scores(other[pair.pair_id][component], large[pair.pair_id][component])
+            assert_same_scores(other[pair.pair_id], large[pair.pair_id], terms_of(model.module, pair))
 
 
 @pytest.mark.parametrize("name", ["gpt2", "mistral_short_window", "gemma3"])
@@ -96,8 +97,8 @@ def test_attention_implementations_agree(name: str) -> None:
         model.module.set_attn_implementation(implementation)
         scores[implementation] = score(model, pairs, job)
     for pair in pairs:
-        for component in job.components:
-            assert_same_scores(scores["eager"][pair.pair_id][component], scores["sdpa"][pair.pair_id][component])
+        eager, sdpa = (scores[implementation][pair.pair_id] for implementation in ("eager", "sdpa"))
+        assert_same_scores(eager, sdpa, terms_of(model.module, pair))
 
 
 def test_one_layer_has_no_other_to_drop() -> None:

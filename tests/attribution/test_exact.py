@@ -12,19 +12,20 @@ import numpy as np
 import pytest
 
 from attrib_batch.attribution.engine import METHODS
-from attrib_batch.models.load import wrap_model
 from attrib_batch.schema import Component
 from tests.support import oracle
 from tests.support.demo_pairs import TokenPair, random_pairs
-from tests.support.scored import assert_same_scores, encoded, method, score
-from tests.support.tiny_models import ARCHITECTURES, tiny_tokenizer
+from tests.support.near import assert_near, assert_same_scores
+from tests.support.scored import encoded, method, score, tiny_model
+from tests.support.terms import terms_of
+from tests.support.tiny_models import ARCHITECTURES
 
 if TYPE_CHECKING:
     from attrib_batch.models.load import LoadedModel
 
 
 def _double(name: str) -> LoadedModel:
-    return wrap_model(ARCHITECTURES[name]().double(), tiny_tokenizer())
+    return tiny_model(name, dtype="float64")
 
 
 def _compare(name: str, pair: TokenPair, direction: str) -> None:
@@ -33,9 +34,11 @@ def _compare(name: str, pair: TokenPair, direction: str) -> None:
     ours = score(model, encoded([pair]), method(id="exact", components=components, direction=direction))[0]
     metric = oracle.logit_diff(pair.answers, pair.wrong_answers)
     plain = ARCHITECTURES[name]().double()
-    for component in components:
-        theirs = oracle.exact(plain, pair.clean, pair.corrupted, metric, component, direction=direction)
-        assert_same_scores(ours[component], theirs)
+    theirs = {
+        component: oracle.exact(plain, pair.clean, pair.corrupted, metric, component, direction=direction)
+        for component in components
+    }
+    assert_same_scores(ours, theirs, terms_of(plain, pair), dtype="float64")
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
@@ -57,8 +60,8 @@ def test_scores_do_not_depend_on_batching(name: str) -> None:
     large = score(model, pairs, job)
     for other in (score(model, pairs, job, batch_tokens=50), score(model, pairs[::-1], job, batch_tokens=1)):
         for pair in pairs:
-            for component in Component:
-                assert_same_scores(other[pair.pair_id][component], large[pair.pair_id][component], tolerance=1e-6)
+            terms = terms_of(model.module, pair)
+            assert_same_scores(other[pair.pair_id], large[pair.pair_id], terms, dtype="float64")
 
 
 @pytest.mark.parametrize("direction", ["denoise", "noise"])
@@ -67,17 +70,21 @@ def test_replacing_all_that_differs_gives_the_other_run(name: str, direction: st
     """Known without an oracle: the last residual stream is all the logits see, and one token all that enters."""
     pair = random_pairs(1, 9, 4, changed_share=0)[0]
     job = method(id="exact", components=["resid_pre", "resid_post"], direction=direction)
-    result = METHODS["exact"](_double(name), encoded([pair]), job, batch_tokens=4096)
+    model = _double(name)
+    result = METHODS["exact"](model, encoded([pair]), job, batch_tokens=4096)
     whole = (result.clean_metric - result.corrupted_metric) * (1 if direction == "denoise" else -1)
-    np.testing.assert_allclose(result.scores[Component.RESID_POST][:, -1, 0, -1], whole, rtol=1e-6)
-    np.testing.assert_allclose(result.scores[Component.RESID_PRE][:, 0, 0, 0], whole, rtol=1e-6)
+    terms = terms_of(model.module, pair)
+    assert_near(result.scores[Component.RESID_POST][:, -1, 0, -1], whole, terms, dtype="float64")
+    assert_near(result.scores[Component.RESID_PRE][:, 0, 0, 0], whole, terms, dtype="float64")
 
 
 def test_identical_prompts_have_no_effect() -> None:
     [pair] = random_pairs(1, 8, 3)
     same = TokenPair(pair.clean, pair.clean, pair.answers, pair.wrong_answers)
-    for values in score(_double("llama"), encoded([same]), method(id="exact", components=list(Component)))[0].values():
-        np.testing.assert_allclose(values, 0, atol=1e-12)
+    model = _double("gpt2")
+    for values in score(model, encoded([same]), method(id="exact", components=list(Component)))[0].values():
+        nothing = np.zeros_like(values)
+        assert_near(values, nothing, terms_of(model.module, same), dtype="float64", float32_steps=0)
 
 
 def test_the_model_is_left_as_it_was() -> None:
@@ -87,4 +94,4 @@ def test_the_model_is_left_as_it_was() -> None:
     score(model, pairs, method(id="exact", components=list(Component)))
     after = score(model, pairs, method())
     for pair in pairs:
-        np.testing.assert_array_equal(after[pair.pair_id][Component.Z], before[pair.pair_id][Component.Z])
+        assert_same_scores(after[pair.pair_id], before[pair.pair_id], terms_of(model.module, pair), dtype="float64")

@@ -6,7 +6,6 @@ import subprocess
 import sys
 from typing import TYPE_CHECKING
 
-import numpy as np
 import pytest
 import torch
 
@@ -26,26 +25,19 @@ from attrib_batch.models.load import wrap_model
 from attrib_batch.spec import Job, parse_job
 from tests.support import oracle
 from tests.support.demo_pairs import random_pairs
+from tests.support.metrics import metric_of
+from tests.support.near import assert_near, assert_same_scores
 from tests.support.own_metrics import install_package
-from tests.support.scored import assert_same_scores, encoded, method, score, tiny_model
+from tests.support.scored import encoded, method, score, tiny_model
+from tests.support.terms import terms_of
 from tests.support.tiny_models import ARCHITECTURES, tiny_tokenizer
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from tests.support.demo_pairs import TokenPair
-    from tests.support.metrics import Metric
 
 PAIRS = random_pairs(4, 9, 4)
-
-
-def _oracle_metric(name: str, pair: TokenPair) -> Metric:
-    if name == "kl":
-        return oracle.kl(ARCHITECTURES["llama"]()(torch.tensor([pair.clean])).logits[0, -1])
-    if name == "log_prob":
-        return oracle.log_prob(pair.answers)
-    return {"logit_diff": oracle.logit_diff, "prob_diff": oracle.prob_diff}[name](pair.answers, pair.wrong_answers)
 
 
 @pytest.fixture
@@ -74,8 +66,8 @@ def test_values_and_answer_sets_are_those_written_out(name: str) -> None:
     assert {len(pair.answers) for pair in PAIRS} > {1}
     assert {len(pair.wrong_answers) for pair in PAIRS} > {1}
     for index, pair in enumerate(PAIRS):
-        theirs = oracle.kl(clean[index]) if name == "kl" else _oracle_metric(name, pair)
-        torch.testing.assert_close(ours[index], theirs(logits[index]))
+        theirs = metric_of(name, pair.answers, pair.wrong_answers, clean[index])
+        assert_near(ours[index], theirs(logits[index]), logits[index].abs().max().item())
 
 
 @pytest.mark.parametrize("architecture", ["llama", "gpt2"])
@@ -87,11 +79,12 @@ def test_scores_and_baselines_of_every_metric(name: str, architecture: str) -> N
     ours = attribution_patching(model, encoded(PAIRS), [method(metric=name)])[0]
     for index, pair in enumerate(PAIRS):
         clean, corrupted = (plain(torch.tensor([ids])).logits[0, -1].detach() for ids in (pair.clean, pair.corrupted))
-        metric = oracle.kl(clean) if name == "kl" else _oracle_metric(name, pair)
+        metric = metric_of(name, pair.answers, pair.wrong_answers, clean)
         theirs = oracle.atp(plain, pair.clean, pair.corrupted, metric, ["z"], direction="denoise")["z"]
-        assert_same_scores(ours.scores["z"][index], theirs[..., 4:])
-        np.testing.assert_allclose(ours.clean_metric[index], metric(clean), atol=1e-5)
-        np.testing.assert_allclose(ours.corrupted_metric[index], metric(corrupted), atol=1e-5)
+        terms = terms_of(plain, pair, name)
+        assert_same_scores({"z": ours.scores["z"][index]}, {"z": theirs[..., 4:]}, terms)
+        assert_near(ours.clean_metric[index], metric(clean), terms)
+        assert_near(ours.corrupted_metric[index], metric(corrupted), terms)
 
 
 @pytest.mark.parametrize("name", BUILT_IN_METRICS)
@@ -101,7 +94,8 @@ def test_half_precision_logits_are_measured_in_single(name: str) -> None:
     answers = AnswerSets.of(encoded(PAIRS), logits.device)
     half = metric_named(name)(logits, clean, answers)
     assert half.dtype == torch.float32
-    torch.testing.assert_close(half, metric_named(name)(logits.float(), clean.float(), answers))
+    single = metric_named(name)(logits.float(), clean.float(), answers)
+    assert_near(half, single, logits.abs().max().item())
 
 
 def test_names_a_job_knows_are_those_that_are_defined() -> None:
@@ -145,7 +139,8 @@ def test_metric_of_an_installed_package(tmp_path: Path, monkeypatch: pytest.Monk
     plain = score(model, pairs, method())
     doubled = score(model, pairs, method(metric=_job(metric="doubled").methods[0].metric))
     for pair in pairs:
-        assert_same_scores(doubled[pair.pair_id]["z"], 2 * plain[pair.pair_id]["z"])
+        twice = {"z": 2 * plain[pair.pair_id]["z"]}
+        assert_same_scores(doubled[pair.pair_id], twice, 2 * terms_of(model.module, pair))
 
 
 def test_checking_a_name_loads_neither_torch_nor_the_metric(tmp_path: Path) -> None:
@@ -201,7 +196,7 @@ def test_metric_registered_in_this_process() -> None:
     model, pairs = tiny_model("llama"), encoded(PAIRS)
     plain, negated = score(model, pairs, method()), score(model, pairs, method(metric="negated"))
     for pair in pairs:
-        assert_same_scores(negated[pair.pair_id]["z"], -plain[pair.pair_id]["z"])
+        assert_same_scores(negated[pair.pair_id], {"z": -plain[pair.pair_id]["z"]}, terms_of(model.module, pair))
     for taken in ("negated", "kl"):
         with pytest.raises(JobError, match="exists already"):
             register_metric(taken, logit_diff)

@@ -17,6 +17,8 @@ from attrib_batch.schema import Component, FailureReason
 from attrib_batch.spec import MethodJob, ModelJob
 from tests.support.demo_pairs import random_pairs
 from tests.support.jobs import in_words
+from tests.support.near import assert_near, assert_same_scores
+from tests.support.terms import terms_of
 from tests.support.tiny_models import save_tiny
 
 BATCH_TOKENS = 64
@@ -59,13 +61,19 @@ def test_a_request_scores_what_the_engine_scores(model: LoadedModel, case: str) 
     here = list(score_pairs(model, pairs, methods, TokenBudget(BATCH_TOKENS)))
     there = list(remote.outcomes(answer, pairs, methods))
     assert [method.id for method, _ in there] == [method.id for method, _ in here]
-    for (_, mine), (_, theirs) in zip(there, here, strict=True):
+    for (method, mine), (_, theirs) in zip(there, here, strict=True):
         assert isinstance(mine, ScoredBatch)
         assert isinstance(theirs, ScoredBatch)
         assert mine.pairs == theirs.pairs
-        np.testing.assert_allclose(mine.result.clean_metric, theirs.result.clean_metric, atol=1e-6)
-        for component, scores in theirs.result.scores.items():
-            np.testing.assert_allclose(mine.result.scores[component], scores, atol=1e-6)
+        for index, pair in enumerate(mine.pairs):
+            terms = terms_of(model.module, pair, method.metric)
+            for metric in ("clean_metric", "corrupted_metric"):
+                assert_near(getattr(mine.result, metric)[index], getattr(theirs.result, metric)[index], terms)
+            scores, others = (
+                {component: values[index] for component, values in batch.result.scores.items()}
+                for batch in (mine, theirs)
+            )
+            assert_same_scores(scores, others, terms)
 
 
 def test_what_comes_back_is_scores_alone(model: LoadedModel) -> None:

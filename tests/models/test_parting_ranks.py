@@ -24,10 +24,12 @@ from attrib_batch.pairs.encode import EncodedPair
 from attrib_batch.schema import Component
 from attrib_batch.spec import ModelJob
 from tests.support.demo_pairs import random_pairs
+from tests.support.near import assert_same_scores
 from tests.support.ports import LOOPBACK, free_ports
 from tests.support.ranks import Ranks, agreement
-from tests.support.scored import assert_same_scores, encoded, method, score
-from tests.support.shards import DOUBLE, double, shard
+from tests.support.scored import encoded, method, score
+from tests.support.shards import double, shard
+from tests.support.terms import terms_of
 from tests.support.tiny_models import NAMES, VOCABULARY
 
 
@@ -63,7 +65,8 @@ def test_a_bad_pair_costs_no_other_its_scores(ranks: Ranks, tiny: Callable[[str]
                 assert ours[pair.pair_id] == "ArithmeticError: no number for this name"
             else:
                 [theirs] = score(whole, [pair], method()).values()
-                assert_same_scores(np.asarray(ours[pair.pair_id]), theirs[Component.Z][..., 4:], tolerance=DOUBLE)
+                mine, others = {Component.Z: ours[pair.pair_id]}, {Component.Z: theirs[Component.Z][..., 4:]}
+                assert_same_scores(mine, others, terms_of(whole.module, pair), dtype=model.dtype)
 
 
 _stores: list[TCPStore] = []

@@ -5,13 +5,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pytest
 import torch
 from torch import Tensor, nn
 
 from tests.support import oracle
 from tests.support.demo_pairs import random_pairs
+from tests.support.near import assert_near
 from tests.support.oracle_checks import LENGTH, METRIC, PAIR, each_architecture
+from tests.support.terms import largest_terms, terms_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -27,7 +28,7 @@ def test_patching_the_whole_last_state_gives_the_other_run(model: PreTrainedMode
     for name in {"resid_mid", "resid_post"} & set(oracle.component_names(model)):
         for direction, gain in (("denoise", clean - corrupted), ("noise", corrupted - clean)):
             score = oracle.exact(model, PAIR.clean, PAIR.corrupted, METRIC, name, direction=direction)
-            assert score[-1, 0, -1] == pytest.approx(gain, abs=1e-4)
+            assert_near(score[-1, 0, -1], gain, terms_of(model, PAIR))
 
 
 @each_architecture
@@ -35,7 +36,7 @@ def test_patching_the_only_position_that_differs_gives_the_other_run(model: PreT
     pair = random_pairs(1, LENGTH, LENGTH - 3, changed_share=0)[0]
     score = oracle.exact(model, pair.clean, pair.corrupted, METRIC, "resid_pre", direction="denoise")
     clean, corrupted = (METRIC(model(torch.tensor([ids])).logits[0, -1]).item() for ids in (pair.clean, pair.corrupted))
-    assert score[0, 0, LENGTH - 3] == pytest.approx(clean - corrupted, abs=1e-4)
+    assert_near(score[0, 0, LENGTH - 3], clean - corrupted, terms_of(model, pair))
 
 
 # By hand
@@ -106,14 +107,15 @@ def test_scores_computed_by_hand() -> None:
         "mlp_out": [[[0, 0]]],
         "resid_post": [[[0, 0]]],
     }
+    terms = largest_terms(*pair)
     for direction, sign in (("denoise", 1), ("noise", -1)):
         scores = oracle.atp(*pair, names, direction=direction)
         averaged = oracle.atp_ig(*pair, names, direction=direction, ig_steps=3)
         for name in names:
             hand = sign * np.array(expected[name], dtype=float)
-            np.testing.assert_allclose(scores[name], hand, atol=1e-5)
-            np.testing.assert_allclose(averaged[name], hand, atol=1e-5)
-            np.testing.assert_allclose(oracle.exact(*pair, name, direction=direction), hand, atol=1e-5)
+            assert_near(scores[name], hand, terms)
+            assert_near(averaged[name], hand, terms)
+            assert_near(oracle.exact(*pair, name, direction=direction), hand, terms)
 
 
 # Metrics
@@ -121,10 +123,11 @@ def test_scores_computed_by_hand() -> None:
 
 def test_metrics_by_hand() -> None:
     logits = torch.tensor([1.0, 2.0, 3.0]).log()  # probabilities 1/6, 1/3, 1/2
-    assert oracle.logit_diff([0, 1], [2])(logits).item() == pytest.approx(np.log(2) / 2 - np.log(3))
-    assert oracle.prob_diff([0, 1], [2])(logits).item() == pytest.approx(0, abs=1e-6)
-    assert oracle.log_prob([0, 2])(logits).item() == pytest.approx(np.log(2 / 3))
+    largest = np.log(3)
+    assert_near(oracle.logit_diff([0, 1], [2])(logits), np.log(2) / 2 - np.log(3), largest)
+    assert_near(oracle.prob_diff([0, 1], [2])(logits), 0, largest)
+    assert_near(oracle.log_prob([0, 2])(logits), np.log(2 / 3), largest)
     even = torch.zeros(3)
     by_hand = sum(p * np.log(p * 3) for p in (1 / 6, 1 / 3, 1 / 2))
-    assert oracle.kl(logits)(even).item() == pytest.approx(by_hand)
-    assert oracle.kl(logits)(logits).item() == pytest.approx(0, abs=1e-6)
+    assert_near(oracle.kl(logits)(even), by_hand, largest)
+    assert_near(oracle.kl(logits)(logits), 0, largest)

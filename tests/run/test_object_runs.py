@@ -10,14 +10,14 @@ import time
 from pathlib import Path
 
 import pytest
-from polars.testing import assert_frame_equal
 
 from attrib_batch.analysis import scan_baselines, scan_scores
 from attrib_batch.schema import Cell, Chunk, Table
 from attrib_batch.store import Store
 from tests.support.faulty_proxy import FaultyProxy
-from tests.support.jobs import SCORE_KEYS, TinyJob, attrib_batch, command, environment, read_scores, read_table
+from tests.support.jobs import SCORE_KEYS, TinyJob, attrib_batch, command, environment
 from tests.support.object_store import SECRET, ObjectStore
+from tests.support.same_tables import Tables, assert_same_numbers
 
 N_PAIRS, CHUNK = 160, 4
 CELL = Cell("tiny", "random", "atp")
@@ -72,9 +72,7 @@ def wait_for_chunks(store: Store, driver: subprocess.Popen[str]) -> None:
 
 
 def assert_same_tables(out: str, local: Path, folder: Path) -> None:
-    ours = download(out, folder)
-    assert_frame_equal(read_scores(ours), read_scores(local), abs_tol=1e-6)
-    assert_frame_equal(read_table(ours, "baselines"), read_table(local, "baselines"), abs_tol=1e-5)
+    assert_same_numbers(Tables.read(download(out, folder)), Tables.read(local))
 
 
 def test_everything_works_on_urls(
@@ -114,8 +112,11 @@ def test_everything_works_on_urls(
     assert report.output.strip() == f"report: {out}/report.html"
     assert b"Can these scores be trusted?" in store.read_bytes("report.html")
 
-    ours = scan_scores(out, model="tiny").collect()
-    assert_frame_equal(ours.sort(SCORE_KEYS), scan_scores(local).collect().sort(SCORE_KEYS), abs_tol=1e-6)
+    ours = scan_scores(out, model="tiny").collect().sort(SCORE_KEYS)
+    assert_same_numbers(
+        Tables(ours, scan_baselines(out).collect().sort("pair_id")),
+        Tables(scan_scores(local).collect().sort(SCORE_KEYS), scan_baselines(local).collect().sort("pair_id")),
+    )
     few = scan_baselines(out).filter(pair_id=7).select("pair_id", "clean_metric").collect(engine="streaming")
     assert few.height == 1
     assert scan_scores(out).head(5).collect().height == 5

@@ -9,11 +9,11 @@ import subprocess
 import time
 from pathlib import Path
 
-import polars as pl
 import psutil
 import pytest
 
-from tests.support.jobs import TinyJob, attrib_batch, command, environment, read_scores, read_table
+from tests.support.jobs import TinyJob, attrib_batch, command, environment
+from tests.support.same_tables import Tables, assert_same_numbers
 
 SHARDED = {"kind": "sharded", "shards": 2, "cpus": 0.5}
 METHODS = [
@@ -41,24 +41,15 @@ def replica(job: TinyJob) -> Path:
     return out
 
 
-def assert_same_scores(out: Path, expected: Path) -> None:
-    mine, theirs = read_scores(out), read_scores(expected)
-    assert mine.drop("score").equals(theirs.drop("score"))
-    for method in theirs["method"].unique():
-        of = pl.col("method") == method
-        a, b = (frame.filter(of)["score"].to_numpy() for frame in (mine, theirs))
-        assert abs(a - b).max() <= 1e-5 * abs(b).max()
-    ours, others = read_table(out, "baselines"), read_table(expected, "baselines")
-    keys = ["model", "dataset", "method", "pair_id"]
-    ours, others = ours.sort(keys), others.sort(keys)
-    assert abs(ours["clean_metric"].to_numpy() - others["clean_metric"].to_numpy()).max() < 1e-5
+def assert_same_tables(out: Path, expected: Path) -> None:
+    assert_same_numbers(Tables.read(out), Tables.read(expected))
 
 
 def test_gangs_side_by_side_write_what_a_replica_writes(job: TinyJob, replica: Path, tmp_path: Path) -> None:
     path = job.write("gang.yaml", models=models(job, count=2, cpus=0.25), methods=METHODS, chunk_pairs=10)
     ended = attrib_batch("run", path, "--out", tmp_path / "out")
     assert ended.code == 0, ended.said
-    assert_same_scores(tmp_path / "out", replica)
+    assert_same_tables(tmp_path / "out", replica)
     (record,) = (json.loads(file.read_text()) for file in (tmp_path / "out/executions").glob("*.json"))
     whole = json.loads(next((replica / "executions").glob("*.json")).read_text())["worker_parameters"]
     assert 0.5 * whole <= record["worker_parameters"] < 0.6 * whole
@@ -100,7 +91,7 @@ def test_a_rank_that_is_lost_or_stuck_costs_no_pair(
         said, _ = driver.communicate(timeout=150)
     assert driver.returncode == 0, said
     assert "a worker was lost" in said
-    assert_same_scores(out, replica)
+    assert_same_tables(out, replica)
     assert not any(process.is_running() and process.status() != psutil.STATUS_ZOMBIE for process in first)
 
 

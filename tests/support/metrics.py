@@ -39,3 +39,14 @@ def kl(clean_logits: Tensor) -> Metric:
     """
     clean = clean_logits.detach().softmax(-1)
     return lambda logits: (clean * (clean.log() - logits.log_softmax(-1))).sum()
+
+
+def metric_of(name: str, right: Sequence[int], wrong: Sequence[int], clean_logits: Tensor) -> Metric:
+    """The metric of a name, for one pair."""
+    metrics = {
+        "logit_diff": logit_diff(right, wrong),
+        "prob_diff": prob_diff(right, wrong),
+        "log_prob": log_prob(right),
+        "kl": kl(clean_logits),
+    }
+    return metrics[name]

@@ -7,20 +7,16 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import polars as pl
-from polars.testing import assert_frame_equal
-
 from attrib_batch.pairs.writer import write_pairs
 from tests.support.demo_pairs import random_pairs
 from tests.support.faulty_proxy import BUCKET, FaultyProxy
-from tests.support.jobs import TinyJob, in_words, read_scores, read_table
+from tests.support.jobs import TinyJob, in_words
+from tests.support.same_tables import Tables, assert_same_numbers
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from tests.support.ndif_server import NdifServer
-
-KEYS = ["dataset", "method", "pair_id"]
 
 
 def served_job(server: NdifServer, name: str, folder: Path, *, n_pairs: int) -> TinyJob:
@@ -75,25 +71,6 @@ def most_at_once(proxy: FaultyProxy) -> int:
     return most
 
 
-def assert_same(out: Path, model: str, expected: Path, expected_model: str, *, within: float = 1e-6) -> None:
-    """The same rows of scores and baselines, each number within a share of the largest of its method."""
-    keys = [*KEYS, "component", "layer", "head", "position"]
-    mine, theirs = (
-        read_scores(folder).filter(pl.col("model") == name).drop("model").sort(keys)
-        for folder, name in ((out, model), (expected, expected_model))
-    )
-    assert theirs.height
-    assert_frame_equal(mine.drop("score"), theirs.drop("score"))
-    ours, others = (
-        read_table(folder, "baselines").filter(pl.col("model") == name).drop("model").sort(KEYS)
-        for folder, name in ((out, model), (expected, expected_model))
-    )
-    assert others.height == theirs.unique(KEYS).height
-    for method in theirs["method"].unique():
-        of = pl.col("method") == method
-        a, b = (frame.filter(of)["score"].to_numpy() for frame in (mine, theirs))
-        assert abs(a - b).max() <= within * abs(b).max()
-        for metric in ("clean_metric", "corrupted_metric"):
-            c, d = (frame.filter(of)[metric].to_numpy() for frame in (ours, others))
-            assert abs(c - d).max() <= within * abs(d).max()
-    assert_frame_equal(ours.select(KEYS), others.select(KEYS))
+def assert_same(out: Path, model: str, expected: Path, expected_model: str) -> None:
+    """The same rows of scores and baselines under two models' names, and the same numbers but for rounding."""
+    assert_same_numbers(Tables.read(out, model=model), Tables.read(expected, model=expected_model))

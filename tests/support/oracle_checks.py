@@ -1,11 +1,8 @@
-"""What the tests of the oracle share: a pair, its metric, every architecture, and when numbers are the same."""
+"""What the tests of the oracle share: a pair, its metric, and every architecture."""
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
-import torch
 
 from tests.support import oracle
 from tests.support.demo_pairs import random_pairs
@@ -18,9 +15,3 @@ DIRECTIONS = ("denoise", "noise")
 
 each_architecture = pytest.mark.parametrize("model", list(ARCHITECTURES), indirect=True)
 """Run a test with the fixture ``model`` once for each."""
-
-
-def assert_close(got: Any, expected: Any, share: float = 1e-5) -> None:
-    """Equal up to a share of the largest expected number."""
-    got, expected = (torch.as_tensor(x).detach() for x in (got, expected))
-    assert (got - expected).abs().max() <= share * expected.abs().max()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import time
 import traceback
 from dataclasses import dataclass, field
@@ -24,7 +25,10 @@ STOP_SECONDS = 5
 
 @dataclass
 class Ranks:
-    """A group of processes joined by gloo, one thread each; started when first used, and again after a failure."""
+    """A group of processes joined by gloo, each with the threads of the tests.
+
+    Started when first used, and again after a failure.
+    """
 
     size: int
     collective_seconds: float = 40
@@ -102,7 +106,7 @@ agreement: list[Agreement] = []
 def _serve(pipe: Connection, rank: int, size: int, port: int, collective_seconds: float) -> None:
     import torch
 
-    torch.set_num_threads(1)
+    torch.set_num_threads(int(os.environ["ATTRIB_BATCH_TEST_THREADS"]))
     _reply(pipe, _join, rank, size, port, timedelta(seconds=collective_seconds))
     while True:
         try:

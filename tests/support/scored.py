@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
 
 from attrib_batch.attribution.engine import ScoredBatch, TokenBudget, score_pairs
 from attrib_batch.models.load import LoadedModel, wrap_model
 from attrib_batch.pairs.encode import EncodedPair
 from attrib_batch.schema import Component
 from attrib_batch.spec import MethodJob
+from tests.support.near import estimated_terms
 from tests.support.tiny_models import ARCHITECTURES, tiny_tokenizer
 
 if TYPE_CHECKING:
@@ -19,9 +23,9 @@ if TYPE_CHECKING:
     from tests.support.demo_pairs import TokenPair
 
 
-def tiny_model(name: str) -> LoadedModel:
+def tiny_model(name: str, *, dtype: str = "float32") -> LoadedModel:
     """A tiny model of an architecture, wrapped as a worker would wrap it."""
-    return wrap_model(ARCHITECTURES[name](), tiny_tokenizer())
+    return wrap_model(ARCHITECTURES[name]().to(getattr(torch, dtype)), tiny_tokenizer())
 
 
 def encoded(pairs: Sequence[TokenPair]) -> list[EncodedPair]:
@@ -50,25 +54,44 @@ def method(**options: object) -> MethodJob:
     return MethodJob.model_validate({"id": "atp", **options})
 
 
+@dataclass(frozen=True)
+class PairScores(Mapping[Component, np.ndarray]):
+    """The scores of one pair, each (layer, head, position), and both metrics."""
+
+    scores: dict[Component, np.ndarray]
+    clean_metric: float
+    corrupted_metric: float
+
+    def __getitem__(self, component: Component) -> np.ndarray:
+        return self.scores[component]
+
+    def __iter__(self) -> Iterator[Component]:
+        return iter(self.scores)
+
+    def __len__(self) -> int:
+        return len(self.scores)
+
+    @property
+    def terms(self) -> float:
+        """The size of what was added up, estimated from what came out."""
+        metrics = self.clean_metric, self.corrupted_metric
+        return estimated_terms(*self.scores.values(), *metrics, metrics[0] - metrics[1])
+
+
 def score(
     model: LoadedModel, pairs: Sequence[EncodedPair], job: MethodJob, *, batch_tokens: int = 4096
-) -> dict[int, dict[Component, np.ndarray]]:
+) -> dict[int, PairScores]:
     """Scores of every pair over all positions, prefix included, by pair id; fails if a pair could not be scored."""
-    found: dict[int, dict[Component, np.ndarray]] = {}
+    found: dict[int, PairScores] = {}
     for _, outcome in score_pairs(model, pairs, [job], TokenBudget(batch_tokens)):
         assert isinstance(outcome, ScoredBatch), outcome
+        result = outcome.result
         for index, pair in enumerate(outcome.pairs):
-            found[pair.pair_id] = {
+            scores = {
                 component: np.pad(values[index], ((0, 0), (0, 0), (pair.n_tokens - values.shape[-1], 0)))
-                for component, values in outcome.result.scores.items()
+                for component, values in result.scores.items()
             }
+            metrics = (float(metric[index]) for metric in (result.clean_metric, result.corrupted_metric))
+            found[pair.pair_id] = PairScores(scores, *metrics)
     assert set(found) == {pair.pair_id for pair in pairs}
     return found
-
-
-def assert_same_scores(ours: np.ndarray, theirs: np.ndarray, *, tolerance: float = 1e-5) -> None:
-    """Equal within ``tolerance`` of the largest score."""
-    assert ours.shape == theirs.shape
-    largest = np.abs(theirs).max()
-    assert largest > 0
-    np.testing.assert_allclose(ours, theirs, rtol=0, atol=tolerance * largest)

@@ -12,9 +12,6 @@ if TYPE_CHECKING:
 
     from attrib_batch.models.load import LoadedModel
 
-DOUBLE = 1e-6
-"""Of the largest score: scores are kept in float32."""
-
 
 def model_job(model: object, **options: object) -> ModelJob:
     return ModelJob.model_validate({"id": str(model), "prepend_bos": False, **options})

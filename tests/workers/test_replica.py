@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from polars.testing import assert_frame_equal
 
 from attrib_batch.pairs.reader import PairTable
 from attrib_batch.schema import Cell, Chunk
@@ -14,6 +13,7 @@ from attrib_batch.store import Store
 from attrib_batch.workers.assignment import Assignment, LeftOut
 from attrib_batch.workers.replica import ReplicaWorker
 from tests.support.jobs import TinyJob, read_scores, read_table
+from tests.support.same_tables import Tables, assert_same_numbers
 
 TASK = (Chunk(Cell("tiny", "random", "atp"), 8, 16),)
 
@@ -33,11 +33,10 @@ def worker(job: TinyJob, tmp_path: Path) -> ReplicaWorker:
 
 def test_the_same_chunk_executed_twice_is_the_same_tables(worker: ReplicaWorker) -> None:
     out, first = worker.store.root, worker.score(Assignment(TASK))
-    before = read_scores(out), read_table(out, "baselines")
+    before = Tables.read(out)
     second = worker.score(Assignment(TASK))
     assert (first.n_scored, second.n_scored) == (8, 8)
-    assert_frame_equal(read_scores(out), before[0])
-    assert_frame_equal(read_table(out, "baselines"), before[1])
+    assert_same_numbers(Tables.read(out), before)
 
 
 def test_a_probe_writes_nothing_and_counts_nothing(worker: ReplicaWorker) -> None:
