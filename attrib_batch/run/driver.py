@@ -149,8 +149,7 @@ class _Driver:
                 self._complain()
         finally:
             self._progress.close(tally)
-            self._prepared.lease.release()
-            self._log.write(What.LEASE_RELEASED)
+            self._release()
             self._record()
         if missing := uncommitted(self._prepared.store, self._prepared.plan):
             raise RunInterruptedError(
@@ -179,6 +178,12 @@ class _Driver:
                 f"stopped with {self._tally.done:,} of {self._tally.total:,} pairs committed. "
                 "The same command goes on from there."
             )
+
+    def _release(self) -> None:
+        trouble = self._prepared.lease.release()
+        self._log.write(What.LEASE_RELEASED, Level.WARNING if trouble else Level.INFO, message=trouble)
+        if trouble:
+            self._progress.note(trouble)
 
     def _record(self) -> None:
         try:
