@@ -14,13 +14,15 @@ from attrib_batch.errors import JobError
 from attrib_batch.spec import ModelJob, parse_job
 
 ALLOWED = """
-gpt2 smollm2-135m Llama-3.1-8B-Instruct atp atp_ig a 1a 7B 8b d007 id-007 id-1e5 1e 1e5x 2024-01-01x x2024-01-01 2024-W01
+gpt2 smollm2-135m Llama-3.1-8B-Instruct atp atp_ig a 1a 7B 8b d007 id-007 id-1e5 1e 1e5x 2024-01-01x x2024-01-01
+2024-W01
 2024-Jan-01 1day 5m 0o7 0xg 0bit a1e5 e5 none None NA t F yes no today nan- inf. infinity1 True-1 xnull
 123e4567-e89b-12d3-a456-426614174000 1_000a 1-1-BC
 """
 REFUSED = """
 7 007 0 00 1.5 1. 1_000 1-1 2024 2024-01 2024-01-01 2024.01.01 01-02-2024 2024_01_01 1.2.3 1e5 1E5 1e-5 1.2e3 0e0 1e400
-0x10 0XFF 0x1_8 0b1 0b0_1 20240101T000000 20240101T000000Z 2024-01-01T00.00 nan NaN inf INF Infinity true TRUE False null
+0x10 0XFF 0x1_8 0b1 0b0_1 20240101T000000 20240101T000000Z 2024-01-01T00.00 nan NaN inf INF Infinity true TRUE False
+null
 NULL epoch 99999999999999999999 170141183460469231731687303715884105728
 """
 
