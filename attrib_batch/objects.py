@@ -100,7 +100,7 @@ def is_object_url(text: object) -> bool:
 
 def file_system(url: ObjectUrl) -> fs.FileSystem:
     """The file system that holds an object: one per process, bucket and endpoint."""
-    return _file_system(url.scheme, url.bucket, _endpoint(url.scheme), single_put=False)
+    return _file_system(url.scheme, url.bucket, endpoint_of(url.scheme), single_put=False)
 
 
 def persistently(read: Callable[[], T]) -> T:
@@ -144,7 +144,7 @@ def put(url: ObjectUrl, data: bytes | pa.Buffer, *, in_turn: bool = False) -> No
         try:
             # Without a request at its opening, a stream could fail when it is written to, and publish when dropped;
             # with so little content nothing is sent before it is closed.
-            endpoint = _endpoint(url.scheme)
+            endpoint = endpoint_of(url.scheme)
             system = _file_system(url.scheme, url.bucket, endpoint, single_put=small, in_turn=in_turn)
             stream = system.open_output_stream(url.path)
             stream.write(data)
@@ -183,17 +183,27 @@ def complaining(verb: str, place: object) -> Iterator[None]:
     except OSError as error:
         said = " ".join(str(error).split())[:300]
         if isinstance(error, PermissionError) or _REFUSED.search(said):
-            raise OutputError(
-                f"cannot {verb} {place}: {said}. Check the bucket's name, the credentials in the environment, and what "
-                "they allow."
-            ) from error
-        raise StorageError(
-            f"cannot {verb} {place}: {said}. Asked {ATTEMPTS} times; what is committed stays, and the same command "
-            "goes on from there."
-        ) from error
+            raise refused(verb, place, said) from error
+        raise unanswered(verb, place, said) from error
 
 
-def _endpoint(scheme: str) -> str | None:
+def refused(verb: str, place: object, said: str) -> OutputError:
+    """Return the error of a request that the store does not allow; ``said`` is what it answered."""
+    return OutputError(
+        f"cannot {verb} {place}: {said}. Check the bucket's name, the credentials in the environment, and what "
+        "they allow."
+    )
+
+
+def unanswered(verb: str, place: object, said: str) -> StorageError:
+    """Return the error of a store that gives no answer, or none that is of use."""
+    return StorageError(
+        f"cannot {verb} {place}: {said}. Asked {ATTEMPTS} times; what is committed stays, and the same command "
+        "goes on from there."
+    )
+
+
+def endpoint_of(scheme: str) -> str | None:
     """The server that the environment names in the place of Amazon's or Google's; of the latter an emulator."""
     if scheme == "gs":
         return os.environ.get("STORAGE_EMULATOR_HOST") or None
@@ -208,7 +218,7 @@ def _file_system(
     if scheme == "gs":
         return fs.GcsFileSystem(retry_time_limit=timedelta(seconds=GS_RETRY_SECONDS), **_emulator(endpoint))
     return fs.S3FileSystem(
-        **_place(bucket, endpoint),
+        **place_of(bucket, endpoint),
         request_timeout=REQUEST_SECONDS,
         connect_timeout=REQUEST_SECONDS,
         retry_strategy=fs.AwsStandardS3RetryStrategy(max_attempts=ATTEMPTS),
@@ -225,7 +235,7 @@ def _emulator(endpoint: str | None) -> dict[str, Any]:
     return {"anonymous": True, "endpoint_override": address, "scheme": scheme if separator else "http"}
 
 
-def _place(bucket: str, endpoint: str | None) -> dict[str, Any]:
+def place_of(bucket: str, endpoint: str | None) -> dict[str, Any]:
     """Where a bucket is: the endpoint that the environment names, or else the bucket's own region."""
     named = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
     if endpoint is not None:

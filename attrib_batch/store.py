@@ -1,15 +1,13 @@
 """A run's directory, on a file system or in an object store: atomic commits, reading and listings.
 
-A file under its final name is complete. Locally it is written under a temporary name that no ``*.parquet`` glob matches
-(a leading dot alone does not do: Polars' globs match it), flushed to the disk, and renamed. In an object store it is
-one whole put.
+A file under its final name is complete. Locally it is written under a temporary name and renamed (see ``files``); in an
+object store it is one whole put.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
-import uuid
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -18,14 +16,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pyarrow import fs
 
+from attrib_batch.conditional import Version, check_conditions, read_object, write_object
 from attrib_batch.errors import OutputError
+from attrib_batch.files import create_file, replace_file, write_file
 from attrib_batch.objects import ObjectUrl, complaining, file_system, is_object_url, persistently, put
 from attrib_batch.schema import Table, parse_part_name
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
-TEMPORARY_PREFIX, TEMPORARY_SUFFIX = ".tmp-", ".partial"
 ROW_GROUP_ROWS = 500_000
 
 T = TypeVar("T")
@@ -107,8 +106,51 @@ class Store:
         if isinstance(self.root, ObjectUrl):
             put(self.root.below(relative), data)
         else:
-            _write_file(self.root / relative, data)
+            write_file(self.root / relative, data)
         return len(data)
+
+    def read_version(self, relative: str) -> Version | None:
+        """Read a file as it is now, for `write_unless_changed`; return None where there is none.
+
+        Raises:
+            OutputError: it cannot be read.
+        """
+        if isinstance(self.root, ObjectUrl):
+            return read_object(self.root.below(relative))
+        try:
+            return Version(self.read_bytes(relative))
+        except FileNotFoundError:
+            return None
+
+    def write_unless_changed(self, relative: str, data: bytes, before: Version | None) -> Version | None:
+        """Commit ``data`` only if the file is still as it was; of several who try at once, one succeeds.
+
+        Args:
+            relative: the file.
+            data: its new content, which nobody else writes: by it a writer knows its own file again.
+            before: the version it is to replace; None where there must be no file.
+
+        Returns:
+            The new version, or None where the file is not as it was. In an object store it may then be this very
+            content: an answer was lost, and the write was sent again.
+
+        Raises:
+            OutputError: the folder cannot be written, or the object store knows no conditional writes.
+        """
+        if isinstance(self.root, ObjectUrl):
+            return write_object(self.root.below(relative), data, before)
+        path = self.root / relative
+        written = create_file(path, data) if before is None else replace_file(path, data, before.data)
+        return Version(data) if written else None
+
+    def check_conditions(self, relative: str, version: Version) -> None:
+        """Check that `write_unless_changed` can be relied on, on a file that it has just written.
+
+        Raises:
+            OutputError: an object store takes no notice of conditions.
+        """
+        if isinstance(self.root, ObjectUrl):
+            check_conditions(self.root.below(relative), version)
 
     def write_table(self, relative: str, table: pa.Table) -> int:
         """Commit an Arrow table as Parquet; returns its size in bytes."""
@@ -213,34 +255,6 @@ def encode_parquet(table: pa.Table) -> pa.Buffer:
         row_group_size=ROW_GROUP_ROWS,
     )
     return sink.getvalue()
-
-
-def _write_file(target: Path, data: bytes | pa.Buffer) -> None:
-    temporary = target.with_name(f"{TEMPORARY_PREFIX}{uuid.uuid4().hex}-{target.name}{TEMPORARY_SUFFIX}")
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(target)
-        _sync_folder(target.parent)
-    except OSError as error:
-        with contextlib.suppress(OSError):  # what stopped the write may stop this too; nothing reads the file
-            temporary.unlink(missing_ok=True)
-        raise OutputError(
-            f"cannot write {target}: {error.strerror or error}. Free the disk or choose another --out; "
-            "what is committed stays, and the same command resumes."
-        ) from error
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make a rename durable: the directory entry itself must reach the disk."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _walk(folder: Path, *, recursive: bool) -> Iterable[os.DirEntry[str]]:

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import settings
 
 from tests.support.browser import browser  # noqa: F401 - a fixture
+from tests.support.google_store import google_conditions, google_store  # noqa: F401 - fixtures
 from tests.support.groups import Groups, sort_long_first
 from tests.support.ndif_server import ndif_server  # noqa: F401 - a fixture
 from tests.support.near import most_used

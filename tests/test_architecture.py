@@ -15,7 +15,7 @@ PACKAGE = ROOT / "attrib_batch"
 
 # From the top down; a layer may import those below it.
 LAYERS = ["cli", "report", "analysis", "run", "workers", "attribution", "models", "pairs"]
-BOTTOM = {"metric_names", "spec", "schema", "errors", "store", "objects", "_version"}
+BOTTOM = {"metric_names", "spec", "schema", "errors", "store", "files", "objects", "conditional", "_version"}
 HEAVY = {"torch", "ray", "nnsight", "transformers"}
 FORBIDDEN = {
     "cli": {"torch", "ray", "nnsight"},
@@ -29,7 +29,9 @@ FORBIDDEN = {
     "schema": HEAVY,
     "errors": HEAVY,
     "store": HEAVY,
+    "files": HEAVY,
     "objects": HEAVY,
+    "conditional": HEAVY,
 }
 RESULTS_LAYERS_IMPORT_NO = {"run", "workers", "attribution", "models", "pairs"}
 

@@ -7,10 +7,7 @@ the whole: objects that are read here are smaller than the buffers of a connecti
 from __future__ import annotations
 
 import hashlib
-import http.client
 import os
-from collections.abc import Iterator
-from contextlib import ExitStack
 from pathlib import Path
 
 import pyarrow as pa
@@ -23,55 +20,18 @@ from attrib_batch.pairs.reader import PairTable
 from attrib_batch.pairs.writer import encode_pairs, write_pairs
 from attrib_batch.schema import Table, part_name
 from attrib_batch.store import Store
-from tests.support.ndif_environment import google_store_environment
-from tests.support.ports import LOOPBACK, free_ports
-from tests.support.processes import Guard, Service, end
-
-BUCKET = "tests"
-START_SECONDS = 60
-
-
-def ask(address: str, path: str) -> tuple[int, bytes]:
-    """A GET that does not go by way of what is under test; status and body."""
-    connection = http.client.HTTPConnection(address, timeout=30)
-    try:
-        connection.request("GET", path)
-        answer = connection.getresponse()
-        return answer.status, answer.read()
-    finally:
-        connection.close()
-
-
-@pytest.fixture(scope="module")
-def emulator(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The emulator's address, with one bucket."""
-    folder = tmp_path_factory.mktemp("google-store")
-    [port] = free_ports(1)
-    address = f"{LOOPBACK}:{port}"
-    command = [
-        google_store_environment() / "bin/gcp-storage-emulator",
-        "start", f"--host={LOOPBACK}", f"--port={port}", "--in-memory", f"--default-bucket={BUCKET}",
-    ]  # fmt: skip
-    environment = {name: os.environ[name] for name in ("LANG", "LC_ALL", "PATH", "TMPDIR") if name in os.environ}
-    with ExitStack() as stack:
-        guard = Guard()
-        stack.callback(guard.dismiss)
-        service = Service.start("gcs", command, environment=environment | {"HOME": str(folder)}, folder=folder)
-        stack.callback(end, [service])
-        guard.watch(service)
-        service.wait_until(lambda: ask(address, f"/storage/v1/b/{BUCKET}")[0] == 200, START_SECONDS)
-        yield address
+from tests.support.google_store import GOOGLE_BUCKET, ask_google
 
 
 @pytest.fixture
-def google(emulator: str, monkeypatch: pytest.MonkeyPatch) -> str:
+def google(google_store: str, monkeypatch: pytest.MonkeyPatch) -> str:
     """The emulator, with the environment of this process leading to it."""
-    monkeypatch.setenv("STORAGE_EMULATOR_HOST", f"http://{emulator}")
-    return emulator
+    monkeypatch.setenv("STORAGE_EMULATOR_HOST", f"http://{google_store}")
+    return google_store
 
 
 def test_files_of_a_run_are_written_listed_read_and_removed(google: str) -> None:
-    store = Store.parse(f"gs://{BUCKET}/run")
+    store = Store.parse(f"gs://{GOOGLE_BUCKET}/run")
     assert not store.exists("manifest.json")
     assert store.list("scores", recursive=True) == []
     with pytest.raises(FileNotFoundError):
@@ -84,7 +44,7 @@ def test_files_of_a_run_are_written_listed_read_and_removed(google: str) -> None
         store.write_table(f"scores/model=m/{part_name(start, start + 4)}", table)
     assert store.parts(Table.SCORES, "model=m") == {(0, 4), (4, 8)}
     [first, second] = store.list("scores", recursive=True)
-    assert str(first) == f"gs://{BUCKET}/run/scores/model=m/{part_name(0, 4)}"
+    assert str(first) == f"gs://{GOOGLE_BUCKET}/run/scores/model=m/{part_name(0, 4)}"
     assert first.modified_ns > 0
     assert store.count_rows(second.relative) == 3
     assert store.read_table(second.relative) == table
@@ -95,12 +55,12 @@ def test_files_of_a_run_are_written_listed_read_and_removed(google: str) -> None
 
 def test_a_large_file_arrives_whole(google: str) -> None:
     data = os.urandom(12 << 20)  # more than pyarrow sends at once
-    Store.parse(f"gs://{BUCKET}").write_bytes("large", data)
-    assert ask(google, f"/storage/v1/b/{BUCKET}/o/large?alt=media") == (200, data)
+    Store.parse(f"gs://{GOOGLE_BUCKET}").write_bytes("large", data)
+    assert ask_google(google, f"/storage/v1/b/{GOOGLE_BUCKET}/o/large?alt=media") == (200, data)
 
 
 def test_a_table_of_pairs_is_written_read_and_known_by_its_content(google: str) -> None:
-    url, pairs = f"gs://{BUCKET}/pairs.parquet", list(generate_ioi(20, 0))
+    url, pairs = f"gs://{GOOGLE_BUCKET}/pairs.parquet", list(generate_ioi(20, 0))
     assert write_pairs(url, pairs) == 20
     table = PairTable.open(url)
     table.check_ids()
@@ -116,7 +76,7 @@ def test_a_table_of_pairs_is_written_read_and_known_by_its_content(google: str) 
 @pytest.mark.usefixtures("google")
 def test_what_is_not_there_is_said(tmp_path: Path) -> None:
     with pytest.raises(DatasetError, match="no such object, or no such bucket"):
-        PairTable.open(f"gs://{BUCKET}/absent.parquet")
+        PairTable.open(f"gs://{GOOGLE_BUCKET}/absent.parquet")
     with pytest.raises(OutputError, match=r"cannot write gs://absent/x: there is no bucket absent\.") as refused:
         Store.parse("gs://absent").write_bytes("x", b"data")
     assert refused.value.exit_code == 2

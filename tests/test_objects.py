@@ -274,6 +274,6 @@ def test_what_is_asked_of_pyarrow(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_the_endpoint_of_s3_alone_comes_first(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://all")
-    assert objects._endpoint("s3") == "http://all"
+    assert objects.endpoint_of("s3") == "http://all"
     monkeypatch.setenv("AWS_ENDPOINT_URL_S3", "http://s3")
-    assert objects._endpoint("s3") == "http://s3"
+    assert objects.endpoint_of("s3") == "http://s3"

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from filelock import FileLock
 
+from attrib_batch.errors import ModelError
 from attrib_batch.models.sources import BUNDLED, cache_folder
 
 if TYPE_CHECKING:
@@ -16,11 +17,26 @@ if TYPE_CHECKING:
 
 
 def bundled_folder(source: ModelSource) -> Path:
-    """The folder with the converted model, made if it is not there yet.
+    """Return the folder with the converted model; make it if it is not there yet.
 
     The first process converts it under a lock, into a temporary folder that is then renamed; the others wait.
+
+    Raises:
+        ModelError: the cache folder cannot be written.
     """
     folder = cache_folder() / "models" / f"{source.location}-{source.fingerprint.removeprefix('sha256:')[:16]}"
+    try:
+        return _make(folder, source)
+    except OSError as error:
+        if error.errno is None:  # what transformers raises of a model's content
+            raise
+        raise ModelError(
+            f"the bundled model {source.location} is converted once, into your cache folder, and {folder.parent} "
+            f"cannot be written: {error.strerror}. Set XDG_CACHE_HOME to a folder that can."
+        ) from error
+
+
+def _make(folder: Path, source: ModelSource) -> Path:
     if folder.is_dir():
         return folder
     folder.parent.mkdir(parents=True, exist_ok=True)

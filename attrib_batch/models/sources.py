@@ -5,6 +5,7 @@ Needs no torch, so that a driver can fingerprint a model that only its workers l
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib.util
 import json
@@ -127,16 +128,27 @@ def _file_hash(path: Path) -> str:
     status = path.stat()
     key = _combine([str(path.resolve()), str(status.st_size), str(status.st_mtime_ns)])
     memory = cache_folder() / "hashes" / f"{key}.json"
-    if memory.is_file():
+    try:
         remembered: str = json.loads(memory.read_text(encoding="utf-8"))["sha256"]
-        return remembered
+    except (OSError, ValueError, KeyError):
+        digest = _hash_content(path)
+        with contextlib.suppress(OSError):  # without a cache folder, it is hashed each time
+            _remember(memory, path, digest)
+        return digest
+    return remembered
+
+
+def _hash_content(path: Path) -> str:
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while block := file.read(_READ_BYTES):
             digest.update(block)
+    return digest.hexdigest()
+
+
+def _remember(memory: Path, path: Path, digest: str) -> None:
     memory.parent.mkdir(parents=True, exist_ok=True)
     # Processes that start at once hash the same weights: each writes a file of its own and renames that.
     with tempfile.NamedTemporaryFile("w", dir=memory.parent, suffix=".tmp", delete=False, encoding="utf-8") as note:
-        json.dump({"file": str(path), "sha256": digest.hexdigest()}, note)
+        json.dump({"file": str(path), "sha256": digest}, note)
     Path(note.name).replace(memory)
-    return digest.hexdigest()

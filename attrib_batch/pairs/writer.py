@@ -15,9 +15,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from attrib_batch.errors import OutputError, RequestError
+from attrib_batch.files import TEMPORARY_PREFIX
 from attrib_batch.objects import ObjectUrl, is_object_url, put_file
 from attrib_batch.pairs.columns import pairs_schema
-from attrib_batch.store import TEMPORARY_PREFIX
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable

@@ -90,8 +90,8 @@ def shortage(workers: Workers, count: int, nodes: Sequence[Node]) -> str:
 def _asked_and_there(workers: Workers, nodes: Sequence[Node]) -> str:
     demand = Demand.of(workers)
     what = "a gang" if workers.placement == "pack" else "an actor"
-    asks = ", ".join(_amount(name, amount) for name, amount in demand.each.items())
-    have = "; ".join(", ".join(_amount(name, node.get(name, 0.0)) for name in demand.each) for node in nodes)
+    asks = _amounts(demand.each)
+    have = "; ".join(_amounts({name: node.get(name, 0.0) for name in demand.each}) for node in nodes)
     return f"on one node {what} asks for {asks}, and the nodes have {have or 'nothing'}"
 
 
@@ -180,12 +180,12 @@ class Queue:
     """Notices workers that wait for room which the nodes have, and others use."""
 
     workers: Workers
-    free: Callable[[], Node] = field(default_factory=lambda: free_resources)
+    free: Callable[[], Sequence[Node]] = field(default_factory=lambda: free_resources)
     _since: float | None = field(default=None, init=False)
     _said: bool = field(default=False, init=False)
 
     def told(self, n_unplaced: int) -> str | None:
-        """What to say of so many workers that wait now: once, when some have waited for a while."""
+        """Return what to say of so many workers that wait now: once, when some have waited for a while."""
         if not n_unplaced:
             self._since, self._said = None, False
             return None
@@ -195,20 +195,41 @@ class Queue:
         if self._said or now - self._since < UNPLACED_SECONDS:
             return None
         self._said = True
-        asked, free = actor_resources(self.workers), self.free()
+        return _waiting(self.workers, n_unplaced, self.free())
+
+
+def _waiting(workers: Workers, count: int, free: Sequence[Node]) -> str:
+    """Say why workers have not started, by what each node has free."""
+    demand = Demand.of(workers)
+    total = {name: sum(node.get(name, 0.0) for node in free) for name in demand.each}
+    asks = _amounts(demand.each)
+    if workers.placement == "pack":
+        asks = f"a gang of {workers.actors} shards asks for {asks} on one node"
+    elif workers.actors > 1:
+        asks = f"each of a gang's {workers.actors} shards asks for {asks}"
+    else:
+        asks = f"an actor asks for {asks}"
+    reason = f"{asks}, and free in the whole cluster are {_amounts(total)}"
+    fits = room_for(demand, free)
+    if fits >= count:
         return (
-            f"{n_unplaced} workers wait for room: an actor asks for "
-            f"{', '.join(_amount(name, amount) for name, amount in asked.items())}, and free in the whole cluster are "
-            f"{', '.join(_amount(name, free.get(name, 0.0)) for name in asked)}. They start when there is room."
+            f"{count} workers have not started, though there is room: {reason}. On a busy machine Ray takes its time; "
+            "if this lasts, Ray's logs say why: raylet.out and worker-*.err in session_latest/logs, below its folder "
+            "for temporary files (/tmp/ray by default)."
         )
+    if fits:
+        reason += f": there is room for {fits}"
+    elif all(total[name] + ROUNDING >= amount * demand.times for name, amount in demand.each.items()):
+        reason += ", but in pieces on several nodes: no node has enough of it"
+    return f"{count} workers wait for room: {reason}. They start when there is room."
 
 
-def free_resources() -> Node:
-    """What nobody uses now, of all nodes together."""
-    import ray
+def free_resources() -> list[Node]:
+    """Return what nobody uses now, by node."""
+    # Ray's own answer for the whole cluster is the sum of these, and has no public form by node.
+    from ray._private.state import available_resources_per_node
 
-    free: Node = ray.available_resources()
-    return free
+    return list(available_resources_per_node().values())
 
 
 def alive_nodes() -> list[Node]:
@@ -250,6 +271,10 @@ def _status() -> Any:
     from ray.autoscaler.v2.sdk import get_cluster_status
 
     return get_cluster_status(ray.get_runtime_context().gcs_address)
+
+
+def _amounts(resources: Node) -> str:
+    return ", ".join(_amount(name, amount) for name, amount in resources.items())
 
 
 def _unit(name: str) -> str:

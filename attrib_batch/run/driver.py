@@ -21,6 +21,7 @@ from attrib_batch.run.head import SHUTDOWN_SECONDS, HeadWatch, answers
 from attrib_batch.run.log import Level, ModelLog, RunLog, What, log_name
 from attrib_batch.run.metrics import RunMetrics
 from attrib_batch.run.prepare import uncommitted
+from attrib_batch.run.ray_folder import check_ray_folder
 from attrib_batch.run.sinks import open_sink
 from attrib_batch.run.tally import Tally
 from attrib_batch.schema import Table, parse_part_name
@@ -156,8 +157,7 @@ class _Driver:
         finally:
             self._progress.close(tally)
             self._warn()
-            self._prepared.lease.release()
-            self._log.write(What.LEASE_RELEASED)
+            self._release()
             self._record()
         if missing := uncommitted(self._prepared.store, self._prepared.plan):
             raise RunInterruptedError(
@@ -194,6 +194,12 @@ class _Driver:
                 self._progress.note(
                     f"warning: {n_pairs:,} pairs of {dataset}: {kind}; `attrib-batch pairs validate` says which and why"
                 )
+
+    def _release(self) -> None:
+        trouble = self._prepared.lease.release()
+        self._log.write(What.LEASE_RELEASED, Level.WARNING if trouble else Level.INFO, message=trouble)
+        if trouble:
+            self._progress.note(trouble)
 
     def _record(self) -> None:
         try:
@@ -232,6 +238,7 @@ def _ray(address: str | None) -> Iterator[HeadWatch]:
     """Ray for the length of a run, and a watch on its head; one that was there before is left as it was.
 
     Raises:
+        RequestError: Ray is to be started, and its folder for temporary files does not allow that.
         RunInterruptedError: there is no cluster at the address.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -240,6 +247,9 @@ def _ray(address: str | None) -> Iterator[HeadWatch]:
         # be the other way round: other nodes could not reach this process.)
         os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    # Under `uv run`, Ray would send the working folder to the workers and start them by uv, in an environment of their
+    # own. They are to run what runs here. Ray reads this once, when it is imported.
+    os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
     import ray
 
     if ray.is_initialized():
@@ -247,6 +257,7 @@ def _ray(address: str | None) -> Iterator[HeadWatch]:
             yield head
         return
     if address is None:
+        check_ray_folder()
         ray.init(
             address="local", include_dashboard=False, logging_level="ERROR", log_to_driver=False,
             _node_ip_address="127.0.0.1",

@@ -23,6 +23,7 @@ from attrib_batch.analysis import (
 )
 from attrib_batch.errors import OutputError
 from attrib_batch.schema import Cell, Chunk, Table
+from tests.support.jobs import ROOT
 from tests.support.synthetic_run import Failure, Pair, write_run
 
 if TYPE_CHECKING:
@@ -49,6 +50,32 @@ def test_scans_carry_the_names_of_the_cell_as_strings(out: Path) -> None:
     assert scan_baselines(out, model="2024").select(pl.len()).collect().item() == 4
     assert scan_failures(out).select("model", "pair_id").collect().rows() == [("2024", 77)]
     assert scan_failures(out, method="noise").collect().is_empty()
+
+
+def test_a_run_without_failures_has_an_empty_table_of_them(tmp_path: Path) -> None:
+    out = write_run(tmp_path, {ATP: [Pair(0, {"z": np.ones((1, 1, 1))})]})
+    assert not (out / Table.FAILURES).exists()
+    failures = scan_failures(out).collect()
+    assert failures.is_empty()
+    assert failures.columns == ["model", "dataset", "method", *Table.FAILURES.schema.names]
+
+
+def test_what_the_readme_shows_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    [code] = [
+        block.partition("```")[0]
+        for block in (ROOT / "README.md").read_text(encoding="utf-8").split("```python\n")[1:]
+        if "scan_parquet" in block.partition("```")[0]
+    ]
+    cell = Cell("gpt2", "ioi", "atp")
+    summarize(write_run(tmp_path / "runs/mine", {cell: [Pair(i, {"z": np.ones((2, 3, 4))}) for i in range(3)]}))
+    monkeypatch.chdir(tmp_path)
+    scope: dict[str, object] = {}
+    exec(code, scope)  # noqa: S102 - the README's
+    lines = [line.partition("#")[0] for line in code.splitlines() if line.startswith("pl.scan_parquet")]
+    [frame] = [eval(line, scope) for line in lines]  # noqa: S307 - likewise
+    rows = frame.collect()
+    assert rows.select("model", "dataset", "method").unique().rows() == [("gpt2", "ioi", "atp")]
+    assert rows.height == 3 * 24
 
 
 def test_an_unknown_cell_is_named_with_those_that_exist(out: Path) -> None:

@@ -54,6 +54,18 @@ BAD_JOBS: dict[str, tuple[dict[str, Any], str]] = {
     "same id twice": ({"methods": [{"id": "atp"}, {"id": "atp"}]}, "two methods are both called 'atp'"),
     "id that names no folder": ({"datasets": [{"id": "a/b", "path": "x"}]}, "cannot name a folder"),
     "missing name": ({"name": None}, "name: "),
+    "dataset that reads as a number": (
+        {"datasets": [{"id": "007", "path": "x"}]}, r"datasets\[0\].id: .*, such as 'id-007', not '007'",
+    ),
+    "method that reads as a date": (
+        {"methods": [{"id": "2024-01-01", "kind": "atp"}]}, r"methods\[0\].id: .* a date .* 'id-2024-01-01'",
+    ),
+    "model that reads as a number": (
+        {"models": [{"id": "x", "name": "1e5", "prepend_bos": False}]}, r"models\[0\].name: .*'id-1e5', not '1e5'",
+    ),
+    "model whose folder reads as a number": (
+        {"models": [{"id": "org/2024", "prepend_bos": False}]}, r"models\[0\]: .*, '2024', .*: set name.* id-2024",
+    ),
     **{
         f"workers {key}: {value}": (
             {"models": [{"id": "x", "prepend_bos": False, "workers": {key: value}}]},

@@ -15,8 +15,8 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
+from attrib_batch.files import TEMPORARY_PREFIX, TEMPORARY_SUFFIX
 from attrib_batch.pairs.writer import write_pairs
-from attrib_batch.store import TEMPORARY_PREFIX, TEMPORARY_SUFFIX
 from tests.support.demo_pairs import random_pairs
 from tests.support.faults import METRIC, marks
 from tests.support.faulty_runs import (

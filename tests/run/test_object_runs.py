@@ -236,5 +236,5 @@ def test_buckets_that_cannot_be_used_are_refused_at_once(
         proxy.answer(403, "PUT", times=99)
         ended = attrib_batch("run", job_file, "--out", f"s3://{bucket}/denied")
     assert ended.code == 2, ended.said
-    assert "ACCESS_DENIED" in ended.messages
+    assert "lease.json: 403: Forbidden" in ended.messages
     assert "credentials in the environment" in ended.messages

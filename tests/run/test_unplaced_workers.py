@@ -116,7 +116,7 @@ def test_only_workers_that_run_are_ended_and_only_deaths_count(steps: list[tuple
 def test_workers_that_wait_are_told_of_once(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 0.0
     monkeypatch.setattr(capacity.time, "monotonic", lambda: now)
-    queue = Queue(Workers.model_validate({"cpus": 2, "memory": "8GB"}), free=lambda: {"memory": 3e9})
+    queue = Queue(Workers.model_validate({"cpus": 2, "memory": "8GB"}), free=lambda: [{"memory": 3e9}])
     assert queue.told(2) is None
     now += UNPLACED_SECONDS
     assert queue.told(2) == (
@@ -129,6 +129,34 @@ def test_workers_that_wait_are_told_of_once(monkeypatch: pytest.MonkeyPatch) -> 
     assert queue.told(1) is None  # it has only begun to wait
     now += UNPLACED_SECONDS
     assert str(queue.told(1)).startswith("1 workers wait for room")
+
+
+PACKED = {"kind": "sharded", "shards": 2, "cpus": 2}
+
+
+@pytest.mark.parametrize(
+    ("asked", "count", "free", "says"),
+    [
+        ({}, 1, [{"CPU": 1.0}], "1 workers have not started, though there is room: an actor asks for 1 CPUs, and free"),
+        ({}, 3, [{"CPU": 1.0}, {}], "free in the whole cluster are 1 CPUs: there is room for 1. They start when"),
+        ({"cpus": 2}, 1, [{"CPU": 1.0}] * 2, "are 2 CPUs, but in pieces on several nodes: no node has enough of it."),
+        ({"gpus": 1}, 1, [{"CPU": 9.0}, {"GPU": 1.0}], "are 9 CPUs, 1 GPUs, but in pieces on several nodes"),
+        (PACKED, 1, [{"CPU": 3.0}], "a gang of 2 shards asks for 4 CPUs on one node, and free in the"),
+        (PACKED, 1, [{"CPU": 2.0}] * 2, "on one node, and free in the whole cluster are 4 CPUs, but in pieces"),
+        (PACKED | {"placement": "spread"}, 1, [{"CPU": 2.0}], "each of a gang's 2 shards asks for 2 CPUs, and free in"),
+        (PACKED | {"placement": "spread"}, 1, [{"CPU": 2.0}] * 2, "1 workers have not started, though there is room"),
+        ({}, 1, [], "wait for room: an actor asks for 1 CPUs, and free in the whole cluster are 0 CPUs. They"),
+    ],
+)  # fmt: skip
+def test_what_is_told_of_workers_that_wait_is_true(
+    asked: dict[str, Any], count: int, free: list[dict[str, float]], says: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 0.0
+    monkeypatch.setattr(capacity.time, "monotonic", lambda: now)
+    queue = Queue(Workers.model_validate(asked), free=lambda: free)
+    queue.told(count)
+    now += UNPLACED_SECONDS
+    assert says in str(queue.told(count))
 
 
 def test_what_the_pool_reports_starts_the_clock() -> None:

@@ -4,7 +4,8 @@ TEST_FAULTS is a JSON object: ``folder`` for marks, and ``faults``, each of whic
 first process that comes to it:
 
     {"at": "before" | "after", "path": "scores/.*", "target": "worker" | "driver"}
-        A worker (or the driver itself) renames a file to a path that matches: the target dies before or after it.
+        A worker (or the driver itself) gives a file a name that matches, by renaming or linking: the target dies before
+        or after it.
     {"at": "open", "path": "logs/.*", "target": "driver"}
         The driver opens a file whose path matches: it dies before that.
     {"at": "start"}
@@ -40,16 +41,18 @@ def _kill(target):
         os._exit(13)
 
 
-_replace = os.replace
+def _faulty(publish):
+    """What gives files their names, made faulty."""
 
+    def faulty(source, target, **options):
+        for moment in ("before", "after"):
+            for index, fault in enumerate(_SPEC["faults"]):
+                if fault["at"] == moment and re.search(fault["path"], str(target)) and _strikes(index):
+                    _kill(fault["target"])
+            if moment == "before":
+                publish(source, target, **options)
 
-def _faulty_replace(source, target, **options):
-    for moment in ("before", "after"):
-        for index, fault in enumerate(_SPEC["faults"]):
-            if fault["at"] == moment and re.search(fault["path"], str(target)) and _strikes(index):
-                _kill(fault["target"])
-        if moment == "before":
-            _replace(source, target, **options)
+    return faulty
 
 
 def _faulty_open(event, arguments):
@@ -69,7 +72,7 @@ class _NoTorch:
 
 
 if _SPEC["faults"] and (_IS_WORKER or _IS_DRIVER):
-    os.replace = _faulty_replace
+    os.replace, os.link = _faulty(os.replace), _faulty(os.link)
 if _SPEC["faults"] and _IS_WORKER:
     sys.meta_path.insert(0, _NoTorch())
 if _SPEC["folder"] and _IS_DRIVER:
