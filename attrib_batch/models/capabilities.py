@@ -48,7 +48,10 @@ def check_config(job: ModelJob, config: Any) -> None:
     Raises:
         ModelError: its architecture is not known, its attention looks ahead, or its weights are quantised.
     """
-    architecture_of(config)
+    try:
+        architecture_of(config)
+    except ModelError as error:
+        raise ModelError(f"model {job.id!r}: {error}") from error
     for key, value in _LOOKS_AHEAD.items():
         if getattr(config, key, None) is value:
             raise ModelError(

@@ -210,13 +210,20 @@ def test_a_component_the_model_lacks(verb: str, parallel: TinyJob, tmp_path: Pat
     assert not out.exists()
 
 
-def test_a_quantised_model(job: TinyJob, tmp_path: Path) -> None:
-    folder = shutil.copytree(job.model, tmp_path / "quantised")
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"quantization_config": {"quant_method": "awq"}}, "its weights are quantised, quantization_config says awq"),
+        ({"is_causal": False}, "its configuration says is_causal: false, so its attention sees later positions"),
+        ({"model_type": "opt"}, "architecture 'opt' is not known; known: gemma2"),
+    ],
+)
+def test_what_a_configuration_rules_out(changes: dict[str, Any], expected: str, job: TinyJob, tmp_path: Path) -> None:
+    folder = shutil.copytree(job.model, tmp_path / "changed")
     config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps(config | {"quantization_config": {"quant_method": "awq"}}))
-    path = job.write(models=changed_model(job, id=str(folder)))
-    message = refused("run", path, "--out", tmp_path / "out")
-    assert f"model {str(folder)!r}: its weights are quantised, quantization_config says awq" in message
+    (folder / "config.json").write_text(json.dumps(config | changes))
+    message = refused("run", job.write(models=changed_model(job, id=str(folder))), "--out", tmp_path / "out")
+    assert f"model {str(folder)!r}: {expected}" in message
     assert not (tmp_path / "out").exists()
 
 
