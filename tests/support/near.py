@@ -128,7 +128,7 @@ def assert_near(
         f"{share[worst]:.3g} times the rounding of terms of {float(np.max(terms)):.3g} in {dtype}"
     )
     if not np.any(truncation):
-        used.append((float(share[worst]), os.environ.get("PYTEST_CURRENT_TEST", "").partition(" ")[0]))
+        used.append((dtype, float(share[worst]), os.environ.get("PYTEST_CURRENT_TEST", "").partition(" ")[0]))
 
 
 def assert_same_scores(
@@ -149,16 +149,17 @@ def assert_same_scores(
         )
 
 
-used: list[tuple[float, str]] = []
-"""For every comparison that passed on rounding alone: the largest error as a share of the tolerance, and the test."""
+used: list[tuple[str, float, str]] = []
+"""For every comparison that passed on rounding alone: precision, largest error as a share of the tolerance, test."""
 
 
 def most_used() -> str | None:
-    """Return a line on the comparison that came nearest to its tolerance, None if there was none."""
+    """Return a line on the comparisons that came nearest to their tolerance, None if there were none."""
     if not used:
         return None
-    share, test = max(used)
-    return f"rounding: {len(used)} comparisons used at most {share:.1%} of what is allowed ({test})"
+    nearest = [max(one for one in used if one[0] == dtype) for dtype in sorted({one[0] for one in used})]
+    shares = ", ".join(f"{share:.1%} in {dtype} ({test})" for dtype, share, test in nearest)
+    return f"rounding: {len(used)} comparisons used at most of what is allowed {shares}"
 
 
 def _array(numbers: Any) -> np.ndarray:
