@@ -224,7 +224,7 @@ def _ray(address: str | None) -> Iterator[HeadWatch]:
 
     Raises:
         RequestError: Ray is to be started, and its folder for temporary files does not allow that.
-        RunInterruptedError: there is no cluster at the address.
+        RunInterruptedError: there is no cluster at the address, or Ray does not start.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     if address is None:
@@ -242,11 +242,7 @@ def _ray(address: str | None) -> Iterator[HeadWatch]:
             yield head
         return
     if address is None:
-        check_ray_folder()
-        ray.init(
-            address="local", include_dashboard=False, logging_level="ERROR", log_to_driver=False,
-            _node_ip_address="127.0.0.1",
-        )  # fmt: skip
+        _start()
     else:
         _join(address)
     with HeadWatch(ray.get_runtime_context().gcs_address) as head:
@@ -259,6 +255,23 @@ def _ray(address: str | None) -> Iterator[HeadWatch]:
                 ended.join(SHUTDOWN_SECONDS)
             else:
                 ray.shutdown()
+
+
+def _start() -> None:
+    """Start Ray on this machine, whatever Ray raises where it cannot."""
+    import ray
+
+    check_ray_folder()
+    try:
+        ray.init(
+            address="local", include_dashboard=False, logging_level="ERROR", log_to_driver=False,
+            _node_ip_address="127.0.0.1",
+        )  # fmt: skip
+    except Exception as error:
+        raise RunInterruptedError(
+            f"Ray could not start on this machine: {' '.join(str(error).split())} The machine may be busy, or its "
+            "memory or disk full. What is committed stays, and the same command goes on from there."
+        ) from error
 
 
 def _join(address: str) -> None:

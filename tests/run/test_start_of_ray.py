@@ -8,9 +8,11 @@ import sys
 from pathlib import Path
 
 import pytest
+import ray
 from ray._private.utils import validate_socket_filepath
 
-from attrib_batch.errors import RequestError
+from attrib_batch.errors import RequestError, RunInterruptedError
+from attrib_batch.run import driver
 from attrib_batch.run.ray_folder import check_ray_folder
 from tests.support.jobs import COMMAND_SECONDS, TinyJob, attrib_batch, command, environment
 
@@ -77,3 +79,13 @@ def test_workers_run_in_the_drivers_environment_under_uv_run(tmp_path: Path) -> 
         executable="/bin/sh", cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=COMMAND_SECONDS,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_a_ray_that_does_not_start_is_no_traceback(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def init(**_: object) -> None:
+        raise Exception("The current node timed out during startup.")  # noqa: TRY002 - what Ray raises on a busy machine
+
+    monkeypatch.setattr(ray, "init", init)
+    monkeypatch.setenv("RAY_TMPDIR", "/tmp")  # noqa: S108 - short
+    with pytest.raises(RunInterruptedError, match=r"Ray could not start .*: The current node timed out"):
+        driver._start()
