@@ -308,6 +308,15 @@ def test_a_store_without_conditional_writes_is_refused(
     assert not Store.parse(f"gs://{GOOGLE_BUCKET}/without").exists(LEASE)
 
 
+@pytest.fixture
+def _new_clients() -> Iterator[None]:
+    """Clients are kept, with the credentials that they found."""
+    conditional._amazon.cache_clear()
+    yield
+    conditional._amazon.cache_clear()
+
+
+@pytest.mark.usefixtures("_new_clients")
 def test_credentials_come_from_a_profile_too(s3: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.delenv(name)
