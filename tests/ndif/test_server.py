@@ -103,7 +103,8 @@ def test_a_result_outlives_the_api(ndif_server: NdifServer, llama: TransformersM
     received = ndif_server.jobs_received()
     ndif_server.stop_api()
     try:
-        with pytest.raises(RemoteError, match="refused"):
+        # One that reaches the socket just before it is closed is reset.
+        with pytest.raises(RemoteError, match=r"refused|reset by peer"):
             submit(ndif_server, llama, ndif_server.url)
     finally:
         ndif_server.start_api()
