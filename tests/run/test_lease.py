@@ -323,9 +323,6 @@ def test_credentials_come_from_a_profile_too(s3: str, tmp_path: Path, monkeypatc
     monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "config"))
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "credentials"))
     monkeypatch.setenv("AWS_PROFILE", "mine")
-    monkeypatch.setattr(
-        conditional, "_amazon", conditional._amazon.__wrapped__
-    )  # clients are kept with what they found
     with pytest.raises(OutputError, match=r"profile \(mine\) could not be found") as refused:
         Lease.take(Store.parse(s3))
     assert refused.value.exit_code == 2
