@@ -25,46 +25,14 @@ from pydantic import (
 
 from attrib_batch.errors import JobError
 from attrib_batch.metric_names import check_metric_name
+from attrib_batch.partition_names import check_name, check_partition_name, reads_as_text
 from attrib_batch.schema import Cell, Component
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-_NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
-
-
-def _check_name(value: str) -> str:
-    if not _NAME.match(value):
-        raise ValueError(f"{value!r} cannot name a folder: use letters, digits, '.', '_' and '-'")
-    return value
-
-
-_READ_AS_SOMETHING_ELSE = re.compile(
-    r"[0-9._-]+|[0-9.]+e-?[0-9]+|0[xb][0-9a-f_]+|[0-9._-]+t[0-9.]+z?|nan|inf|infinity|true|false|null|epoch",
-    re.IGNORECASE,
-)
-"""Names that Polars, pyarrow or DuckDB take, in a folder ``model=NAME``, for a number, a date or a truth value.
-
-A little more than they do today: whatever has no letter, and numbers with an exponent, hexadecimal and binary ones,
-times and words in any case. Found by trying some 30,000 names with each of them.
-"""
-
-
-def _reads_as_text(name: str) -> bool:
-    return _READ_AS_SOMETHING_ELSE.fullmatch(name) is None
-
-
-def _check_partition_name(value: str) -> str:
-    if not _reads_as_text(value):
-        raise ValueError(
-            "Polars, pyarrow or DuckDB read this back from a folder's name as a number, a date or a truth value; "
-            f"expected a name that stays text, such as 'id-{value}'"
-        )
-    return value
-
-
-Name = Annotated[str, AfterValidator(_check_name)]
-PartitionName = Annotated[Name, AfterValidator(_check_partition_name)]
+Name = Annotated[str, AfterValidator(check_name)]
+PartitionName = Annotated[Name, AfterValidator(check_partition_name)]
 """A name that is a folder of the tables, and from it a value of a column."""
 
 MetricName = Annotated[str, AfterValidator(check_metric_name)]
@@ -206,7 +174,7 @@ class ModelJob(_Strict):
         if isinstance(data, dict) and "name" not in data and isinstance(data.get("id"), str):
             last = data["id"].rstrip("/").rsplit("/", 1)[-1]
             name = re.sub(r"[^A-Za-z0-9._-]", "-", last).lstrip("._-")
-            if name and not _reads_as_text(name):
+            if name and not reads_as_text(name):
                 raise ValueError(
                     f"the last part of id, {name!r}, would be its name in the tables, and Polars, pyarrow or DuckDB "
                     f"read that back as a number, a date or a truth value: set name, for example name: id-{name}"

@@ -15,7 +15,18 @@ PACKAGE = ROOT / "attrib_batch"
 
 # From the top down; a layer may import those below it.
 LAYERS = ["cli", "report", "analysis", "run", "workers", "attribution", "models", "pairs"]
-BOTTOM = {"metric_names", "spec", "schema", "errors", "store", "files", "objects", "conditional", "_version"}
+BOTTOM = {
+    "metric_names",
+    "spec",
+    "schema",
+    "errors",
+    "store",
+    "files",
+    "objects",
+    "partition_names",
+    "conditional",
+    "_version",
+}
 HEAVY = {"torch", "ray", "nnsight", "transformers"}
 FORBIDDEN = {
     "cli": {"torch", "ray", "nnsight"},
