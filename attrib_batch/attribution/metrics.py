@@ -212,7 +212,7 @@ def try_metric(name: str, d_vocab: int, *, needs_gradient: bool) -> None:
             (gradient,) = torch.autograd.grad(found.sum(), logits, allow_unused=True)
     except JobError:
         raise
-    except Exception as error:
+    except Exception as error:  # as its author's code, it may raise anything
         raise JobError(_unusable(name, f"raises {type(error).__name__}: {error}")) from error
     if not found.isfinite().all():
         raise JobError(_unusable(name, f"gives {found.tolist()}"))

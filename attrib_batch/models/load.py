@@ -64,8 +64,9 @@ def load_tokenizer(job: ModelJob, source: ModelSource | None = None) -> PreTrain
     location, revision = model_files(source or find_model(job))
     try:
         tokenizer = AutoTokenizer.from_pretrained(location, revision=revision, trust_remote_code=job.trust_remote_code)
-    except Exception as error:  # the tokenizers library raises the base class for a file it cannot parse
-        raise ModelError(f"model {job.id!r}: its tokenizer cannot be loaded: {_first_line(error)}") from error
+    except Exception as error:  # for a file that they cannot parse, these libraries raise anything: KeyError, Exception
+        reason = f"{type(error).__name__}: {_first_line(error)}"
+        raise ModelError(f"model {job.id!r}: its tokenizer cannot be loaded: {reason}") from error
     if not tokenizer.is_fast:
         raise ModelError(f"model {job.id!r}: its tokenizer does not report character offsets, which roles need")
     return tokenizer

@@ -273,7 +273,12 @@ def _ray(address: str | None) -> Iterator[HeadWatch]:
 
 
 def _start() -> None:
-    """Start Ray on this machine, whatever Ray raises where it cannot."""
+    """Start Ray on this machine.
+
+    Raises:
+        RequestError: its folder for temporary files does not allow that.
+        RunInterruptedError: it does not start.
+    """
     import ray
 
     check_ray_folder()
@@ -282,7 +287,7 @@ def _start() -> None:
             address="local", include_dashboard=False, logging_level="ERROR", log_to_driver=False,
             _node_ip_address="127.0.0.1",
         )  # fmt: skip
-    except Exception as error:
+    except Exception as error:  # Ray raises the base class itself where a node does not come up in time
         raise RunInterruptedError(
             f"Ray could not start on this machine: {' '.join(str(error).split())} The machine may be busy, or its "
             "memory or disk full. What is committed stays, and the same command goes on from there."

