@@ -7,7 +7,7 @@ import subprocess
 import sys
 from dataclasses import asdict, dataclass
 
-from attrib_batch.workers.task import peak_memory
+from attrib_batch.execution.workers.task import peak_memory
 
 BATCH_SIZES = (8, 16, 32, 64, 128)
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from attrib_batch.models.load import load_model
-from attrib_batch.spec import ModelJob
+from attrib_batch.spec import ModelSpec
 
 if TYPE_CHECKING:
     from attrib_batch.models.load import LoadedModel
@@ -19,6 +19,6 @@ N_THREADS = 2
 def load(model_id: str, *, frozen: bool = True) -> LoadedModel:
     """A float32 model on the CPU, two threads; not ``frozen``, its parameters require gradients, as loaded."""
     torch.set_num_threads(N_THREADS)
-    model = load_model(ModelJob(id=model_id, device="cpu", prepend_bos=False))
+    model = load_model(ModelSpec(id=model_id, device="cpu", prepend_bos=False))
     model.module.requires_grad_(not frozen)
     return model

@@ -12,8 +12,7 @@ import numpy as np
 import torch
 
 from attrib_batch.attribution.engine import ScoredBatch, TokenBudget, score_pairs
-from attrib_batch.schema import Component
-from attrib_batch.spec import MethodJob
+from attrib_batch.spec import Component, MethodSpec
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -24,7 +23,7 @@ if TYPE_CHECKING:
     from attrib_batch.models.load import LoadedModel
     from benchmarks.workloads import Workload
 
-METHOD = MethodJob.model_validate({"id": "atp"})
+METHOD = MethodSpec.model_validate({"id": "atp"})
 ONE_BATCH = 1_000_000_000
 """A budget of tokens that no workload reaches."""
 

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow.parquet as pq
 
 from attrib_batch.errors import ExitCode
-from attrib_batch.spec import Job
+from attrib_batch.spec import SweepSpec
 from benchmarks import machine
 from benchmarks.commands import attrib_batch, read_log, watch, write_job
 from benchmarks.page import RESULTS, replace_part
@@ -87,7 +87,7 @@ def measure(n_pairs: int, folder: Path) -> Scale:
     model = {"id": str(folder / "model"), "name": "tiny", "workers": {"count": N_WORKERS, "cpus": 1}}
     job = write_job(folder / "job.yaml", model, pairs)
     partition = out / "scores/model=tiny/dataset=ioi/method=atp"
-    n_chunks = -(-n_pairs // Job.model_fields["chunk_pairs"].default)
+    n_chunks = -(-n_pairs // SweepSpec.model_fields["chunk_pairs"].default)
 
     def nearly_done() -> bool:
         return partition.is_dir() and sum(1 for _ in partition.iterdir()) >= KILLED_AT * n_chunks

@@ -12,7 +12,8 @@ from unittest.mock import patch
 
 import torch
 
-from attrib_batch.attribution import atp, runs
+from attrib_batch.attribution import forward as runs
+from attrib_batch.attribution.methods import atp
 from benchmarks import recipes
 
 if TYPE_CHECKING:

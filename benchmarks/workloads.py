@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from attrib_batch.pairs.encode import EncodedPair, encode_pairs
-from attrib_batch.pairs.ioi import Order, fill, ioi_pair
-from attrib_batch.pairs.ioi_words import FIRST_NAMES, OBJECTS, PLACES
+from attrib_batch.pairs.encoding.encode import EncodedPair, encode_pairs
+from attrib_batch.pairs.making.ioi import Order, fill, ioi_pair
+from attrib_batch.pairs.making.ioi_words import FIRST_NAMES, OBJECTS, PLACES
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

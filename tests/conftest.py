@@ -9,6 +9,7 @@ import pytest
 from hypothesis import settings
 
 from tests.support.browser import browser  # noqa: F401 - a fixture
+from tests.support.faulty_runs import runs, undisturbed  # noqa: F401 - fixtures
 from tests.support.google_store import google_conditions, google_store  # noqa: F401 - fixtures
 from tests.support.groups import Groups, sort_long_first
 from tests.support.ndif_server import ndif_server  # noqa: F401 - a fixture
@@ -62,15 +63,15 @@ def _threads() -> None:
 def smollm2() -> LoadedModel:
     """The bundled model, in float32 without a BOS."""
     from attrib_batch.models.load import load_model
-    from attrib_batch.spec import ModelJob
+    from attrib_batch.spec import ModelSpec
 
-    return load_model(ModelJob(id=SMOLLM2, prepend_bos=False))
+    return load_model(ModelSpec(id=SMOLLM2, prepend_bos=False))
 
 
 @pytest.fixture(scope="session")
 def smollm2_tokenizer() -> object:
     """The bundled model's own tokenizer."""
     from attrib_batch.models.load import load_tokenizer
-    from attrib_batch.spec import ModelJob
+    from attrib_batch.spec import ModelSpec
 
-    return load_tokenizer(ModelJob(id=SMOLLM2, prepend_bos=False))
+    return load_tokenizer(ModelSpec(id=SMOLLM2, prepend_bos=False))

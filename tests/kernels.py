@@ -26,9 +26,9 @@ TESTS = (
     "tests/oracle",
     "tests/attribution",
     "tests/models/test_sharded.py",
-    "tests/workers/test_replica.py",
-    "tests/run/test_shards.py",
-    "tests/run/test_verify.py",
+    "tests/execution/workers/test_replica.py",
+    "tests/execution/test_shards.py",
+    "tests/execution/planning/test_verify.py",
     "tests/test_end_to_end.py",
 )
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
-from attrib_batch.spec import load_job
+from attrib_batch.spec import load_spec
 from tests.support.jobs import ROOT
 
 AWS, LOCAL, RAYJOB = ROOT / "cluster.yaml", ROOT / "jobs/cluster_local.yaml", ROOT / "jobs/rayjob.yaml"
@@ -163,7 +163,7 @@ def test_what_a_file_names_is_there_and_of_the_pinned_version(path: Path) -> Non
     for name in re.findall(r"(?:jobs|datasets)/[\w.]+\.(?:yaml|parquet)|jobs/Dockerfile", text):
         assert (ROOT / name).is_file(), name
     for job in re.findall(r"(?:submit|run) (?:/home/ray/project/)?(jobs/\w+\.yaml)", text):
-        load_job(ROOT / job)
+        load_spec(ROOT / job)
     versions = re.findall(r"ray\[default\]==([\d.]+)|rayproject/ray:([\d.]+)-|rayVersion: \"([\d.]+)\"", text)
     assert {version for found in versions for version in found if version} <= {constraint("ray")}
     project = (ROOT / "attrib_batch/_version.py").read_text()

@@ -9,10 +9,9 @@ import polars as pl
 import pytest
 
 from attrib_batch.analysis import heatmap, read_summary
-from attrib_batch.pairs.encode import EncodedPair, encode_pairs
-from attrib_batch.pairs.tutorial import tutorial_pairs
-from attrib_batch.schema import Component
-from attrib_batch.spec import load_job
+from attrib_batch.pairs.encoding.encode import EncodedPair, encode_pairs
+from attrib_batch.pairs.making.tutorial import tutorial_pairs
+from attrib_batch.spec import Component, load_spec
 from tests.support.browser import assert_quiet, open_page
 from tests.support.jobs import ROOT, attrib_batch, read_scores
 from tests.support.near import assert_near, estimated_terms
@@ -139,5 +138,5 @@ JOBS = sorted(path for path in (ROOT / "jobs").glob("*.yaml") if path.name not i
 
 @pytest.mark.parametrize("path", JOBS, ids=lambda path: path.name)
 def test_job_files_are_valid(path: Path) -> None:
-    job = load_job(path)
+    job = load_spec(path)
     assert all((ROOT / dataset.path).is_file() for dataset in job.datasets)

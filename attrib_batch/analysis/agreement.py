@@ -41,13 +41,13 @@ from attrib_batch.analysis.manifest import read_manifest
 from attrib_batch.analysis.resampling import blocks, draw_counts, interval, sum_by_unit
 from attrib_batch.analysis.verified import VERIFICATION, Verified, read_verified, verified_cells
 from attrib_batch.errors import OutputError
-from attrib_batch.store import Store
+from attrib_batch.storage.store import Store
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from attrib_batch.schema import Component
+    from attrib_batch.spec import Component
 
 AGREEMENT = pl.Schema(
     {

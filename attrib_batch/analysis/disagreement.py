@@ -14,7 +14,7 @@ from attrib_batch.analysis.verified import Verified, read_verified, verified_cel
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from attrib_batch.store import Store
+    from attrib_batch.storage.store import Store
 
 NEGLIGIBLE = 0.01
 """Differences below this share of the largest absolute mean exact effect of the component mislead nobody."""

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from attrib_batch.errors import OutputError
-from attrib_batch.schema import READABLE_SCHEMA_VERSIONS, Cell
-from attrib_batch.store import Store
+from attrib_batch.spec import Cell
+from attrib_batch.storage.store import Store
+from attrib_batch.tables import READABLE_SCHEMA_VERSIONS
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -15,10 +15,12 @@ import polars as pl
 from attrib_batch.analysis.moments import merge_moments, merge_units, moments_of_units, units_of_pairs
 from attrib_batch.analysis.tables import Part, scan
 from attrib_batch.errors import OutputError
-from attrib_batch.schema import Cell, Table
+from attrib_batch.tables import Table
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from attrib_batch.spec import Cell
 
 HEAD_KEYS = ("component", "scope", "role", "layer", "head")
 POSITION_KEYS = ("component", "layer", "position")

@@ -15,11 +15,13 @@ from attrib_batch.analysis.passes import HEAD_KEYS, POSITION_KEYS, reduce_cell
 from attrib_batch.analysis.summary import BASELINES, FAILURES, HEADS, POSITIONS, SummaryPaths, write_summary
 from attrib_batch.analysis.tables import CELL, Part, committed_parts, failure_files, gap_or_null, scan
 from attrib_batch.errors import OutputError
-from attrib_batch.schema import Cell, Table
-from attrib_batch.store import Store
+from attrib_batch.storage.store import Store
+from attrib_batch.tables import Table
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from attrib_batch.spec import Cell
 
 
 def summarize(out: str | Path | Store) -> SummaryPaths:

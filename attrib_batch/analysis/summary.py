@@ -11,8 +11,8 @@ import polars as pl
 
 from attrib_batch.analysis.manifest import MANIFEST
 from attrib_batch.errors import OutputError
-from attrib_batch.schema import Table
-from attrib_batch.store import Store
+from attrib_batch.storage.store import Store
+from attrib_batch.tables import Table
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -16,8 +16,8 @@ from polars.io.plugins import register_io_source
 
 from attrib_batch.analysis.manifest import read_manifest
 from attrib_batch.errors import OutputError
-from attrib_batch.schema import Cell, Chunk, Table, parse_part_name
-from attrib_batch.store import Store
+from attrib_batch.storage.store import Store
+from attrib_batch.tables import Chunk, Table, parse_part_name
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -25,7 +25,8 @@ if TYPE_CHECKING:
 
     import pyarrow as pa
 
-    from attrib_batch.store import StoredFile
+    from attrib_batch.spec import Cell
+    from attrib_batch.storage.store import StoredFile
 
 CELL = ("model", "dataset", "method")
 """The partition columns, in the order in which tables carry them."""

@@ -14,8 +14,9 @@ import polars as pl
 from attrib_batch.analysis.manifest import RunManifest, read_manifest
 from attrib_batch.analysis.tables import committed_parts, scan
 from attrib_batch.errors import OutputError
-from attrib_batch.schema import Cell, Chunk, Component, Table
-from attrib_batch.store import Store, StoredFile
+from attrib_batch.spec import Cell, Component
+from attrib_batch.storage.store import Store, StoredFile
+from attrib_batch.tables import Chunk, Table
 
 if TYPE_CHECKING:
     from pathlib import Path

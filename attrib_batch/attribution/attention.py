@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from attrib_batch.attribution.forward import suffix_inputs
 from attrib_batch.attribution.metrics import at_least_float32
-from attrib_batch.attribution.runs import suffix_inputs
 from attrib_batch.models.activations import gather_heads
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from jaxtyping import Float
 
     from attrib_batch.attribution.batches import Tokens
-    from attrib_batch.attribution.runs import PrefixCache
+    from attrib_batch.attribution.forward import PrefixCache
     from attrib_batch.models.load import LoadedModel
 
 

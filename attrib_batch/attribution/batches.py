@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from attrib_batch.pairs.encode import EncodedPair
+    from attrib_batch.pairs.encoding.encode import EncodedPair
     from attrib_batch.spec import Direction
 
 Tokens = tuple[int, ...]

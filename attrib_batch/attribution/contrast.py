@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from attrib_batch.attribution.batches import base_and_other
+from attrib_batch.attribution.forward import PrefixCache, run_suffixes
 from attrib_batch.attribution.metrics import AnswerSets, Metric, metric_named
-from attrib_batch.attribution.runs import PrefixCache, run_suffixes
 from attrib_batch.attribution.scores import BatchScores
 
 if TYPE_CHECKING:
@@ -25,9 +25,8 @@ if TYPE_CHECKING:
     from attrib_batch.attribution.batches import Tokens
     from attrib_batch.models.architectures import Site, SiteKey
     from attrib_batch.models.load import LoadedModel
-    from attrib_batch.pairs.encode import EncodedPair
-    from attrib_batch.schema import Component
-    from attrib_batch.spec import MethodJob
+    from attrib_batch.pairs.encoding.encode import EncodedPair
+    from attrib_batch.spec import Component, MethodSpec
 
 
 def sites_in_order(model: LoadedModel, components: Sequence[Component]) -> dict[Component, Site]:
@@ -55,7 +54,7 @@ class Objective:
     @classmethod
     def of(
         cls,
-        method: MethodJob,
+        method: MethodSpec,
         pairs: Sequence[EncodedPair],
         base_logits: Float[Tensor, "pair vocab"],
         other_logits: Float[Tensor, "pair vocab"],
@@ -100,7 +99,9 @@ class Contrast:
     objective: Objective
 
     @classmethod
-    def of(cls, model: LoadedModel, pairs: Sequence[EncodedPair], method: MethodJob, sites: Sequence[Site]) -> Contrast:
+    def of(
+        cls, model: LoadedModel, pairs: Sequence[EncodedPair], method: MethodSpec, sites: Sequence[Site]
+    ) -> Contrast:
         """Run both prompts of pairs of one shape; a prompt that occurs more than once is run once."""
         base_rows, other_rows = map(list, zip(*(base_and_other(pair, method.direction) for pair in pairs), strict=True))
         rows = list(dict.fromkeys([*base_rows, *other_rows]))

@@ -11,31 +11,31 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 import torch
 
-from attrib_batch.attribution.atp import attribution_patching
-from attrib_batch.attribution.atp_ig import integrated_gradients
-from attrib_batch.attribution.atp_star import attribution_patching_star
 from attrib_batch.attribution.batches import micro_batches, suffix_tokens
-from attrib_batch.attribution.exact import activation_patching
+from attrib_batch.attribution.methods.atp import attribution_patching
+from attrib_batch.attribution.methods.atp_ig import integrated_gradients
+from attrib_batch.attribution.methods.atp_star import attribution_patching_star
+from attrib_batch.attribution.methods.exact import activation_patching
 from attrib_batch.attribution.metrics import metric_named
 from attrib_batch.errors import RequestError
 from attrib_batch.models.rotary import prefix_is_reusable
-from attrib_batch.schema import FailureReason
 from attrib_batch.spec import run_together
+from attrib_batch.tables import FailureReason
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from attrib_batch.attribution.scores import BatchScores
     from attrib_batch.models.load import LoadedModel
-    from attrib_batch.pairs.encode import EncodedPair
-    from attrib_batch.spec import MethodJob, MethodKind
+    from attrib_batch.pairs.encoding.encode import EncodedPair
+    from attrib_batch.spec import MethodKind, MethodSpec
 
 
 class Method(Protocol):
     """Scores pairs of one length and one first difference, at the positions from there on."""
 
     def __call__(
-        self, model: LoadedModel, pairs: Sequence[EncodedPair], method: MethodJob, *, batch_tokens: int
+        self, model: LoadedModel, pairs: Sequence[EncodedPair], method: MethodSpec, *, batch_tokens: int
     ) -> BatchScores:
         """Score ``pairs``, whose suffixes fit into ``batch_tokens``; rows beyond those are run in parts that fit."""
         ...
@@ -96,11 +96,11 @@ def _alone(verdict: str) -> None:
 def score_pairs(
     model: LoadedModel,
     pairs: Sequence[EncodedPair],
-    methods: Sequence[MethodJob],
+    methods: Sequence[MethodSpec],
     budget: TokenBudget,
     *,
     agree: Agree = _alone,
-) -> Iterator[tuple[MethodJob, Outcome]]:
+) -> Iterator[tuple[MethodSpec, Outcome]]:
     """Score pairs of any shapes; for each method every pair ends in exactly one scored batch or one failure.
 
     A micro-batch that raises is split until the pairs that raise on their own are found, so one bad pair costs no other
@@ -130,7 +130,7 @@ def score_pairs(
 
 
 def _prompts_to_run_whole(
-    model: LoadedModel, pairs: Sequence[EncodedPair], methods: Sequence[MethodJob]
+    model: LoadedModel, pairs: Sequence[EncodedPair], methods: Sequence[MethodSpec]
 ) -> tuple[Sequence[EncodedPair], dict[int, EncodedPair]]:
     """Have pairs run from their first position whose prefix, computed alone, is not that of the whole prompt.
 
@@ -167,12 +167,12 @@ def _with_prefix(outcome: Outcome, whole: dict[int, EncodedPair]) -> Iterator[Ou
 def _score_or_split(
     model: LoadedModel,
     batch: list[EncodedPair],
-    methods: Sequence[MethodJob],
+    methods: Sequence[MethodSpec],
     budget: TokenBudget,
     agree: Agree,
     *,
     attempts: int,
-) -> Iterator[tuple[MethodJob, Outcome]]:
+) -> Iterator[tuple[MethodSpec, Outcome]]:
     try:
         results = _score(model, batch, methods, budget)
     except RequestError:
@@ -204,7 +204,7 @@ def _score_or_split(
 
 
 def _score(
-    model: LoadedModel, batch: list[EncodedPair], methods: Sequence[MethodJob], budget: TokenBudget
+    model: LoadedModel, batch: list[EncodedPair], methods: Sequence[MethodSpec], budget: TokenBudget
 ) -> list[BatchScores]:
     if methods[0].kind == "atp":
         return attribution_patching(model, batch, methods)
@@ -212,7 +212,7 @@ def _score(
 
 
 def _finite_and_not(
-    model: LoadedModel, method: MethodJob, batch: list[EncodedPair], result: BatchScores, attempts: int
+    model: LoadedModel, method: MethodSpec, batch: list[EncodedPair], result: BatchScores, attempts: int
 ) -> Iterator[Outcome]:
     finite, metrics_finite = result.finite(), result.metrics_finite()
     for index in np.flatnonzero(~finite):
@@ -225,7 +225,7 @@ def _finite_and_not(
         )
 
 
-def _not_finite(model: LoadedModel, method: MethodJob, *, metric: bool) -> str:
+def _not_finite(model: LoadedModel, method: MethodSpec, *, metric: bool) -> str:
     """Say what of a pair is not finite, and what may help."""
     what = f"the metric {method.metric}" if metric else f"a score of {method.id}"
     dtype = str(model.module.dtype).removeprefix("torch.")

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from attrib_batch.errors import JobError
-from attrib_batch.metric_names import (
+from attrib_batch.spec.metric_names import (
     BUILT_IN_METRICS,
     ENTRY_POINT_GROUP,
     entry_point_metrics,
@@ -30,8 +30,8 @@ if TYPE_CHECKING:
 
     from jaxtyping import Bool, Float, Int
 
-    from attrib_batch.pairs.encode import EncodedPair
-    from attrib_batch.spec import MethodJob
+    from attrib_batch.pairs.encoding.encode import EncodedPair
+    from attrib_batch.spec import MethodSpec
 
 
 @dataclass(frozen=True)
@@ -172,7 +172,7 @@ def metric_named(name: str) -> Metric:
     return _METRICS[name]
 
 
-def try_metrics(methods: Iterable[MethodJob], d_vocab: int) -> None:
+def try_metrics(methods: Iterable[MethodSpec], d_vocab: int) -> None:
     """Try every metric of one's own that methods name, as `try_metric` does.
 
     Raises:

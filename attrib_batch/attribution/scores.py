@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
     from jaxtyping import Float
 
-    from attrib_batch.schema import Component
+    from attrib_batch.spec import Component
 
 
 @dataclass(frozen=True)

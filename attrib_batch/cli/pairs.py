@@ -9,8 +9,8 @@ import typer
 
 from attrib_batch.cli.named import named_values
 from attrib_batch.errors import ExitCode, RequestError
-from attrib_batch.pairs.columns import AnswerKind
-from attrib_batch.pairs.ioi import Counterfactual
+from attrib_batch.pairs.making.ioi import Counterfactual
+from attrib_batch.pairs.reading.columns import AnswerKind
 
 app = typer.Typer(
     help="Make, import and check tables of prompt pairs.",
@@ -42,8 +42,8 @@ def make_ioi(
     ] = True,
 ) -> None:
     """Indirect object identification: "... John and Mary ...; John gave a drink to" -> " Mary"."""
-    from attrib_batch.pairs.ioi import generate_ioi
-    from attrib_batch.pairs.writer import write_pairs
+    from attrib_batch.pairs.making.ioi import generate_ioi
+    from attrib_batch.pairs.making.writer import write_pairs
 
     written = write_pairs(out, generate_ioi(count, seed, counterfactual, mirror=mirror))
     typer.echo(f"{written:,} pairs -> {out}")
@@ -62,7 +62,7 @@ def import_table(
     ] = AnswerKind.TEXT,
 ) -> None:
     """Make a table of prompt pairs from a file with other column names or another format."""
-    from attrib_batch.pairs.importer import import_pairs
+    from attrib_batch.pairs.making.importer import import_pairs
 
     named = named_values("--column", "OURS=THEIRS, for example --column clean=prompt", columns or [])
     mapping = {theirs: ours for ours, theirs in named}
@@ -110,13 +110,13 @@ def validate(
 
     from attrib_batch.models.load import load_tokenizer, read_dimensions
     from attrib_batch.models.vocabulary import check_vocabulary
-    from attrib_batch.pairs.reader import PairTable
+    from attrib_batch.pairs.reading.reader import PairTable
     from attrib_batch.pairs.validate import render_validation
     from attrib_batch.pairs.validate import validate as validate_table
-    from attrib_batch.spec import ModelJob
+    from attrib_batch.spec import ModelSpec
 
     pairs = PairTable.open(file, limit)
-    job = ModelJob(id=model, revision=revision, prepend_bos=prepend_bos)
+    job = ModelSpec(id=model, revision=revision, prepend_bos=prepend_bos)
     tokenizer, dimensions = load_tokenizer(job), read_dimensions(job)
     check_vocabulary(job, tokenizer, dimensions.d_vocab)
     report = validate_table(
@@ -132,12 +132,12 @@ def validate(
 
 
 def _validate_job(path: str) -> int:
+    from attrib_batch.execution.planning.validate import validate_job
     from attrib_batch.pairs.validate import render_validation
-    from attrib_batch.run.validate import validate_job
-    from attrib_batch.spec import load_job
+    from attrib_batch.spec import load_spec
 
     ok = True
-    for model, dataset, report in validate_job(load_job(path)):
+    for model, dataset, report in validate_job(load_spec(path)):
         typer.echo(f"{model} x {dataset}: {render_validation(report)}\n")
         ok = ok and report.ok
     return int(ExitCode.OK if ok else ExitCode.SOME_FAILED)
@@ -148,6 +148,6 @@ def describe(table: Table) -> None:
     """Count pairs by task, template and length; needs no model."""
     from attrib_batch.pairs.describe import describe as describe_table
     from attrib_batch.pairs.describe import render_description
-    from attrib_batch.pairs.reader import PairTable
+    from attrib_batch.pairs.reading.reader import PairTable
 
     typer.echo(render_description(describe_table(PairTable.open(table))))

@@ -11,7 +11,7 @@ from rich.console import Console
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from attrib_batch.run.status import RunStatus
+    from attrib_batch.observe.status import RunStatus
 
 Out = Annotated[str, typer.Argument(metavar="OUT", help="The run's directory, or s3:// or gs://bucket/folder.")]
 
@@ -22,7 +22,7 @@ def status(
     every: Annotated[float, typer.Option(min=0.1, metavar="SECONDS", help="How often --watch looks.")] = 5.0,
 ) -> int:
     """Show from the files alone how far a run is."""
-    from attrib_batch.run.status import read_status
+    from attrib_batch.observe.status import read_status
 
     console = Console()
     found = read_status(out)
@@ -72,7 +72,7 @@ def _driver(found: RunStatus) -> str:
 
 
 def _history(found: RunStatus) -> Iterator[str]:
-    from attrib_batch.run.progress import duration
+    from attrib_batch.observe.progress import duration
 
     if found.pairs_per_second is not None:
         left = f", about {duration(found.seconds_left)} left" if found.seconds_left is not None else ""
@@ -88,7 +88,7 @@ def _history(found: RunStatus) -> Iterator[str]:
 def summarize(out: Out) -> None:
     """Summarise the scores into OUT/summary."""
     from attrib_batch.analysis import summarize as summarize_run
-    from attrib_batch.store import Store
+    from attrib_batch.storage.store import Store
 
     summarize_run(out)
     typer.echo(f"summary: {Store.parse(out).path('summary')}")

@@ -11,12 +11,12 @@ from rich.table import Table as RichTable
 
 from attrib_batch.cli.named import named_values
 from attrib_batch.errors import ExitCode, RequestError
-from attrib_batch.spec import load_job
+from attrib_batch.spec import load_spec
 
 if TYPE_CHECKING:
-    from attrib_batch.run.driver import RunResult
-    from attrib_batch.run.inputs import Places
-    from attrib_batch.spec import Job
+    from attrib_batch.execution.driver import RunResult
+    from attrib_batch.execution.planning.inputs import Places
+    from attrib_batch.spec import SweepSpec
 
 JobPath = Annotated[Path, typer.Argument(metavar="JOB", help="The job file (YAML).")]
 Out = Annotated[str, typer.Option("--out", help="The run's directory, or s3:// or gs://bucket/folder.", metavar="OUT")]
@@ -34,12 +34,12 @@ DEMO_VERIFIED_PAIRS = 8
 
 def plan(job: JobPath) -> None:
     """Show pairs, chunks, rows and expected bytes, without running a model."""
-    from attrib_batch.run.estimate import estimate_job
+    from attrib_batch.execution.planning.estimate import estimate_job
 
     console = Console()
     table = RichTable("model", "dataset", "method", "pairs", "chunks", "score rows", "bytes (about)", box=None)
     total_rows = total_bytes = 0
-    for item in estimate_job(load_job(job)):
+    for item in estimate_job(load_spec(job)):
         cell = item.plan.cell
         table.add_row(
             cell.model, cell.dataset, cell.method,
@@ -61,7 +61,7 @@ def run(
     ] = False,
 ) -> int:
     """Score every pair of a job that is not scored yet; run it again to resume."""
-    result = _run(load_job(job), out, address, ndif_host, retry_failures=retry_failures)
+    result = _run(load_spec(job), out, address, ndif_host, retry_failures=retry_failures)
     return int(result.exit_code)
 
 
@@ -71,7 +71,7 @@ def demo(out: Annotated[str, typer.Option("--out", help="The run's directory.")]
 
     if not DEMO_JOB.is_file():
         raise RequestError(f"{DEMO_JOB} is not here: run the demo in a checkout of the project")
-    result = _run(load_job(DEMO_JOB), out)
+    result = _run(load_spec(DEMO_JOB), out)
     verified = _verify(out, DEMO_VERIFIED_PAIRS, 0)
     page = write_report(out)
     typer.echo(f"report: {page}")
@@ -95,7 +95,7 @@ def verify(
     ] = None,
 ) -> int:
     """Measure a sample of pairs with activation patching, and compare: can the scores be trusted?"""
-    from attrib_batch.run.inputs import Places
+    from attrib_batch.execution.planning.inputs import Places
 
     places = Places(
         dict(named_values("--dataset", "ID=PATH", datasets or [])),
@@ -106,7 +106,7 @@ def verify(
 
 def doctor() -> int:
     """Check this machine: packages, the bundled model, GPUs, Ray."""
-    from attrib_batch.run.doctor import examine
+    from attrib_batch.observe.doctor import examine
 
     console = Console()
     findings = examine()
@@ -126,9 +126,9 @@ def _verify(
     places: Places | None = None,
 ) -> ExitCode:
     from attrib_batch.analysis.agreement import write_agreement
-    from attrib_batch.run.driver import run_prepared
-    from attrib_batch.run.progress import make_progress
-    from attrib_batch.run.verify import prepare_verification
+    from attrib_batch.execution.driver import run_prepared
+    from attrib_batch.execution.planning.verify import prepare_verification
+    from attrib_batch.observe.progress import make_progress
 
     verification = prepare_verification(
         out, n_pairs=n_pairs, seed=seed, ndif_host=ndif_host, places=places, workers_here=address is None
@@ -141,16 +141,16 @@ def _verify(
 
 
 def _run(
-    job: Job,
+    job: SweepSpec,
     out: str,
     address: str | None = None,
     ndif_host: str | None = None,
     *,
     retry_failures: bool = False,
 ) -> RunResult:
-    from attrib_batch.run.driver import run_prepared
-    from attrib_batch.run.prepare import prepare_run
-    from attrib_batch.run.progress import duration, make_progress
+    from attrib_batch.execution.driver import run_prepared
+    from attrib_batch.execution.planning.prepare import prepare_run
+    from attrib_batch.observe.progress import duration, make_progress
 
     console = Console(stderr=True)
     prepared = prepare_run(job, out, ndif_host=ndif_host, retry_failures=retry_failures, workers_here=address is None)

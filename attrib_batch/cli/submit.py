@@ -10,7 +10,7 @@ import typer
 
 from attrib_batch.cli.runs import JobPath, NdifHost  # noqa: TC001 - typer reads them
 from attrib_batch.errors import ExitCode
-from attrib_batch.spec import load_job
+from attrib_batch.spec import load_spec
 
 
 def submit(
@@ -33,9 +33,9 @@ def submit(
 
     Where the cluster asks for a token, set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH here too.
     """
-    from attrib_batch.run.submit import ClusterJobs, check_places, how_to_go_on, submit_job
+    from attrib_batch.execution.ray.submit import ClusterJobs, check_places, how_to_go_on, submit_job
 
-    checked = load_job(job)
+    checked = load_spec(job)
     # What is wrong whatever the cluster is like is said before it is asked.
     check_places(checked, out, Path.cwd(), shared=lambda: True)
     jobs = ClusterJobs(address)

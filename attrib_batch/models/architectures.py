@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from einops import rearrange
 
 from attrib_batch.errors import ModelError
-from attrib_batch.schema import Component
+from attrib_batch.spec import Component
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping

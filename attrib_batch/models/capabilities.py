@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING, Any
 
 from attrib_batch.errors import ModelError
 from attrib_batch.models.architectures import architecture_of
-from attrib_batch.schema import Component
+from attrib_batch.spec import Component
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from attrib_batch.spec import MethodJob, ModelJob
+    from attrib_batch.spec import MethodSpec, ModelSpec
 
 _LOOKS_AHEAD = {"is_causal": False, "use_bidirectional_attention": True}
 """Keys of a configuration, and the value with which attention sees later positions."""
@@ -38,11 +38,11 @@ _PACKAGES = {
 """The package by which transformers reads weights of a quantisation scheme, where it needs one."""
 
 
-def check_config(job: ModelJob, config: Any) -> None:
+def check_config(spec: ModelSpec, config: Any) -> None:
     """Check that a model is of a kind that can be attributed.
 
     Args:
-        job: the model as the job names it.
+        spec: the model as the job names it.
         config: its transformers configuration.
 
     Raises:
@@ -51,29 +51,29 @@ def check_config(job: ModelJob, config: Any) -> None:
     try:
         architecture_of(config)
     except ModelError as error:
-        raise ModelError(f"model {job.id!r}: {error}") from error
+        raise ModelError(f"model {spec.id!r}: {error}") from error
     for key, value in _LOOKS_AHEAD.items():
         if getattr(config, key, None) is value:
             raise ModelError(
-                f"model {job.id!r}: its configuration says {key}: {str(value).lower()}, so its attention sees later "
+                f"model {spec.id!r}: its configuration says {key}: {str(value).lower()}, so its attention sees later "
                 "positions; scores are computed for causal attention alone. Choose a causal model"
             )
     quantised = getattr(config, "quantization_config", None)
     # A model on an NDIF server is loaded there, by whatever the server has for it.
-    if quantised and job.workers.kind != "ndif":
+    if quantised and spec.workers.kind != "ndif":
         scheme = _scheme(quantised)
         package = f" (transformers reads them with the package {_PACKAGES[scheme]})" if scheme in _PACKAGES else ""
         raise ModelError(
-            f"model {job.id!r}: its weights are quantised, quantization_config says {scheme}{package}; scores are "
+            f"model {spec.id!r}: its weights are quantised, quantization_config says {scheme}{package}; scores are "
             "computed from full weights alone. Name the model they were made from, with dtype float32 or bfloat16"
         )
 
 
-def check_methods(job: ModelJob, config: Any, methods: Iterable[MethodJob]) -> None:
+def check_methods(spec: ModelSpec, config: Any, methods: Iterable[MethodSpec]) -> None:
     """Check that a model has what methods ask of it.
 
     Args:
-        job: the model as the job names it.
+        spec: the model as the job names it.
         config: its transformers configuration.
         methods: the methods.
 
@@ -82,7 +82,7 @@ def check_methods(job: ModelJob, config: Any, methods: Iterable[MethodJob]) -> N
     """
     architecture = architecture_of(config)
     for method in methods:
-        where = f"model {job.name or job.id!r}, method {method.id!r}"
+        where = f"model {spec.name or spec.id!r}, method {method.id!r}"
         for component in method.components:
             if component not in architecture.sites:
                 raise ModelError(f"{where}: {architecture.missing(component, config.model_type)}")
@@ -91,17 +91,17 @@ def check_methods(job: ModelJob, config: Any, methods: Iterable[MethodJob]) -> N
                 raise ModelError(
                     f"{where}: atp_star needs a model of two layers or more: its scores are means over the other layers"
                 )
-            if {Component.Q, Component.K} & set(method.components) and _hides_attention(job, config):
+            if {Component.Q, Component.K} & set(method.components) and _hides_attention(spec, config):
                 raise ModelError(
                     f"{where}: atp_star cannot read the attention of this model for q and k, which computes it in a "
                     "way of its own (reorder_and_upcast_attn with attention: eager). Set attention: sdpa"
                 )
 
 
-def _hides_attention(job: ModelJob, config: Any) -> bool:
+def _hides_attention(spec: ModelSpec, config: Any) -> bool:
     """Return whether attention is computed outside the function that transformers has for it."""
     # A configuration may have asked for eager attention itself (output_attentions does).
-    eager = "eager" in {job.attention, getattr(config, "_attn_implementation", None)}
+    eager = "eager" in {spec.attention, getattr(config, "_attn_implementation", None)}
     return eager and bool(getattr(config, "reorder_and_upcast_attn", False))
 
 

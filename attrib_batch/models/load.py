@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
     from attrib_batch.models.sources import ModelSource
-    from attrib_batch.spec import ModelJob
+    from attrib_batch.spec import ModelSpec
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class LoadedModel:
         return self.shards > 1
 
 
-def load_tokenizer(job: ModelJob, source: ModelSource | None = None) -> PreTrainedTokenizerBase:
+def load_tokenizer(spec: ModelSpec, source: ModelSource | None = None) -> PreTrainedTokenizerBase:
     """Load the tokenizer alone, in the configuration a run uses.
 
     Raises:
@@ -61,27 +61,27 @@ def load_tokenizer(job: ModelJob, source: ModelSource | None = None) -> PreTrain
     """
     from transformers import AutoTokenizer
 
-    location, revision = model_files(source or find_model(job))
+    location, revision = model_files(source or find_model(spec))
     try:
-        tokenizer = AutoTokenizer.from_pretrained(location, revision=revision, trust_remote_code=job.trust_remote_code)
+        tokenizer = AutoTokenizer.from_pretrained(location, revision=revision, trust_remote_code=spec.trust_remote_code)
     except Exception as error:  # for a file that they cannot parse, these libraries raise anything: KeyError, Exception
         reason = f"{type(error).__name__}: {_first_line(error)}"
-        raise ModelError(f"model {job.id!r}: its tokenizer cannot be loaded: {reason}") from error
+        raise ModelError(f"model {spec.id!r}: its tokenizer cannot be loaded: {reason}") from error
     if not tokenizer.is_fast:
-        raise ModelError(f"model {job.id!r}: its tokenizer does not report character offsets, which roles need")
+        raise ModelError(f"model {spec.id!r}: its tokenizer does not report character offsets, which roles need")
     return tokenizer
 
 
-def read_dimensions(job: ModelJob) -> Dimensions:
+def read_dimensions(spec: ModelSpec) -> Dimensions:
     """The sizes of a model from its configuration alone.
 
     Raises:
         ModelError: not found, or of an unknown architecture.
     """
-    return dimensions_of(read_config(job))
+    return dimensions_of(read_config(spec))
 
 
-def read_config(job: ModelJob, source: ModelSource | None = None) -> PretrainedConfig:
+def read_config(spec: ModelSpec, source: ModelSource | None = None) -> PretrainedConfig:
     """Read a model's configuration, and check that a model like this can be attributed.
 
     Raises:
@@ -89,33 +89,33 @@ def read_config(job: ModelJob, source: ModelSource | None = None) -> PretrainedC
     """
     from transformers import AutoConfig
 
-    location, revision = model_files(source or find_model(job))
+    location, revision = model_files(source or find_model(spec))
     try:
-        config = AutoConfig.from_pretrained(location, revision=revision, trust_remote_code=job.trust_remote_code)
+        config = AutoConfig.from_pretrained(location, revision=revision, trust_remote_code=spec.trust_remote_code)
     except (OSError, ValueError, ImportError) as error:
-        raise ModelError(f"model {job.id!r}: its configuration cannot be read: {_first_line(error)}") from error
-    check_config(job, config)
+        raise ModelError(f"model {spec.id!r}: its configuration cannot be read: {_first_line(error)}") from error
+    check_config(spec, config)
     return config
 
 
-def load_model(job: ModelJob) -> LoadedModel:
+def load_model(spec: ModelSpec) -> LoadedModel:
     """Load a model as a job asks.
 
     Raises:
         ModelError: not found, not loadable, of an unknown architecture, not of the shapes it states, or with a
             tokenizer that is not its own.
     """
-    source = find_model(job)
-    device = choose_device(job)
-    tokenizer = load_tokenizer(job, source)
-    check_vocabulary(job, tokenizer, dimensions_of(read_config(job, source)).d_vocab)
-    module = load_weights(job, source, device_map="auto" if spreads_over_gpus(job) else None)
-    if not spreads_over_gpus(job):
+    source = find_model(spec)
+    device = choose_device(spec)
+    tokenizer = load_tokenizer(spec, source)
+    check_vocabulary(spec, tokenizer, dimensions_of(read_config(spec, source)).d_vocab)
+    module = load_weights(spec, source, device_map="auto" if spreads_over_gpus(spec) else None)
+    if not spreads_over_gpus(spec):
         module = module.to(device)
     return wrap_model(module, tokenizer)
 
 
-def load_weights(job: ModelJob, source: ModelSource, **placement: Any) -> PreTrainedModel:
+def load_weights(spec: ModelSpec, source: ModelSource, **placement: Any) -> PreTrainedModel:
     """Load a transformers model in a job's precision; ``placement`` tells ``from_pretrained`` where it goes.
 
     Raises:
@@ -125,30 +125,30 @@ def load_weights(job: ModelJob, source: ModelSource, **placement: Any) -> PreTra
     from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
 
-    read_config(job, source)  # what cannot be attributed is refused before its weights, maybe many gigabytes, are read
+    read_config(spec, source)  # what cannot be attributed is refused before its weights, maybe many gigabytes, are read
     location, revision = model_files(source)
     try:
         return AutoModelForCausalLM.from_pretrained(
             location,
             revision=revision,
-            trust_remote_code=job.trust_remote_code,
-            dtype=getattr(torch, job.dtype),
-            use_safetensors=None if job.allow_pickle else True,
-            attn_implementation=None if job.attention == "auto" else job.attention,
+            trust_remote_code=spec.trust_remote_code,
+            dtype=getattr(torch, spec.dtype),
+            use_safetensors=None if spec.allow_pickle else True,
+            attn_implementation=None if spec.attention == "auto" else spec.attention,
             **placement,
         )
     except ImportError as error:
         raise ModelError(
-            f"model {job.id!r} cannot be loaded: a package is missing ({' '.join(str(error).split())}). Install it "
+            f"model {spec.id!r} cannot be loaded: a package is missing ({' '.join(str(error).split())}). Install it "
             "where the workers run"
         ) from error
     except (OSError, ValueError, SafetensorError) as error:
-        raise ModelError(f"model {job.id!r} cannot be loaded: {_first_line(error)}") from error
+        raise ModelError(f"model {spec.id!r} cannot be loaded: {_first_line(error)}") from error
     except RuntimeError as error:
         if "mismatched" not in str(error):
             raise
         raise ModelError(
-            f"model {job.id!r} cannot be loaded: its weights are not of the sizes that its configuration states "
+            f"model {spec.id!r} cannot be loaded: its weights are not of the sizes that its configuration states "
             f"({_first_line(error)})"
         ) from error
 
@@ -185,7 +185,7 @@ def prepare_tracing(module: PreTrainedModel, tokenizer: PreTrainedTokenizerBase,
     )
 
 
-def choose_device(job: ModelJob) -> torch.device:
+def choose_device(spec: ModelSpec) -> torch.device:
     """Choose the device a job's model goes to.
 
     Raises:
@@ -193,11 +193,11 @@ def choose_device(job: ModelJob) -> torch.device:
     """
     import torch
 
-    if job.device == "auto":
+    if spec.device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    where = f"model {job.id!r}, device {job.device!r}"
+    where = f"model {spec.id!r}, device {spec.device!r}"
     try:
-        device = torch.device(job.device)
+        device = torch.device(spec.device)
     except RuntimeError as error:
         raise ModelError(f"{where}: this is no device; use auto, cpu, cuda, cuda:N or mps") from error
     there = _devices_here()
@@ -216,9 +216,9 @@ def _devices_here() -> dict[str, int]:
     return {kind: count for kind, count in counts.items() if count}
 
 
-def spreads_over_gpus(job: ModelJob) -> bool:
+def spreads_over_gpus(spec: ModelSpec) -> bool:
     """Whether one actor spreads the model over several GPUs with a device map."""
-    return job.workers.gpus >= 2
+    return spec.workers.gpus >= 2
 
 
 def model_files(source: ModelSource) -> tuple[str, str | None]:

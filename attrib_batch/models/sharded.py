@@ -43,14 +43,14 @@ if TYPE_CHECKING:
 
     from attrib_batch.models.architectures import SiteKey
     from attrib_batch.models.load import LoadedModel
-    from attrib_batch.spec import ModelJob
+    from attrib_batch.spec import ModelSpec
 
 
 STORE_GRACE_SECONDS = 5.0
 """How much longer than its timeout a question to the store of verdicts may take."""
 
 
-def check_degree(job: ModelJob, config: PretrainedConfig, shards: int) -> None:
+def check_degree(spec: ModelSpec, config: PretrainedConfig, shards: int) -> None:
     """Refuse a number of shards that a model cannot be split into, by its configuration.
 
     Raises:
@@ -68,13 +68,13 @@ def check_degree(job: ModelJob, config: PretrainedConfig, shards: int) -> None:
         else:
             reason = f"{_divided_sizes(config)} have no common divisor"
         raise ModelError(
-            f"model {job.id!r} cannot be split into shards: {reason}. Use workers of kind replica; "
+            f"model {spec.id!r} cannot be split into shards: {reason}. Use workers of kind replica; "
             "with gpus 2 or more, each spreads the layers over that many GPUs"
         )
     possible = [degree for degree in range(2, most + 1) if most % degree == 0]
     if shards not in possible:
         raise ModelError(
-            f"model {job.id!r} cannot be split into {shards} shards: the number must be 2 or more and divide "
+            f"model {spec.id!r} cannot be split into {shards} shards: the number must be 2 or more and divide "
             f"{_divided_sizes(config)}; possible: {', '.join(map(str, possible))}"
         )
 
@@ -149,7 +149,7 @@ def join_ranks(
     return Agreement(PrefixStore("verdicts", store), rank, world_size, timeout)
 
 
-def load_shard(job: ModelJob, shards: int) -> LoadedModel:
+def load_shard(spec: ModelSpec, shards: int) -> LoadedModel:
     """Load this rank's share of a model as a job asks, after ``join_ranks``; every rank must call this.
 
     Raises:
@@ -160,19 +160,19 @@ def load_shard(job: ModelJob, shards: int) -> LoadedModel:
     import torch.distributed
     from transformers.distributed import DistributedConfig
 
-    source = find_model(job)
-    config = read_config(job, source)
-    check_degree(job, config, shards)
-    _check_device(job)
-    tokenizer = load_tokenizer(job, source)
-    check_vocabulary(job, tokenizer, dimensions_of(config).d_vocab)
+    source = find_model(spec)
+    config = read_config(spec, source)
+    check_degree(spec, config, shards)
+    _check_device(spec)
+    tokenizer = load_tokenizer(spec, source)
+    check_vocabulary(spec, tokenizer, dimensions_of(config).d_vocab)
     n_ranks = torch.distributed.get_world_size() if torch.distributed.is_initialized() else 0
     if n_ranks != shards:
-        raise ShardGroupError(f"model {job.id!r} is to be split into {shards} shards, but {n_ranks} ranks were joined")
+        raise ShardGroupError(f"model {spec.id!r} is to be split into {shards} shards, but {n_ranks} ranks were joined")
     # The plan transformers has for the model, with the embedding always split over the vocabulary: an unembedding that
     # is split cannot be tied to an embedding that is not.
     plan = DistributedConfig(tp_size=shards, tp_plan={architecture_of(config).embedding: "embedding_rowwise"})
-    module = load_weights(job, source, distributed_config=plan)
+    module = load_weights(spec, source, distributed_config=plan)
     model = prepare_tracing(module, tokenizer, shards=shards)
     _check_shapes(model)
     check_prefixes(model.module, model.device)
@@ -290,7 +290,7 @@ def _check_shapes(model: LoadedModel) -> None:
     compare_shapes(seen, model.architecture, model.dimensions)
 
 
-def _check_device(job: ModelJob) -> None:
+def _check_device(spec: ModelSpec) -> None:
     """Refuse a device that is not the one transformers puts shards on: the only GPU, or the CPU where there is none.
 
     Raises:
@@ -298,13 +298,13 @@ def _check_device(job: ModelJob) -> None:
     """
     import torch
 
-    if job.device.startswith("cuda:") and job.device != "cuda:0":
-        raise ModelError(f"device {job.device!r}: a shard takes the only GPU its worker sees; use auto, cpu or cuda")
-    device = choose_device(job)
+    if spec.device.startswith("cuda:") and spec.device != "cuda:0":
+        raise ModelError(f"device {spec.device!r}: a shard takes the only GPU its worker sees; use auto, cpu or cuda")
+    device = choose_device(spec)
     offered = "cuda" if torch.cuda.is_available() else "cpu"
     if device.type != offered:
         raise ModelError(
-            f"device {job.device!r}: shards go to {offered} in this process; use device auto"
+            f"device {spec.device!r}: shards go to {offered} in this process; use device auto"
             + (", or hide the GPUs from the workers with CUDA_VISIBLE_DEVICES=''" if offered == "cuda" else "")
         )
 

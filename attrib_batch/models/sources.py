@@ -17,12 +17,12 @@ from typing import TYPE_CHECKING, Literal
 import platformdirs
 
 from attrib_batch.errors import ModelError
-from attrib_batch.pairs.hub_errors import hub_errors
+from attrib_batch.storage.hub_errors import hub_errors
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from attrib_batch.spec import ModelJob
+    from attrib_batch.spec import ModelSpec
 
 _READ_BYTES = 1 << 22
 
@@ -73,40 +73,40 @@ def cache_folder() -> Path:
     return Path(platformdirs.user_cache_dir("attrib-batch"))
 
 
-def find_model(job: ModelJob) -> ModelSource:
+def find_model(spec: ModelSpec) -> ModelSource:
     """Find the model a job names.
 
     Raises:
         ModelError: it is none of a bundled name, a folder with a model, and a repository the Hub knows.
     """
-    if job.id in BUNDLED:
-        return ModelSource("bundled", job.id, None, f"sha256:{_file_hash(BUNDLED[job.id].path())}")
-    folder = Path(job.id).expanduser()
+    if spec.id in BUNDLED:
+        return ModelSource("bundled", spec.id, None, f"sha256:{_file_hash(BUNDLED[spec.id].path())}")
+    folder = Path(spec.id).expanduser()
     if folder.is_dir():
-        return ModelSource("local", str(folder.resolve()), None, f"sha256:{_folder_hash(folder, job.id)}")
-    return _find_on_hub(job)
+        return ModelSource("local", str(folder.resolve()), None, f"sha256:{_folder_hash(folder, spec.id)}")
+    return _find_on_hub(spec)
 
 
-def _find_on_hub(job: ModelJob) -> ModelSource:
+def _find_on_hub(spec: ModelSpec) -> ModelSource:
     from huggingface_hub import HfApi, try_to_load_from_cache
     from huggingface_hub.errors import HFValidationError
 
     try:
-        commit = HfApi().model_info(job.id, revision=job.revision).sha
+        commit = HfApi().model_info(spec.id, revision=spec.revision).sha
     except hub_errors() as error:
         # Without the Hub, what an earlier download left is used, at the commit it was left at.
         try:
-            cached = try_to_load_from_cache(job.id, "config.json", revision=job.revision)
+            cached = try_to_load_from_cache(spec.id, "config.json", revision=spec.revision)
         except HFValidationError:
             cached = None
         if not isinstance(cached, str):
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise ModelError(
-                f"model {job.id!r}: not a bundled name ({', '.join(BUNDLED)}), not a folder here, and the Hub does "
+                f"model {spec.id!r}: not a bundled name ({', '.join(BUNDLED)}), not a folder here, and the Hub does "
                 f"not give it ({reason}). Check the spelling, the revision and the network."
             ) from error
         commit = Path(cached).parent.name
-    return ModelSource("hub", job.id, commit, f"hub:{job.id}@{commit}")
+    return ModelSource("hub", spec.id, commit, f"hub:{spec.id}@{commit}")
 
 
 def _folder_hash(folder: Path, name: str) -> str:

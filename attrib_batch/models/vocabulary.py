@@ -9,17 +9,17 @@ from attrib_batch.errors import ModelError
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from attrib_batch.spec import ModelJob
+    from attrib_batch.spec import ModelSpec
 
 
-def check_vocabulary(job: ModelJob, tokenizer: PreTrainedTokenizerBase, d_vocab: int) -> None:
+def check_vocabulary(spec: ModelSpec, tokenizer: PreTrainedTokenizerBase, d_vocab: int) -> None:
     """Refuse a tokenizer that makes tokens of ordinary text which the model does not have.
 
     Special tokens that were added to a tokenizer may lie outside: Gemma 3's text models come with one for images. They
     occur only where a prompt spells them, and such a prompt is refused by itself.
 
     Args:
-        job: the model's part of the job, which messages name.
+        spec: the model's part of the job, which messages name.
         tokenizer: the model's.
         d_vocab: how many tokens the model's embedding has.
 
@@ -33,7 +33,7 @@ def check_vocabulary(job: ModelJob, tokenizer: PreTrainedTokenizerBase, d_vocab:
     if outside:
         first = min(outside)
         raise ModelError(
-            f"model {job.id!r}: its tokenizer is larger than its vocabulary: the tokenizer has {len(tokenizer):,} "
+            f"model {spec.id!r}: its tokenizer is larger than its vocabulary: the tokenizer has {len(tokenizer):,} "
             f"tokens, the model {d_vocab:,}, and {len(outside):,} of the tokens that text can give are none of the "
             f"model's, from {outside[first]!r} with the id {first:,} on. Use the tokenizer that the model was trained "
             "with"

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from attrib_batch.pairs.reader import PairTable
+    from attrib_batch.pairs.reading.reader import PairTable
 
 _BATCH_ROWS = 4096
 _VALUES_SHOWN = 40

@@ -6,14 +6,14 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-from attrib_batch.pairs.encode import PairProblem, PairWarning, encode_pairs
-from attrib_batch.schema import FailureReason
+from attrib_batch.pairs.encoding.encode import PairProblem, PairWarning, encode_pairs
+from attrib_batch.tables import FailureReason
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-    from attrib_batch.pairs.encode import EncodedPair, Tokenizer
-    from attrib_batch.pairs.reader import PairTable
+    from attrib_batch.pairs.encoding.encode import EncodedPair, Tokenizer
+    from attrib_batch.pairs.reading.reader import PairTable
 
 _BATCH_ROWS = 2000
 _SHAPES_SHOWN = 12
@@ -69,7 +69,7 @@ def validate(
 
     Args:
         table: the pairs.
-        tokenizer: as for :func:`~attrib_batch.pairs.encode.encode_pairs`.
+        tokenizer: as for :func:`~attrib_batch.pairs.encoding.encode.encode_pairs`.
         prepend_bos: as there.
         max_tokens: as there.
         vocabulary_size: as there.

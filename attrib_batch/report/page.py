@@ -13,7 +13,7 @@ from attrib_batch.report.figures import RDBU, Detail
 from attrib_batch.report.provenance import describe_run
 from attrib_batch.report.sections import CellSection, build_sections
 from attrib_batch.report.verification import compared_methods, read_verification
-from attrib_batch.store import Store
+from attrib_batch.storage.store import Store
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from attrib_batch.analysis import RunManifest, Summary
     from attrib_batch.report.verification import VerifiedCell
-    from attrib_batch.schema import Cell
+    from attrib_batch.spec import Cell
 
 REPORT = "report.html"
 

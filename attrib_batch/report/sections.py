@@ -11,7 +11,7 @@ from attrib_batch.report.figures import Detail, Figure, Panel, Quantity, draw
 from attrib_batch.report.ranking import Ranking, rank_heads
 from attrib_batch.report.verification import VerificationSection, VerifiedCell, build_verification
 from attrib_batch.report.wording import describe_method, describe_scale, unit_of, warning_about
-from attrib_batch.schema import Cell, Component
+from attrib_batch.spec import Cell, Component
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

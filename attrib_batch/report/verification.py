@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from attrib_batch.analysis import RunManifest, Verified
-    from attrib_batch.schema import Cell
-    from attrib_batch.store import Store
+    from attrib_batch.spec import Cell
+    from attrib_batch.storage.store import Store
 
 MOST_POINTS = 3000
 _MOST_DISAGREEMENTS = 10

@@ -19,7 +19,7 @@ from attrib_batch.analysis import (
 from attrib_batch.analysis.agreement import AGREEMENT
 from attrib_batch.analysis.resampling import draw_counts, interval
 from attrib_batch.errors import OutputError
-from attrib_batch.schema import Cell
+from attrib_batch.spec import Cell
 from tests.support.synthetic_run import Pair, write_run
 from tests.support.synthetic_verification import estimated_from, write_exact, write_verified_run
 

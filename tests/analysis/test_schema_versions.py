@@ -12,10 +12,11 @@ from polars.testing import assert_frame_equal
 
 from attrib_batch.analysis import read_summary, scan_scores, summarize
 from attrib_batch.errors import RequestError
+from attrib_batch.execution.planning.verify import prepare_verification
+from attrib_batch.observe.status import read_status
 from attrib_batch.report import write_report
-from attrib_batch.run.status import read_status
-from attrib_batch.run.verify import prepare_verification
-from attrib_batch.schema import SCHEMA_VERSION, SCORES, Cell
+from attrib_batch.spec import Cell
+from attrib_batch.tables import SCHEMA_VERSION, SCORES
 from tests.support.synthetic_run import IoiLike, write_run
 
 if TYPE_CHECKING:

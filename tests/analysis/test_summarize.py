@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 
 from attrib_batch.analysis import passes, read_summary, summarize
 from attrib_batch.errors import OutputError, RequestError
-from attrib_batch.schema import Cell, Chunk, Table
-from attrib_batch.store import Store
+from attrib_batch.spec import Cell
+from attrib_batch.storage.store import Store
+from attrib_batch.tables import Chunk, Table
 from tests.support.synthetic_run import Failure, Pair, score_table, write_chunk, write_manifest, write_run
 
 if TYPE_CHECKING:

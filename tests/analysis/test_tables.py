@@ -22,7 +22,8 @@ from attrib_batch.analysis import (
     summary_is_current,
 )
 from attrib_batch.errors import OutputError
-from attrib_batch.schema import Cell, Chunk, Table
+from attrib_batch.spec import Cell
+from attrib_batch.tables import Chunk, Table
 from tests.support.jobs import ROOT
 from tests.support.synthetic_run import Failure, Pair, write_run
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from attrib_batch.pairs.encode import EncodedPair, encode_pairs
-from attrib_batch.pairs.tutorial import tutorial_pairs
-from attrib_batch.schema import Component
+from attrib_batch.pairs.encoding.encode import EncodedPair, encode_pairs
+from attrib_batch.pairs.making.tutorial import tutorial_pairs
+from attrib_batch.spec import Component
 from tests.support import oracle
 from tests.support.demo_pairs import random_pairs
 from tests.support.near import assert_same_scores

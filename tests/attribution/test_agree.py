@@ -9,8 +9,8 @@ from attrib_batch.attribution import engine
 from attrib_batch.attribution.engine import FailedPair, ScoredBatch, TokenBudget, score_pairs
 from attrib_batch.errors import ShardsDisagreeError
 from attrib_batch.models.load import LoadedModel
-from attrib_batch.pairs.encode import EncodedPair
-from attrib_batch.spec import MethodJob
+from attrib_batch.pairs.encoding.encode import EncodedPair
+from attrib_batch.spec import MethodSpec
 from tests.support.demo_pairs import random_pairs
 from tests.support.scored import encoded, method, tiny_model
 
@@ -24,7 +24,7 @@ def fail_with(monkeypatch: pytest.MonkeyPatch, error: Exception, *, above: int) 
     """Micro-batches of more than ``above`` pairs raise; returns the sizes of those that are tried."""
     sizes: list[int] = []
 
-    def score(model: LoadedModel, batch: list[EncodedPair], methods: list[MethodJob], budget: TokenBudget) -> object:
+    def score(model: LoadedModel, batch: list[EncodedPair], methods: list[MethodSpec], budget: TokenBudget) -> object:
         sizes.append(len(batch))
         if len(batch) > above:
             raise error

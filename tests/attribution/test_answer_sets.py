@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from attrib_batch.attribution.metrics import AnswerSets, metric_named
-from attrib_batch.pairs.encode import EncodedPair, encode_pairs
-from attrib_batch.pairs.reader import Pair
+from attrib_batch.pairs.encoding.encode import EncodedPair, encode_pairs
+from attrib_batch.pairs.reading.reader import Pair
 from tests.support import oracle
 from tests.support.near import assert_near, assert_same_scores
 from tests.support.scored import method, score, tiny_model

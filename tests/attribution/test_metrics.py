@@ -20,9 +20,9 @@ from attrib_batch.attribution.metrics import (
     try_metrics,
 )
 from attrib_batch.errors import JobError, ModelError
-from attrib_batch.metric_names import BUILT_IN_METRICS
 from attrib_batch.models.load import wrap_model
-from attrib_batch.spec import Job, parse_job
+from attrib_batch.spec import SweepSpec, parse_spec
+from attrib_batch.spec.metric_names import BUILT_IN_METRICS
 from tests.support import oracle
 from tests.support.demo_pairs import random_pairs
 from tests.support.metrics import metric_of
@@ -45,17 +45,17 @@ def only_built_in(monkeypatch: pytest.MonkeyPatch) -> None:
     """What a test registers or loads is forgotten after it."""
     monkeypatch.setattr(metrics, "_METRICS", dict(metrics._METRICS))
     monkeypatch.setattr(metrics, "registered_names", set())
-    monkeypatch.setattr("attrib_batch.metric_names.registered_names", metrics.registered_names)
+    monkeypatch.setattr("attrib_batch.spec.metric_names.registered_names", metrics.registered_names)
 
 
-def _job(**of_method: object) -> Job:
+def _job(**of_method: object) -> SweepSpec:
     data = {
         "name": "job",
         "models": [{"id": "m", "prepend_bos": False}],
         "datasets": [{"id": "d", "path": "d.parquet"}],
         "methods": [{"id": "atp", **of_method}],
     }
-    return parse_job(data, source="job")
+    return parse_spec(data, source="job")
 
 
 @pytest.mark.parametrize("name", BUILT_IN_METRICS)
@@ -73,7 +73,7 @@ def test_values_and_answer_sets_are_those_written_out(name: str) -> None:
 @pytest.mark.parametrize("architecture", ["llama", "gpt2"])
 @pytest.mark.parametrize("name", BUILT_IN_METRICS)
 def test_scores_and_baselines_of_every_metric(name: str, architecture: str) -> None:
-    from attrib_batch.attribution.atp import attribution_patching
+    from attrib_batch.attribution.methods.atp import attribution_patching
 
     model, plain = tiny_model(architecture), ARCHITECTURES[architecture]()
     ours = attribution_patching(model, encoded(PAIRS), [method(metric=name)])[0]
@@ -147,8 +147,8 @@ def test_checking_a_name_loads_neither_torch_nor_the_metric(tmp_path: Path) -> N
     install_package(tmp_path, "own_metrics", "raise SystemExit('loaded')", "own = own_metrics:own")
     code = (
         f"import sys; sys.path.insert(0, {str(tmp_path)!r})\n"
-        "from attrib_batch.spec import MethodJob\n"
-        "MethodJob.model_validate({'id': 'atp', 'metric': 'own'})\n"
+        "from attrib_batch.spec import MethodSpec\n"
+        "MethodSpec.model_validate({'id': 'atp', 'metric': 'own'})\n"
         "assert 'torch' not in sys.modules"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)

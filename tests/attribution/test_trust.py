@@ -9,10 +9,9 @@ import pytest
 
 from attrib_batch.attribution.engine import ScoredBatch, TokenBudget, score_pairs
 from attrib_batch.models.load import LoadedModel
-from attrib_batch.pairs.encode import EncodedPair, encode_pairs
-from attrib_batch.pairs.ioi import Counterfactual, generate_ioi
-from attrib_batch.schema import Component
-from attrib_batch.spec import MethodJob
+from attrib_batch.pairs.encoding.encode import EncodedPair, encode_pairs
+from attrib_batch.pairs.making.ioi import Counterfactual, generate_ioi
+from attrib_batch.spec import Component, MethodSpec
 
 pytestmark = pytest.mark.slow
 
@@ -23,7 +22,7 @@ L20H0 = 20 * 9
 def at_end(model: LoadedModel, pairs: list[EncodedPair], kind: str) -> np.ndarray:
     """Scores of every head at the last position (pair, layer and head)."""
     found = {}
-    for _, outcome in score_pairs(model, pairs, [MethodJob.model_validate({"id": kind})], TokenBudget(4096)):
+    for _, outcome in score_pairs(model, pairs, [MethodSpec.model_validate({"id": kind})], TokenBudget(4096)):
         assert isinstance(outcome, ScoredBatch)
         for pair, scores in zip(outcome.pairs, outcome.result.scores[Component.Z], strict=True):
             found[pair.pair_id] = scores[:, :, -1].ravel()

@@ -8,9 +8,9 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from attrib_batch.pairs.reader import Pair, Role
-from attrib_batch.pairs.writer import write_pairs
-from attrib_batch.schema import FailureReason
+from attrib_batch.pairs.making.writer import write_pairs
+from attrib_batch.pairs.reading.reader import Pair, Role
+from attrib_batch.tables import FailureReason
 from tests.support.demo_pairs import random_pairs
 from tests.support.jobs import Ended, TinyJob, attrib_batch, in_words, read_scores, read_table
 from tests.support.tiny_models import MAX_POSITIONS

@@ -10,9 +10,9 @@ from typer.testing import CliRunner
 
 from attrib_batch.cli.app import app
 from attrib_batch.errors import RequestError
-from attrib_batch.run import submit
-from attrib_batch.run.submit import check_places, passed_on
-from attrib_batch.spec import load_job
+from attrib_batch.execution.ray import submit
+from attrib_batch.execution.ray.submit import check_places, passed_on
+from attrib_batch.spec import load_spec
 from tests.cli.test_bad_requests import refused
 from tests.support.jobs import TinyJob
 from tests.support.ports import free_ports
@@ -49,8 +49,8 @@ def test_a_cluster_that_does_not_answer(job: TinyJob, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("shared", [True, False])
 def test_paths_of_one_machine_need_a_word(shared: bool, job: TinyJob, tmp_path: Path) -> None:
-    absolute = load_job(job.write())
-    inside = load_job(
+    absolute = load_spec(job.write())
+    inside = load_spec(
         job.write("inside.yaml", datasets=[{"id": "d", "path": "pairs.parquet"}],
                   models=[{"id": "model", "name": "tiny", "prepend_bos": False}])
     )  # fmt: skip

@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 from attrib_batch.cli.app import app
 from attrib_batch.errors import ExitCode, RequestError
-from attrib_batch.pairs.writer import write_pairs
+from attrib_batch.pairs.making.writer import write_pairs
 from tests.support.demo_pairs import random_pairs
 from tests.support.jobs import TinyJob, in_words
 from tests.support.tiny_models import BOS, save_tiny

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from attrib_batch.run.head import RAY_PATIENCE
+from attrib_batch.execution.ray.head import RAY_PATIENCE
 from tests.support.faulty_runs import assert_same_tables, committed
 from tests.support.jobs import TinyJob, attrib_batch, command, environment
 from tests.support.ports import LOOPBACK, free_ports

@@ -9,7 +9,7 @@ import pytest
 from attrib_batch.errors import ModelError
 from attrib_batch.models.bundled import bundled_folder
 from attrib_batch.models.sources import ModelSource, cache_folder, find_model
-from attrib_batch.spec import ModelJob
+from attrib_batch.spec import ModelSpec
 from tests.support.jobs import TinyJob, attrib_batch, environment
 
 
@@ -20,11 +20,11 @@ def unwritable(tmp_path: Path) -> str:
     return str(tmp_path / "file/cache")
 
 
-def local(folder: Path) -> ModelJob:
+def local(folder: Path) -> ModelSpec:
     folder.mkdir()
     (folder / "config.json").write_text("{}")
     (folder / "model.safetensors").write_bytes(b"weights")
-    return ModelJob(id=str(folder), name="tiny", prepend_bos=False)
+    return ModelSpec(id=str(folder), name="tiny", prepend_bos=False)
 
 
 def test_a_local_model_needs_no_cache_folder(tmp_path: Path, unwritable: str, monkeypatch: pytest.MonkeyPatch) -> None:

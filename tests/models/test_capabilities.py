@@ -13,15 +13,15 @@ from attrib_batch.errors import ModelError
 from attrib_batch.models.capabilities import check_config, check_methods
 from attrib_batch.models.causality import check_prefixes
 from attrib_batch.models.load import load_model, read_config, wrap_model
-from attrib_batch.spec import ModelJob
+from attrib_batch.spec import ModelSpec
 from tests.support.scored import method
 from tests.support.tiny_models import ARCHITECTURES, save_tiny, tiny_tokenizer
 
 CPU = torch.device("cpu")
 
 
-def job(model: object = "a/model", **options: object) -> ModelJob:
-    return ModelJob.model_validate({"id": str(model), "prepend_bos": False, **options})
+def job(model: object = "a/model", **options: object) -> ModelSpec:
+    return ModelSpec.model_validate({"id": str(model), "prepend_bos": False, **options})
 
 
 def changed(folder: Path, **keys: object) -> Path:

@@ -21,12 +21,12 @@ from attrib_batch.models.architectures import (
 )
 from attrib_batch.models.load import choose_device, load_model, load_tokenizer, read_dimensions, spreads_over_gpus
 from attrib_batch.models.sources import find_model
-from attrib_batch.spec import ModelJob
+from attrib_batch.spec import ModelSpec
 from tests.support.tiny_models import ARCHITECTURES, save_tiny
 
 
-def job(model: object, **options: object) -> ModelJob:
-    return ModelJob.model_validate({"id": str(model), "prepend_bos": False, **options})
+def job(model: object, **options: object) -> ModelSpec:
+    return ModelSpec.model_validate({"id": str(model), "prepend_bos": False, **options})
 
 
 def test_a_local_folder_loads_frozen_and_in_evaluation_mode(tmp_path: Path) -> None:

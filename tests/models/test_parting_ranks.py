@@ -17,12 +17,11 @@ from torch.distributed import TCPStore
 from attrib_batch.attribution.engine import FailedPair, TokenBudget, score_pairs
 from attrib_batch.attribution.metrics import logit_diff, register_metric
 from attrib_batch.errors import ShardsDisagreeError
-from attrib_batch.metric_names import registered_names
 from attrib_batch.models.load import load_model
 from attrib_batch.models.sharded import Agreement
-from attrib_batch.pairs.encode import EncodedPair
-from attrib_batch.schema import Component
-from attrib_batch.spec import ModelJob
+from attrib_batch.pairs.encoding.encode import EncodedPair
+from attrib_batch.spec import Component, ModelSpec
+from attrib_batch.spec.metric_names import registered_names
 from tests.support.demo_pairs import random_pairs
 from tests.support.near import assert_same_scores
 from tests.support.ports import LOOPBACK, free_ports
@@ -39,7 +38,7 @@ def one_bad_name(logits: Any, clean_logits: Any, answers: Any) -> Any:
     return logit_diff(logits, clean_logits, answers)
 
 
-def score_with_bad_pairs(model: ModelJob, shards: int, pairs: list[EncodedPair]) -> dict[int, str | np.ndarray]:
+def score_with_bad_pairs(model: ModelSpec, shards: int, pairs: list[EncodedPair]) -> dict[int, str | np.ndarray]:
     if "one_bad_name" not in registered_names:
         register_metric("one_bad_name", one_bad_name)
     found: dict[int, str | np.ndarray] = {}

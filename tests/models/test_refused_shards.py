@@ -15,13 +15,13 @@ from attrib_batch.errors import ModelError, ShardGroupError
 from attrib_batch.models import sharded
 from attrib_batch.models.load import read_config
 from attrib_batch.models.sharded import join_ranks, load_shard
-from attrib_batch.spec import ModelJob
+from attrib_batch.spec import ModelSpec
 from tests.support.ports import LOOPBACK, free_ports
 from tests.support.shards import model_job
 from tests.support.tiny_models import save_tiny
 
 
-def check_degree(job: ModelJob, shards: int) -> None:
+def check_degree(job: ModelSpec, shards: int) -> None:
     sharded.check_degree(job, read_config(job), shards)
 
 

@@ -9,10 +9,9 @@ import pytest
 
 from attrib_batch.models.load import LoadedModel, load_model
 from attrib_batch.models.sharded import parameters_here
-from attrib_batch.pairs.encode import EncodedPair, encode_pairs
-from attrib_batch.pairs.tutorial import tutorial_pairs
-from attrib_batch.schema import Component
-from attrib_batch.spec import MethodJob, ModelJob
+from attrib_batch.pairs.encoding.encode import EncodedPair, encode_pairs
+from attrib_batch.pairs.making.tutorial import tutorial_pairs
+from attrib_batch.spec import Component, MethodSpec, ModelSpec
 from tests.support.demo_pairs import TokenPair, random_pairs
 from tests.support.near import assert_same_scores
 from tests.support.ranks import Ranks
@@ -44,12 +43,12 @@ METRICS = ["logit_diff", "prob_diff", "log_prob", "kl"]
 
 
 def score_on_shard(
-    model: ModelJob, shards: int, pairs: list[EncodedPair], methods: list[MethodJob]
+    model: ModelSpec, shards: int, pairs: list[EncodedPair], methods: list[MethodSpec]
 ) -> dict[str, Scores]:
     return {job.id: score(shard(model, shards), pairs, job) for job in methods}
 
 
-def held(model: ModelJob, shards: int) -> int:
+def held(model: ModelSpec, shards: int) -> int:
     loaded = shard(model, shards)
     assert loaded.sharded
     assert not any(parameter.requires_grad for parameter in loaded.module.parameters())
@@ -57,7 +56,7 @@ def held(model: ModelJob, shards: int) -> int:
     return parameters_here(loaded)
 
 
-def assert_equal(group: Ranks, model: ModelJob, pairs: list[EncodedPair], methods: list[MethodJob]) -> None:
+def assert_equal(group: Ranks, model: ModelSpec, pairs: list[EncodedPair], methods: list[MethodSpec]) -> None:
     """Every rank's scores equal the whole model's."""
     whole = load_model(model)
     assert not whole.sharded

@@ -19,9 +19,9 @@ import torch
 from attrib_batch.attribution import metrics
 from attrib_batch.attribution.metrics import register_metric
 from attrib_batch.errors import AttribBatchError, TaskError
-from attrib_batch.pairs.writer import write_pairs
-from attrib_batch.workers import ndif_server as server_calls
-from attrib_batch.workers.ndif_server import JobFailedError
+from attrib_batch.ndif import server as server_calls
+from attrib_batch.ndif.server import JobFailedError
+from attrib_batch.pairs.making.writer import write_pairs
 from tests.support.demo_pairs import random_pairs
 from tests.support.faulty_proxy import BUCKET
 from tests.support.jobs import (
@@ -295,7 +295,7 @@ def own_metrics(monkeypatch: pytest.MonkeyPatch) -> None:
     names: set[str] = set()
     monkeypatch.setattr(metrics, "_METRICS", dict(metrics._METRICS))
     monkeypatch.setattr(metrics, "registered_names", names)
-    monkeypatch.setattr("attrib_batch.metric_names.registered_names", names)
+    monkeypatch.setattr("attrib_batch.spec.metric_names.registered_names", names)
     for function in (fails_for_some, raises_for_some, raises_for_all):
         register_metric(function.__name__, function)
 
@@ -342,7 +342,7 @@ def test_pairs_that_raise_there_are_failures_and_an_exception_of_all_is_no_pairs
 def test_an_error_of_the_request_itself_is_told_and_not_sent_again(
     ndif_server: NdifServer, job: TinyJob, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from attrib_batch.attribution import remote
+    from attrib_batch.ndif import request as remote
 
     monkeypatch.setattr(remote, "score_on_server", broken)
     before = ndif_server.jobs_received()
@@ -362,7 +362,7 @@ def broken(*_: Any, **__: Any) -> None:
 def test_a_request_that_cannot_be_made_is_told(
     ndif_server: NdifServer, job: TinyJob, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from attrib_batch.attribution import remote
+    from attrib_batch.ndif import request as remote
 
     def ask(*_: Any, **__: Any) -> None:
         raise TypeError("cannot pickle 'lock' object")

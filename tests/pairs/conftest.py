@@ -11,7 +11,7 @@ import pytest
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from attrib_batch.pairs.ioi_words import FIRST_NAMES, FRAMES, OBJECTS, PLACES
+from attrib_batch.pairs.making.ioi_words import FIRST_NAMES, FRAMES, OBJECTS, PLACES
 
 if TYPE_CHECKING:
     from collections.abc import Callable

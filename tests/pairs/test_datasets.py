@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from attrib_batch.pairs.ioi import generate_ioi
-from attrib_batch.pairs.reader import PairTable
-from attrib_batch.pairs.tutorial import tutorial_pairs
+from attrib_batch.pairs.making.ioi import generate_ioi
+from attrib_batch.pairs.making.tutorial import tutorial_pairs
+from attrib_batch.pairs.reading.reader import PairTable
 from attrib_batch.pairs.validate import validate
 
 DATASETS = Path(__file__).parents[2] / "datasets"

@@ -5,9 +5,9 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from attrib_batch.pairs.describe import describe, render_description
-from attrib_batch.pairs.ioi import generate_ioi
-from attrib_batch.pairs.reader import PairTable
-from attrib_batch.pairs.writer import write_pairs
+from attrib_batch.pairs.making.ioi import generate_ioi
+from attrib_batch.pairs.making.writer import write_pairs
+from attrib_batch.pairs.reading.reader import PairTable
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -3,12 +3,12 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from attrib_batch.pairs.encode import PairWarning
-from attrib_batch.pairs.ioi import generate_ioi
-from attrib_batch.pairs.reader import Pair, PairTable, Role
+from attrib_batch.pairs.encoding.encode import PairWarning
+from attrib_batch.pairs.making.ioi import generate_ioi
+from attrib_batch.pairs.making.writer import write_pairs
+from attrib_batch.pairs.reading.reader import Pair, PairTable, Role
 from attrib_batch.pairs.validate import render_validation, validate
-from attrib_batch.pairs.writer import write_pairs
-from attrib_batch.schema import FailureReason
+from attrib_batch.tables import FailureReason
 
 if TYPE_CHECKING:
     from pathlib import Path

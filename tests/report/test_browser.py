@@ -6,7 +6,7 @@ import pytest
 
 from attrib_batch.analysis import write_agreement
 from attrib_batch.report import write_report
-from attrib_batch.schema import Cell
+from attrib_batch.spec import Cell
 from tests.support.browser import assert_quiet, open_page
 from tests.support.synthetic_run import IoiLike, write_run
 from tests.support.synthetic_verification import estimated_from, write_exact

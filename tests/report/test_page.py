@@ -15,7 +15,7 @@ from attrib_batch.analysis import heatmap, read_manifest, read_summary, summariz
 from attrib_batch.errors import RequestError
 from attrib_batch.report import write_report
 from attrib_batch.report.page import render
-from attrib_batch.schema import Cell
+from attrib_batch.spec import Cell
 from tests.support.synthetic_run import Failure, IoiLike, Pair, write_manifest, write_run
 
 if TYPE_CHECKING:

@@ -15,7 +15,7 @@ from attrib_batch.report.figures import Detail
 from attrib_batch.report.page import render
 from attrib_batch.report.verdict import Agreement, Grade, Value, judge
 from attrib_batch.report.verification import MOST_POINTS, build_verification, read_verification, thinned
-from attrib_batch.schema import Cell
+from attrib_batch.spec import Cell
 from tests.report.test_page import figures, visible
 from tests.support.synthetic_run import IoiLike, Pair, write_run
 from tests.support.synthetic_verification import write_exact, write_verified_run

@@ -12,7 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from attrib_batch.pairs.writer import write_pairs
+from attrib_batch.pairs.making.writer import write_pairs
 from tests.support.demo_pairs import random_pairs
 from tests.support.faults import METRIC, faulty_environment, install_metric
 from tests.support.jobs import COMMAND_SECONDS, Ended, TinyJob, attrib_batch, command, in_words, read_table

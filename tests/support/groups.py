@@ -11,10 +11,10 @@ if TYPE_CHECKING:
 
 LONG_FIRST = (
     "tests/ndif/",
-    "tests/run/test_faults.py",
+    "tests/execution/test_faults.py",
     "tests/cluster/",
     "tests/test_end_to_end.py",
-    "tests/run/",
+    "tests/execution/",
     "tests/attribution/",
     "tests/models/",
     "tests/oracle/",

@@ -12,8 +12,8 @@ from typing import Any
 import polars as pl
 import yaml
 
-from attrib_batch.pairs.reader import Pair, Role
-from attrib_batch.pairs.writer import write_pairs
+from attrib_batch.pairs.making.writer import write_pairs
+from attrib_batch.pairs.reading.reader import Pair, Role
 from tests.support.demo_pairs import TokenPair, random_pairs
 from tests.support.tiny_models import VOCABULARY, save_tiny
 

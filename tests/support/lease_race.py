@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from attrib_batch.errors import OutputError
-from attrib_batch.run.lease import Lease
-from attrib_batch.store import Store
+from attrib_batch.storage.lease import Lease
+from attrib_batch.storage.store import Store
 
 PROCESSES = 4
 ROUND_SECONDS = 60

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from attrib_batch.pairs.writer import write_pairs
+from attrib_batch.pairs.making.writer import write_pairs
 from tests.support.demo_pairs import random_pairs
 from tests.support.faulty_proxy import BUCKET, FaultyProxy
 from tests.support.jobs import TinyJob, in_words

@@ -6,11 +6,12 @@ import random
 from collections import Counter
 from dataclasses import dataclass, field
 
-from attrib_batch.run.deadlines import Deadlines
-from attrib_batch.run.scheduler import End, Give, GiveUp, Scheduler, Start
-from attrib_batch.run.suspect import WHOLE_ATTEMPTS
-from attrib_batch.schema import Cell, Chunk
-from attrib_batch.workers.assignment import Assignment, LeftOut
+from attrib_batch.execution.scheduling.assignment import Assignment, LeftOut
+from attrib_batch.execution.scheduling.deadlines import Deadlines
+from attrib_batch.execution.scheduling.scheduler import End, Give, GiveUp, Scheduler, Start
+from attrib_batch.execution.scheduling.suspect import WHOLE_ATTEMPTS
+from attrib_batch.spec import Cell
+from attrib_batch.tables import Chunk
 
 CELL = Cell("model", "dataset", "method")
 SHORTEST, LONGEST = 10.0, 1000.0

@@ -11,9 +11,8 @@ import torch
 
 from attrib_batch.attribution.engine import ScoredBatch, TokenBudget, score_pairs
 from attrib_batch.models.load import LoadedModel, wrap_model
-from attrib_batch.pairs.encode import EncodedPair
-from attrib_batch.schema import Component
-from attrib_batch.spec import MethodJob
+from attrib_batch.pairs.encoding.encode import EncodedPair
+from attrib_batch.spec import Component, MethodSpec
 from tests.support.near import estimated_terms
 from tests.support.tiny_models import ARCHITECTURES, tiny_tokenizer
 
@@ -49,9 +48,9 @@ def encoded(pairs: Sequence[TokenPair]) -> list[EncodedPair]:
     ]
 
 
-def method(**options: object) -> MethodJob:
+def method(**options: object) -> MethodSpec:
     """A method, attribution patching unless said otherwise."""
-    return MethodJob.model_validate({"id": "atp", **options})
+    return MethodSpec.model_validate({"id": "atp", **options})
 
 
 @dataclass(frozen=True)
@@ -79,7 +78,7 @@ class PairScores(Mapping[Component, np.ndarray]):
 
 
 def score(
-    model: LoadedModel, pairs: Sequence[EncodedPair], job: MethodJob, *, batch_tokens: int = 4096
+    model: LoadedModel, pairs: Sequence[EncodedPair], job: MethodSpec, *, batch_tokens: int = 4096
 ) -> dict[int, PairScores]:
     """Scores of every pair over all positions, prefix included, by pair id; fails if a pair could not be scored."""
     found: dict[int, PairScores] = {}

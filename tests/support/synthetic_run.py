@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pyarrow as pa
 
-from attrib_batch.schema import SCHEMA_VERSION, Cell, Chunk, Table
-from attrib_batch.store import Store
+from attrib_batch.spec import Cell
+from attrib_batch.storage.store import Store
+from attrib_batch.tables import SCHEMA_VERSION, Chunk, Table
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

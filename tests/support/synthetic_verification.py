@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from attrib_batch.analysis.verified import VERIFICATION
-from attrib_batch.schema import Cell, Chunk, Table
-from attrib_batch.store import Store
+from attrib_batch.spec import Cell
+from attrib_batch.storage.store import Store
+from attrib_batch.tables import Chunk, Table
 from tests.support.synthetic_run import IoiLike, Pair, score_table, write_run
 
 if TYPE_CHECKING:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from transformers import PreTrainedModel
 
-    from attrib_batch.pairs.encode import EncodedPair
+    from attrib_batch.pairs.encoding.encode import EncodedPair
     from tests.support.demo_pairs import TokenPair
     from tests.support.metrics import Metric
 

@@ -6,26 +6,26 @@ from typing import TYPE_CHECKING
 
 from pydantic import SecretStr
 
-from attrib_batch.run.prepare import prepare_run
-from attrib_batch.spec import load_job
-from attrib_batch.workers.assignment import Assignment
-from attrib_batch.workers.ndif import NdifWorker
-from attrib_batch.workers.replica import ReplicaWorker
+from attrib_batch.execution.planning.prepare import prepare_run
+from attrib_batch.execution.scheduling.assignment import Assignment
+from attrib_batch.execution.workers.replica import ReplicaWorker
+from attrib_batch.execution.workers.session import NdifWorker
+from attrib_batch.spec import load_spec
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from attrib_batch.workers.task import TaskReport
+    from attrib_batch.execution.workers.task import TaskReport
 
 
 def worker_here(path: Path, out: Path, *, key: str = "") -> tuple[NdifWorker | ReplicaWorker, list[Assignment]]:
     """A worker of the job's only model in this process, not loaded, and what it is to do."""
-    prepared = prepare_run(load_job(path), out)
+    prepared = prepare_run(load_spec(path), out)
     prepared.lease.release()  # nobody else is there, and no driver will do it
     ((name, tasks),) = prepared.waiting.items()
-    given = (prepared.job, name, prepared.store, prepared.fingerprints)
+    given = (prepared.spec, name, prepared.store, prepared.fingerprints)
     assignments = [Assignment(task) for task in tasks]
-    if prepared.job.model(name).workers.kind == "ndif":
+    if prepared.spec.model(name).workers.kind == "ndif":
         return NdifWorker(*given, SecretStr(key)), assignments
     return ReplicaWorker(*given), assignments
 

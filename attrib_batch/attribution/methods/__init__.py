@@ -1,0 +1,1 @@
+"""The methods, one module each: every one scores pairs of one shape."""

@@ -1,0 +1,179 @@
+"""AtP*: attribution patching with two repairs.
+
+Kramar, Lieberum, Shah, Nanda 2024 (arXiv 2403.00745), section 3.
+
+**QK fix** (equations 6-10). Where attention is saturated, the gradient on a query or key vanishes though replacing it
+would move the attention elsewhere. So the softmax is computed again with the one query, or key, replaced, and only what
+follows is linear. With A the base run's attention probabilities of a head, A' those after the replacement,
+
+    I(q at t) = sum over s of         dM/dA[t, s] * (A'[t, s] - A[t, s])
+    I(k at s) = sum over heads, t, u of  dM/dA[t, u] * (A'[t, u] - A[t, u])
+
+over the query heads that a key head serves. As dM/dA[t, s] = dM/dz[t] . v[s], both are dM/dz[t] . ((A' - A) v)[t]:
+the gradient on z times what the replacement does to z. Every other component takes gradient times difference, as in
+``atp``.
+
+**GradDrop** (equations 11-12). Opposite effects of later layers may cancel in a gradient. So it is taken once per layer
+l with everything that layer adds to the residual stream held constant, I_l, and
+
+    c(n) = 1 / (L - 1) * sum over l of |I_l(n)|
+
+over all L layers. A node inside layer l has I_l = 0, so this is a mean over the drops it survives; the residual stream,
+which is inside no layer, survives all L, and its mean is over L. c is never negative.
+
+With layer l dropped, the gradient passes from its output to its input unchanged. Above it nothing is different, and
+below it one backward pass through the l lower layers gives I_l; together they cost (L + 1) / 2 backward passes.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from einops import reduce
+from torch import Tensor
+
+from attrib_batch.attribution.attention import read_attention
+from attrib_batch.attribution.contrast import Contrast, sites_in_order
+from attrib_batch.attribution.forward import run_suffixes
+from attrib_batch.attribution.metrics import at_least_float32
+from attrib_batch.attribution.scores import BatchScores
+from attrib_batch.errors import ModelError
+from attrib_batch.spec import Component
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from jaxtyping import Float
+
+    from attrib_batch.attribution.attention import Attention
+    from attrib_batch.attribution.forward import Capture
+    from attrib_batch.models.architectures import End, Site
+    from attrib_batch.models.load import LoadedModel
+    from attrib_batch.pairs.encoding.encode import EncodedPair
+    from attrib_batch.spec import MethodSpec
+
+_FIXED = (Component.Q, Component.K)
+_RESIDUAL = (Component.RESID_PRE, Component.RESID_MID, Component.RESID_POST)
+
+
+def attribution_patching_star(
+    model: LoadedModel, pairs: Sequence[EncodedPair], method: MethodSpec, *, batch_tokens: int
+) -> BatchScores:
+    """Score pairs of one shape (equal length, equal first difference).
+
+    Raises:
+        ModelError: the model has one layer, so no node survives a drop.
+    """
+    n_layers = model.dimensions.n_layers
+    if n_layers < 2:
+        raise ModelError("atp_star needs a model of two layers or more: its scores are means over the other layers")
+    size = len(pairs)
+    if any(component in _FIXED for component in method.components):
+        # The QK fix keeps the gradients on z of every drop: at each layer those of the drops above it.
+        n_positions = pairs[0].n_tokens - pairs[0].first_difference
+        size = max(1, 2 * batch_tokens // (n_positions * n_layers))
+    return BatchScores.joined([_score(model, pairs[i : i + size], method) for i in range(0, len(pairs), size)])
+
+
+def _score(model: LoadedModel, pairs: Sequence[EncodedPair], method: MethodSpec) -> BatchScores:
+    n_layers = model.dimensions.n_layers
+    components = list(sites_in_order(model, method.components))
+    fixed = [component for component in components if component in _FIXED]
+    linear = sites_in_order(model, [component for component in components if component not in _FIXED])
+    contrast = Contrast.of(model, pairs, method, list(linear.values()))
+    helpers = {Component.RESID_PRE, Component.RESID_POST} | ({Component.Z} if fixed else set())
+    sites = sites_in_order(model, [*{*linear, *helpers}])
+    run = run_suffixes(model, contrast.base_rows, contrast.prefix, list(sites.values()), graph=True)
+    objective = contrast.objective(run.logits, torch.arange(len(pairs))).sum()
+
+    estimates: dict[Component, list[list[Tensor]]] = {component: [[] for _ in range(n_layers)] for component in linear}
+    z_gradients: list[list[tuple[int, Tensor]]] = [[] for _ in range(n_layers)]
+    for layer, gradients, counts in _gradients(run, objective, sites):
+        for component, site in linear.items():
+            if count := counts[component]:
+                gradient, difference = gradients[site.key], contrast.difference[layer][site.key]
+                product = at_least_float32(gradient) * at_least_float32(difference)
+                estimate = site.view(product, model.dimensions).sum(-1).transpose(1, 2)
+                estimates[component][layer].append(count * estimate.abs())
+        if fixed and (count := counts[Component.Z]):
+            site = sites[Component.Z]
+            gradient = at_least_float32(gradients[site.key])
+            z_gradients[layer].append((count, site.view(gradient, model.dimensions)))
+    scores = {
+        component: torch.stack([torch.stack(parts).sum(0) for parts in layers])
+        / (n_layers if component in _RESIDUAL else n_layers - 1)
+        for component, layers in estimates.items()
+    }
+    if fixed:
+        base = read_attention(model, contrast.base_rows, contrast.prefix)
+        other = read_attention(model, contrast.other_rows, contrast.prefix)
+        for component in fixed:
+            effects = _query_effects if component is Component.Q else _key_effects
+            layers = [effects(*of_layer) for of_layer in zip(base, other, z_gradients, strict=True)]
+            scores[component] = torch.stack(layers) / (n_layers - 1)
+    return contrast.objective.with_scores({component: scores[component] for component in method.components})
+
+
+def _gradients(
+    run: Capture, objective: Float[Tensor, ""], sites: dict[Component, Site]
+) -> Iterator[tuple[int, dict[tuple[str, End], Tensor], dict[Component, int]]]:
+    """For a layer: gradients at its sites, and for how many of the drops they are a component's gradients.
+
+    Over all that is yielded, the counts of a component at a layer are the drops in which it has a gradient at all.
+    """
+    n_layers = len(run.sites)
+    keys = list(run.sites[0])
+    into, out_of = sites[Component.RESID_PRE].key, sites[Component.RESID_POST].key
+
+    def backward(output: Tensor, n_lowest: int, gradient: Tensor | None) -> list[dict[tuple[str, End], Tensor]]:
+        wanted = [layer[key] for layer in run.sites[:n_lowest] for key in keys]
+        found = iter(torch.autograd.grad(output, wanted, gradient, retain_graph=True, materialize_grads=True))
+        return [{key: next(found) for key in keys} for _ in range(n_lowest)]
+
+    for layer, gradients in enumerate(whole := backward(objective, n_layers, None)):
+        # Drops of lower layers change nothing here, and that of the layer itself nothing at its output.
+        yield layer, gradients, {c: layer + (c is Component.RESID_POST) for c in sites}
+    for dropped in range(n_layers):
+        past = whole[dropped][out_of]
+        skipped = {sites[c].key: past for c in (Component.RESID_PRE, Component.RESID_MID) if c in sites}
+        yield dropped, skipped, {c: int(sites[c].key in skipped) for c in sites}
+        if dropped:
+            for layer, gradients in enumerate(backward(run.sites[dropped][into], dropped, past)):
+                yield layer, gradients, dict.fromkeys(sites, 1)
+
+
+def _query_effects(
+    base: Attention, other: Attention, z_gradients: list[tuple[int, Tensor]]
+) -> Float[Tensor, "pair head position"]:
+    """Sum over drops of |I(q)|, one layer."""
+    scores = base.scores(base.query, base.key) + base.mask
+    replaced = base.scores(other.query, base.key) + base.mask
+    change = (replaced.softmax(-1) - scores.softmax(-1)) @ base.value
+    effects = [count * torch.einsum("pthd,phtd->pht", gradient, change).abs() for count, gradient in z_gradients]
+    return torch.stack(effects).sum(0)
+
+
+def _key_effects(
+    base: Attention, other: Attention, z_gradients: list[tuple[int, Tensor]]
+) -> Float[Tensor, "pair kv_head position"]:
+    """Sum over drops of |I(k)|, one layer.
+
+    The softmax is computed again for every key: the closed form divides by 1 - A, which is 0 in saturated attention.
+    """
+    n_positions, n_cached = base.query.shape[2], base.n_cached
+    gradients = torch.stack([gradient for _, gradient in z_gradients])
+    counts = torch.tensor([count for count, _ in z_gradients], device=gradients.device)
+    scores = base.scores(base.query, base.key) + base.mask
+    replaced = base.scores(base.query, other.key) + base.mask
+    probabilities = scores.softmax(-1)
+    effects = []
+    for position in range(n_positions):
+        # Earlier positions do not see this key.
+        patched = scores[:, :, position:].clone()
+        patched[..., n_cached + position] = replaced[:, :, position:, n_cached + position]
+        change = (patched.softmax(-1) - probabilities[:, :, position:]) @ base.value
+        by_head = torch.einsum("npthd,phtd->nph", gradients[:, :, position:], change)
+        by_kv_head = reduce(by_head, "n p (kv_head served) -> n p kv_head", "sum", kv_head=base.n_kv_heads)
+        effects.append((counts.view(-1, 1, 1) * by_kv_head.abs()).sum(0))
+    return torch.stack(effects, dim=-1)

@@ -1,0 +1,95 @@
+"""Commit a chunk: baselines and failures first, the scores file last. The scores file is the commit."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from attrib_batch.tables import BASELINES, FAILURES, SCORES, Chunk, FailureReason, Stage, Table
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+    from typing import Any
+
+    import pyarrow as pa
+
+    from attrib_batch.execution.scheduling.assignment import LeftOut
+    from attrib_batch.pairs.reading.reader import Pair
+    from attrib_batch.storage.store import Store
+
+
+def commit_chunk(store: Store, chunk: Chunk, *, scores: pa.Table, baselines: pa.Table, failures: pa.Table) -> int:
+    """Write a chunk's tables; returns the bytes of the scores file.
+
+    An attempt that died may have left tables without their commit; they are replaced or removed, so that committed
+    tables always come from one attempt. Where a chunk is committed already and other pairs fail now than did before,
+    it is taken back first: at no moment is a pair in neither or both of a committed chunk's tables.
+
+    Raises:
+        OutputError: the store cannot be written.
+    """
+    if store.exists(chunk.path(Table.SCORES)) and _failed(store, chunk) != set(failures["pair_id"].to_pylist()):
+        store.remove(chunk.path(Table.SCORES))
+    store.write_table(chunk.path(Table.BASELINES), baselines)
+    if failures.num_rows:
+        store.write_table(chunk.path(Table.FAILURES), failures)
+    else:
+        store.remove(chunk.path(Table.FAILURES))
+    return store.write_table(chunk.path(Table.SCORES), scores)
+
+
+def _failed(store: Store, chunk: Chunk) -> set[int]:
+    """The pairs in a chunk's failures."""
+    try:
+        return set(store.read_table(chunk.path(Table.FAILURES), ["pair_id"])["pair_id"].to_pylist())
+    except FileNotFoundError:
+        return set()
+
+
+def commit_given_up(store: Store, chunk: Chunk, pairs: Sequence[Pair], left_out: Sequence[LeftOut]) -> None:
+    """Commit a chunk of which no pair is tried any more.
+
+    Args:
+        store: the run's directory.
+        chunk: the chunk.
+        pairs: its pairs.
+        left_out: why, for each of them.
+
+    Raises:
+        OutputError: the store cannot be written.
+    """
+    import pyarrow as pa
+
+    rows = worker_failures(pairs, chunk.start, left_out)
+    commit_chunk(
+        store,
+        chunk,
+        scores=SCORES.empty_table(),
+        baselines=BASELINES.empty_table(),
+        failures=pa.Table.from_pylist(rows, schema=FAILURES),
+    )
+
+
+def worker_failures(pairs: Sequence[Pair], start: int, left_out: Iterable[LeftOut]) -> list[dict[str, Any]]:
+    """Rows of the failures table for the pairs that are left out, as far as they are among ``pairs``.
+
+    Args:
+        pairs: pairs that follow each other in the dataset.
+        start: the row of the first one.
+        left_out: what is left out, by row.
+    """
+    return [
+        failure_row(
+            pairs[item.row - start].pair_id,
+            Stage.WORKER,
+            FailureReason.WORKER_LOST,
+            item.message,
+            attempts=item.attempts,
+        )
+        for item in left_out
+        if start <= item.row < start + len(pairs)
+    ]
+
+
+def failure_row(pair_id: int, stage: Stage, reason: str, message: str, *, attempts: int) -> dict[str, Any]:
+    """One row of the failures table."""
+    return {"pair_id": pair_id, "stage": stage, "error": reason, "message": message, "attempts": attempts}

@@ -1,0 +1,76 @@
+"""What a job will write, without running a model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from attrib_batch.execution.planning.plan import CellPlan, plan_cells
+from attrib_batch.execution.planning.prepare import with_absolute_paths
+from attrib_batch.execution.planning.request import check_models, find_models
+from attrib_batch.models.architectures import dimensions_of
+from attrib_batch.models.load import load_tokenizer, read_config
+from attrib_batch.models.vocabulary import check_vocabulary
+from attrib_batch.pairs.encoding.encode import EncodedPair, encode_pairs
+from attrib_batch.pairs.reading.reader import PairTable
+
+if TYPE_CHECKING:
+    from attrib_batch.pairs.encoding.encode import Tokenizer
+    from attrib_batch.spec import SweepSpec
+
+BYTES_PER_ROW = 1.2
+"""Bytes of a score row in a scores file, about: measured on the bundled model and IOI pairs."""
+SAMPLE_PAIRS = 512
+"""Pairs of each dataset that are tokenised to know how long prompts are."""
+
+
+@dataclass(frozen=True)
+class CellEstimate:
+    """What one cell will write, about."""
+
+    plan: CellPlan
+    score_rows: int
+    score_bytes: int
+
+
+def estimate_job(spec: SweepSpec) -> list[CellEstimate]:
+    """Estimate every cell from the models' configurations and a sample of each dataset's prompts.
+
+    Raises:
+        RequestError: a dataset or a model's configuration cannot be read, or a model cannot do what a method asks.
+    """
+    spec = with_absolute_paths(spec)
+    tables = {dataset.id: PairTable.open(dataset.path, dataset.limit) for dataset in spec.datasets}
+    plans = plan_cells(spec, {name: table.n_rows for name, table in tables.items()})
+    sources = find_models(spec)
+    check_models(spec, sources, workers_here=False)
+    sizes = {model.name: dimensions_of(read_config(model, sources[model.name])) for model in spec.models}
+    tokenizers = {model.name: load_tokenizer(model, sources[model.name]) for model in spec.models}
+    for model in spec.models:
+        check_vocabulary(model, tokenizers[model.name], sizes[model.name].d_vocab)
+    positions = {
+        (model.name, name): _mean_length(
+            table,
+            tokenizers[model.name],
+            prepend_bos=model.prepend_bos,
+            max_tokens=sizes[model.name].max_tokens,
+            vocabulary_size=sizes[model.name].d_vocab,
+            allow_boundary=spec.allow_boundary,
+        )
+        for model in spec.models
+        for name, table in tables.items()
+    }
+    estimates = []
+    for plan in plans:
+        size = sizes[plan.cell.model]
+        heads = sum(size.heads_of(component) or 1 for component in spec.method(plan.cell.method).components)
+        rows = round(plan.n_pairs * size.n_layers * heads * positions[plan.cell.model, plan.cell.dataset])
+        estimates.append(CellEstimate(plan, rows, round(rows * BYTES_PER_ROW)))
+    return estimates
+
+
+def _mean_length(table: PairTable, tokenizer: Tokenizer, **options: Any) -> float:
+    """Positions per pair, pairs that cannot be scored counting none; ``options`` are those of ``encode_pairs``."""
+    sample = table.rows(0, min(table.n_rows, SAMPLE_PAIRS))
+    encoded = encode_pairs(sample, tokenizer, **options)
+    return sum(item.n_tokens for item in encoded if isinstance(item, EncodedPair)) / len(sample)

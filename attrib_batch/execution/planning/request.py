@@ -1,0 +1,54 @@
+"""Check what a job asks of its models, before anything starts: no pair and no worker is to find it out."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from attrib_batch.models.sources import find_model
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from attrib_batch.models.sources import ModelSource
+    from attrib_batch.spec import SweepSpec
+
+
+def find_models(spec: SweepSpec) -> dict[str, ModelSource]:
+    """Find every model of a job; by name.
+
+    Raises:
+        ModelError: one cannot be found.
+    """
+    return {model.name: find_model(model) for model in spec.models}
+
+
+def check_models(spec: SweepSpec, sources: Mapping[str, ModelSource], *, workers_here: bool) -> None:
+    """Check that every model can be attributed as every method asks, from its configuration alone.
+
+    A metric of one's own is tried on made-up logits.
+
+    Args:
+        spec: the job.
+        sources: its models, found.
+        workers_here: whether the workers run on this machine, so that its devices are theirs.
+
+    Raises:
+        RequestError: naming the model and what is wrong.
+    """
+    # They bring transformers and torch, which a run with nothing left to do need not wait for.
+    from attrib_batch.attribution.metrics import try_metrics
+    from attrib_batch.models.architectures import dimensions_of
+    from attrib_batch.models.capabilities import check_methods
+    from attrib_batch.models.load import choose_device, read_config
+
+    for model in spec.models:
+        config = read_config(model, sources[model.name])
+        check_methods(model, config, spec.methods)
+        if model.workers.shards is not None:
+            # It brings nnsight.
+            from attrib_batch.models.sharded import check_degree
+
+            check_degree(model, config, model.workers.shards)
+        if workers_here and model.workers.kind != "ndif" and model.device not in {"auto", "cpu"}:
+            choose_device(model)
+        try_metrics(spec.methods, dimensions_of(config).d_vocab)

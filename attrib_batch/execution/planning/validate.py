@@ -1,0 +1,45 @@
+"""Validate every table of a job against every model of it, with the job's own settings."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from attrib_batch.execution.planning.prepare import with_absolute_paths
+from attrib_batch.execution.planning.request import check_models, find_models
+from attrib_batch.models.architectures import dimensions_of
+from attrib_batch.models.load import load_tokenizer, read_config
+from attrib_batch.models.vocabulary import check_vocabulary
+from attrib_batch.pairs.reading.reader import PairTable
+from attrib_batch.pairs.validate import validate
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from attrib_batch.pairs.validate import ValidationReport
+    from attrib_batch.spec import SweepSpec
+
+
+def validate_job(spec: SweepSpec) -> Iterator[tuple[str, str, ValidationReport]]:
+    """Yield a model's name, a dataset's id and what of the dataset can be scored with the model, for each of them.
+
+    Raises:
+        RequestError: a model or a table cannot be had, or a model cannot do what a method asks.
+    """
+    spec = with_absolute_paths(spec)
+    tables = {dataset.id: PairTable.open(dataset.path, dataset.limit) for dataset in spec.datasets}
+    sources = find_models(spec)
+    check_models(spec, sources, workers_here=False)
+    for model in spec.models:
+        dimensions = dimensions_of(read_config(model, sources[model.name]))
+        tokenizer = load_tokenizer(model, sources[model.name])
+        check_vocabulary(model, tokenizer, dimensions.d_vocab)
+        for dataset, table in tables.items():
+            report = validate(
+                table,
+                tokenizer,
+                prepend_bos=model.prepend_bos,
+                max_tokens=dimensions.max_tokens,
+                vocabulary_size=dimensions.d_vocab,
+                allow_boundary=spec.allow_boundary,
+            )
+            yield model.name, dataset, report

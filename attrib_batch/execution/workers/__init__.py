@@ -1,0 +1,1 @@
+"""Own a model, score tasks of pairs with it, and commit their tables."""

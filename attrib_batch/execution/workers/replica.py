@@ -1,0 +1,88 @@
+"""The worker that owns a whole model: it takes tasks, scores them and commits them itself.
+
+The class is plain; the pool makes a Ray actor of it. No score passes through Ray: a worker returns counts.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from attrib_batch.execution.workers.scoring import score_task
+from attrib_batch.execution.workers.task import Ready, TaskReader, TaskReport, peak_memory
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from attrib_batch.attribution.engine import Outcome
+    from attrib_batch.execution.scheduling.assignment import Assignment
+    from attrib_batch.pairs.encoding.encode import EncodedPair
+    from attrib_batch.spec import MethodSpec, SweepSpec
+    from attrib_batch.storage.store import Store
+
+
+@dataclass
+class ReplicaWorker:
+    """Owns one model in one process."""
+
+    spec: SweepSpec
+    model_name: str
+    store: Store
+    fingerprints: dict[str, str]
+    """What each dataset holds, by id."""
+
+    def load(self) -> Ready:
+        """Load the model.
+
+        A method, not the constructor: what it raises then reaches the driver as it is.
+
+        Raises:
+            ModelError: it cannot be loaded.
+            JobError: a metric of one's own cannot be used here.
+        """
+        import torch
+
+        from attrib_batch.attribution.engine import TokenBudget
+        from attrib_batch.attribution.metrics import try_metrics
+        from attrib_batch.models.load import load_model
+
+        started = time.perf_counter()
+        model_spec = self.spec.model(self.model_name)
+        torch.set_num_threads(max(1, int(model_spec.workers.cpus)))
+        self._model = load_model(model_spec)
+        try_metrics(self.spec.methods, self._model.dimensions.d_vocab)
+        self._budget = TokenBudget(model_spec.batch_tokens)
+        self._reader = TaskReader(self.spec, model_spec, self._model, self.fingerprints)
+        # Two tasks may be in hand, each in a thread: one is read or written while the other computes.
+        self._scoring = threading.Lock()
+        return Ready(
+            peak_memory(),
+            parameters=sum(parameter.numel() for parameter in self._model.module.parameters()),
+            seconds=time.perf_counter() - started,
+        )
+
+    def score(self, assignment: Assignment) -> TaskReport:
+        """Score and commit chunks of the same pairs, one for each method; every pair ends in scores or failures.
+
+        A probe is scored and not committed.
+
+        Raises:
+            TaskError: pairs ended in an exception that is no pair's fault; nothing is committed.
+            DatasetError: the pairs cannot be read.
+            OutputError: the tables cannot be written.
+        """
+        from attrib_batch.attribution.engine import score_pairs
+
+        started = time.perf_counter()
+        pairs, results = self._reader.begin(assignment)
+
+        def score(pairs: Sequence[EncodedPair]) -> Iterator[tuple[MethodSpec, Outcome]]:
+            return score_pairs(self._model, pairs, results.methods, self._budget)
+
+        with self._scoring:
+            scoring = time.perf_counter()
+            score_task(assignment, pairs, results, score)
+            model_seconds = time.perf_counter() - scoring
+        return results.commit(self.store, seconds=time.perf_counter() - started, model_seconds=model_seconds)

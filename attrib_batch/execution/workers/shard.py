@@ -1,0 +1,97 @@
+"""The worker that owns one tensor-parallel shard of a model, a rank of its gang.
+
+Every rank reads the same tasks and runs the same micro-batches; the first one commits. A rank that left the common path
+would leave the others waiting in a collective, so what one meets alone (an exception, memory that ran out) ends the
+gang, within the time collectives are given.
+"""
+
+from __future__ import annotations
+
+import socket
+import time
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import TYPE_CHECKING
+
+from attrib_batch.execution.workers.scoring import score_task
+from attrib_batch.execution.workers.task import Ready, TaskReader, TaskReport, peak_memory
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from attrib_batch.attribution.engine import Outcome
+    from attrib_batch.execution.scheduling.assignment import Assignment
+    from attrib_batch.pairs.encoding.encode import EncodedPair
+    from attrib_batch.spec import MethodSpec, SweepSpec
+    from attrib_batch.storage.store import Store
+
+
+@dataclass
+class ShardWorker:
+    """Owns one shard of a model in one process."""
+
+    spec: SweepSpec
+    model_name: str
+    store: Store
+    fingerprints: dict[str, str]
+    """What each dataset holds, by id."""
+    rank: int
+
+    def meeting_point(self) -> tuple[str, int]:
+        """Address and port at which the ranks meet; asked of the first rank, which listens there."""
+        import ray
+
+        address = ray.util.get_node_ip_address()
+        with socket.socket() as free:
+            free.bind((address, 0))
+            return address, free.getsockname()[1]
+
+    def load(self, meeting_point: tuple[str, int]) -> Ready:
+        """Meet the other ranks and load this one's shard.
+
+        Raises:
+            ModelError: the model cannot be loaded, or not into so many shards.
+            JobError: a metric of one's own cannot be used here.
+            ShardGroupError: the ranks did not meet in time.
+        """
+        import torch
+
+        from attrib_batch.attribution.engine import TokenBudget
+        from attrib_batch.attribution.metrics import try_metrics
+        from attrib_batch.models.sharded import join_ranks, load_shard, parameters_here
+
+        started = time.perf_counter()
+        model_spec = self.spec.model(self.model_name)
+        workers = model_spec.workers
+        torch.set_num_threads(max(1, int(workers.cpus)))
+        timeout = timedelta(seconds=workers.collective_seconds or 0)
+        self._agreement = join_ranks(self.rank, workers.actors, *meeting_point, timeout=timeout)
+        self._model = load_shard(model_spec, workers.actors)
+        try_metrics(self.spec.methods, self._model.dimensions.d_vocab)
+        self._budget = TokenBudget(model_spec.batch_tokens)
+        self._reader = TaskReader(self.spec, model_spec, self._model, self.fingerprints)
+        return Ready(peak_memory(), parameters_here(self._model), time.perf_counter() - started)
+
+    def score(self, assignment: Assignment) -> TaskReport | None:
+        """Score chunks of the same pairs, one for each method; the first rank commits them and reports.
+
+        Raises:
+            TaskError: pairs ended in an exception that is no pair's fault, in all ranks; nothing is committed.
+            ShardsDisagreeError: the ranks did not all go the same way.
+            DatasetError: the pairs cannot be read.
+            OutputError: the tables cannot be written.
+        """
+        from attrib_batch.attribution.engine import score_pairs
+
+        started = time.perf_counter()
+        pairs, results = self._reader.begin(assignment)
+
+        def score(pairs: Sequence[EncodedPair]) -> Iterator[tuple[MethodSpec, Outcome]]:
+            return score_pairs(self._model, pairs, results.methods, self._budget, agree=self._agreement.agree)
+
+        scoring = time.perf_counter()
+        score_task(assignment, pairs, results, score)
+        now = time.perf_counter()
+        if self.rank != 0:
+            return None
+        return results.commit(self.store, seconds=now - started, model_seconds=now - scoring)

@@ -1,0 +1,208 @@
+"""A task from table to table: read and tokenise its pairs, collect what became of them, commit its chunks.
+
+What every kind of worker has in common. How pairs are scored in between is the worker's own.
+"""
+
+from __future__ import annotations
+
+import resource
+import sys
+import threading
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
+
+from attrib_batch.execution.commit import commit_chunk, failure_row, worker_failures
+from attrib_batch.execution.workers.rows import baseline_rows, failure_rows, score_rows
+from attrib_batch.pairs.encoding.encode import EncodedPair, PairProblem, encode_pairs
+from attrib_batch.pairs.reading.pinned import PinnedTable
+from attrib_batch.tables import Stage
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from attrib_batch.attribution.engine import Outcome, ScoredBatch
+    from attrib_batch.execution.scheduling.assignment import Assignment
+    from attrib_batch.models.load import LoadedModel
+    from attrib_batch.ndif.model import RemoteModel
+    from attrib_batch.spec import MethodSpec, ModelSpec, SweepSpec
+    from attrib_batch.storage.store import Store
+    from attrib_batch.tables import Chunk
+
+
+@dataclass(frozen=True)
+class TaskReport:
+    """What a worker tells the driver about a task that it committed, or about a probe that it survived."""
+
+    assignment: Assignment
+    n_scored: int
+    n_failed: int
+    score_rows: int
+    score_bytes: int
+    tokens: int
+    """Prompt positions of the scored pairs, clean and corrupted."""
+    seconds: float
+    model_seconds: float
+    """Seconds inside scoring; the rest is reading, tokenising, building columns and writing."""
+    peak_bytes: int
+    """The worker's peak resident memory so far."""
+    downloaded_bytes: int = 0
+    """What an NDIF server sent as results."""
+    warnings: dict[str, int] = field(default_factory=dict)
+    """Pairs to be scored with something that may be wrong, by `PairWarning`: each counts once, whatever the methods."""
+
+
+@dataclass(frozen=True)
+class Ready:
+    """What a worker tells the driver about itself once it can take tasks."""
+
+    peak_bytes: int
+    parameters: int
+    """Parameters it holds; of a sharded model its shard's, of a remote one none."""
+    seconds: float
+    """How long it took to load."""
+
+
+@dataclass
+class TaskReader:
+    """Reads the pairs of tasks as tokens."""
+
+    spec: SweepSpec
+    model_spec: ModelSpec
+    model: LoadedModel | RemoteModel
+    fingerprints: dict[str, str]
+    """What each dataset holds, by id."""
+    _tables: dict[str, PinnedTable] = field(default_factory=dict, init=False, repr=False)
+    _one_at_a_time: threading.Lock = field(default_factory=threading.Lock, init=False, repr=False)
+
+    def begin(self, assignment: Assignment) -> tuple[list[EncodedPair], TaskResults]:
+        """The pairs of a task that are to be scored, and its results, which hold those that are not.
+
+        These are what is no pair of equally long prompts with known answers, and the pairs that are left out; the
+        latter are not even tokenised. Threads take turns.
+
+        Raises:
+            DatasetError: the rows cannot be read.
+        """
+        with self._one_at_a_time:
+            pairs, failures = self._read(assignment)
+        warnings = Counter(str(kind) for pair in pairs for kind, _ in pair.warnings)
+        return pairs, TaskResults(self.spec, assignment, failures, warnings)
+
+    def _read(self, assignment: Assignment) -> tuple[list[EncodedPair], list[dict[str, Any]]]:
+        start, stop = assignment.rows
+        rows = self._table(assignment.task[0].cell.dataset).rows(start, stop)
+        left_out = {pair.row for pair in assignment.left_out}
+        encoded = encode_pairs(
+            [pair for row, pair in enumerate(rows, start) if row not in left_out],
+            self.model.tokenizer,
+            prepend_bos=self.model_spec.prepend_bos,
+            max_tokens=self.model.dimensions.max_tokens,
+            vocabulary_size=self.model.dimensions.d_vocab,
+            allow_boundary=self.spec.allow_boundary,
+        )
+        failures = [
+            failure_row(item.pair_id, Stage.VALIDATE, item.reason, item.message, attempts=1)
+            for item in encoded
+            if isinstance(item, PairProblem)
+        ]
+        failures += worker_failures(rows, start, assignment.left_out)
+        return [item for item in encoded if isinstance(item, EncodedPair)], failures
+
+    def _table(self, dataset: str) -> PinnedTable:
+        if dataset not in self._tables:
+            spec = self.spec.dataset(dataset)
+            self._tables[dataset] = PinnedTable(spec.path, spec.limit, self.fingerprints[dataset])
+        return self._tables[dataset]
+
+
+class TaskResults:
+    """What became of the pairs of a task, for each of its methods."""
+
+    def __init__(
+        self,
+        spec: SweepSpec,
+        assignment: Assignment,
+        failures: Sequence[dict[str, Any]],
+        warnings: Mapping[str, int] = MappingProxyType({}),
+    ) -> None:
+        self._assignment = assignment
+        self._warnings = warnings
+        self.methods: list[MethodSpec] = [spec.method(chunk.cell.method) for chunk in assignment.task]
+        self._of = {method.id: _ChunkResult(failures=list(failures)) for method in self.methods}
+
+    def add(self, method: MethodSpec, outcome: Outcome) -> None:
+        """A batch was scored, or a pair could not be."""
+        self._of[method.id].add(outcome)
+
+    def commit(self, store: Store, *, seconds: float, model_seconds: float, downloaded_bytes: int = 0) -> TaskReport:
+        """Write the tables of every chunk of the task; of a probe nothing is written or counted.
+
+        Args:
+            store: the run's directory.
+            seconds: time spent on the task before writing.
+            model_seconds: time of it spent scoring.
+            downloaded_bytes: what came from an NDIF server.
+
+        Raises:
+            OutputError: the tables cannot be written.
+        """
+        started = time.perf_counter()
+        probe = self._assignment.probe is not None
+        results = {} if probe else {chunk: self._of[chunk.cell.method] for chunk in self._assignment.task}
+        written = [result.commit(store, chunk) for chunk, result in results.items()]
+        scored = [batch.pairs for result in results.values() for batch in result.batches]
+        return TaskReport(
+            assignment=self._assignment,
+            n_scored=sum(map(len, scored)),
+            n_failed=sum(len(result.failures) for result in results.values()),
+            score_rows=sum(rows for rows, _ in written),
+            score_bytes=sum(size for _, size in written),
+            tokens=sum(2 * pair.n_tokens for pairs in scored for pair in pairs),
+            seconds=seconds + time.perf_counter() - started,
+            model_seconds=model_seconds,
+            peak_bytes=peak_memory(),
+            downloaded_bytes=downloaded_bytes,
+            warnings={} if probe else dict(self._warnings),
+        )
+
+
+@dataclass
+class _ChunkResult:
+    """The scores and failures of one chunk while they come in."""
+
+    batches: list[ScoredBatch] = field(default_factory=list)
+    failures: list[dict[str, Any]] = field(default_factory=list)
+
+    def add(self, outcome: Outcome) -> None:
+        from attrib_batch.attribution.engine import ScoredBatch
+
+        if isinstance(outcome, ScoredBatch):
+            self.batches.append(outcome)
+        else:
+            self.failures.append(
+                failure_row(
+                    outcome.pair.pair_id, Stage.SCORE, outcome.reason, outcome.message, attempts=outcome.attempts
+                )
+            )
+
+    def commit(self, store: Store, chunk: Chunk) -> tuple[int, int]:
+        """Write the chunk's tables; returns the rows and bytes of its scores."""
+        scores = score_rows(self.batches)
+        baselines, failures = baseline_rows(self.batches), failure_rows(self.failures)
+        return scores.num_rows, commit_chunk(store, chunk, scores=scores, baselines=baselines, failures=failures)
+
+
+def peak_memory() -> int:
+    """This process's peak resident memory, in bytes."""
+    try:
+        status = Path("/proc/self/status").read_text(encoding="ascii")
+    except OSError:
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return peak if sys.platform == "darwin" else peak * 1024
+    # Not what getrusage says: that includes the memory of the process this one was forked from.
+    (line,) = (line for line in status.splitlines() if line.startswith("VmHWM:"))
+    return int(line.split()[1]) * 1024

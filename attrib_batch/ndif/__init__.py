@@ -1,0 +1,1 @@
+"""Talk to an NDIF server: the model is there, and so is the work."""

@@ -1,0 +1,1 @@
+"""Turn prompt pairs into tokens, and tell which pairs cannot be scored."""

@@ -1,0 +1,69 @@
+"""Align character spans with tokens, so that positions of different prompts can be compared by role."""
+
+from __future__ import annotations
+
+from bisect import bisect_left, bisect_right
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from attrib_batch.pairs.encoding.tokens import PairProblemError
+from attrib_batch.tables import FailureReason
+
+if TYPE_CHECKING:
+    from attrib_batch.pairs.reading.reader import Role
+
+
+@dataclass(frozen=True)
+class AlignedRoles:
+    """The roles of a prompt's tokens."""
+
+    names: tuple[str | None, ...]
+    """The role of each token; where several hold one, the first in the list."""
+    hidden: tuple[str, ...]
+    """A sentence for each role that lost tokens to one before it in the list."""
+
+
+def align_roles(roles: tuple[Role, ...], text: str, offsets: list[tuple[int, int]]) -> AlignedRoles:
+    """Give each token the role whose span holds it.
+
+    Raises:
+        PairProblemError: a span is not one of ``text``, or begins or ends inside a token.
+    """
+    starts = [start for start, _ in offsets]
+    ends = [end for _, end in offsets]
+    names: list[str | None] = [None] * len(offsets)
+    hidden: list[str] = []
+    for role in roles:
+        if not 0 <= role.start < role.end <= len(text):
+            raise PairProblemError(
+                FailureReason.ROLE_OFF_TOKENS,
+                f"role {role.name}: [{role.start}, {role.end}) is no span of clean, which has {len(text)} characters",
+            )
+        # Tokenizers differ in whether a token's offsets hold the space before it: compare without white
+        # space.
+        span = _trim(text, role.start, role.end)
+        first, stop = bisect_right(ends, span[0]), bisect_left(starts, span[1])
+        held = _trim(text, starts[first], ends[stop - 1]) if first < stop else (0, 0)
+        if span != held:
+            raise PairProblemError(
+                FailureReason.ROLE_OFF_TOKENS,
+                f"role {role.name}: its span holds {text[role.start : role.end]!r}, the tokens there "
+                f"{text[held[0] : held[1]]!r}",
+            )
+        others = [name for name in names[first:stop] if name not in {None, role.name}]
+        if others:
+            hidden.append(
+                f"role {role.name}: {len(others)} of its {stop - first} tokens count as {others[0]}, which stands "
+                "before it in the list"
+            )
+        for position in range(first, stop):
+            names[position] = names[position] or role.name
+    return AlignedRoles(tuple(names), tuple(hidden))
+
+
+def _trim(text: str, start: int, end: int) -> tuple[int, int]:
+    while start < end and text[start].isspace():
+        start += 1
+    while start < end and text[end - 1].isspace():
+        end -= 1
+    return start, end

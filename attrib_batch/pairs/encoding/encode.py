@@ -1,0 +1,225 @@
+"""Turn pairs into tokens: the same length on both sides, single-token answers, roles per position."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import TYPE_CHECKING
+
+from attrib_batch.errors import ModelError
+from attrib_batch.pairs.encoding.alignment import AlignedRoles, align_roles
+from attrib_batch.pairs.encoding.answers import AnswerTokens
+from attrib_batch.pairs.encoding.tokens import PairProblemError, PromptTokens, Tokenizer, tokenize_prompts
+from attrib_batch.tables import FailureReason
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from attrib_batch.pairs.reading.reader import Answers, Pair
+
+__all__ = ["EncodedPair", "PairProblem", "PairWarning", "Tokenizer", "encode_pairs"]
+
+
+class PairWarning(StrEnum):
+    """What may be wrong with a pair that is scored all the same."""
+
+    ROLE_HIDDEN = "role_hidden"
+    """A role lost tokens to a role before it in the list: a token counts as one role."""
+    UNKNOWN_TOKEN = "unknown_token"  # noqa: S105 - the name of a warning, no secret
+    """A prompt holds text that the tokenizer has no token for."""
+
+
+@dataclass(frozen=True)
+class EncodedPair:
+    """A pair that can be scored, as token ids."""
+
+    pair_id: int
+    clean: tuple[int, ...]
+    corrupted: tuple[int, ...]
+    """As long as ``clean``; a prepended BOS is the first token of both."""
+    answers: tuple[int, ...]
+    """A set: each token stands here once, in the order in which the table names them first."""
+    wrong_answers: tuple[int, ...]
+    """A set as well, without a token of ``answers``."""
+    first_difference: int
+    """The first position where the prompts differ."""
+    roles: tuple[str | None, ...]
+    """For each position the role whose span holds it; None for a prepended BOS."""
+    template: str | None
+    group: int | None
+    warnings: tuple[tuple[PairWarning, str], ...] = ()
+    """What may be wrong with it, each kind once, with a message."""
+
+    @property
+    def n_tokens(self) -> int:
+        """The length of each prompt, a prepended BOS counted."""
+        return len(self.clean)
+
+
+@dataclass(frozen=True)
+class PairProblem:
+    """A pair that cannot be scored, and why."""
+
+    pair_id: int
+    reason: FailureReason
+    message: str
+
+
+@dataclass(frozen=True)
+class _Model:
+    """What a model and its tokenizer allow."""
+
+    tokenizer: Tokenizer
+    bos: tuple[int, ...]
+    """The token that stands before both prompts; empty where there is none."""
+    unknown: int | None
+    """The token of text that the tokenizer does not know; None where it knows all text."""
+    max_tokens: int | None
+    vocabulary_size: int | None
+
+
+def encode_pairs(
+    pairs: Sequence[Pair],
+    tokenizer: Tokenizer,
+    *,
+    prepend_bos: bool,
+    max_tokens: int | None = None,
+    vocabulary_size: int | None = None,
+    allow_boundary: bool = False,
+) -> list[EncodedPair | PairProblem]:
+    """Tokenise and align pairs; one result per pair, in order. Nothing is dropped.
+
+    Args:
+        pairs: a few hundred to a few thousand at a time.
+        tokenizer: a fast tokenizer (roles need its character offsets).
+        prepend_bos: put the tokenizer's BOS token before both prompts.
+        max_tokens: the longest prompt the model takes, a prepended BOS counted.
+        vocabulary_size: how many tokens the model has; ids from there on are none of its own. Not checked where absent.
+        allow_boundary: take an answer that does not follow its prompt's own tokens as the token that it is on its own.
+            See `attrib_batch.pairs.encoding.answers`.
+
+    Raises:
+        ModelError: ``prepend_bos`` is set and the tokenizer has no BOS token, or the model does not know it.
+    """
+    model = _Model(
+        tokenizer=tokenizer,
+        bos=_bos(tokenizer, vocabulary_size) if prepend_bos else (),
+        unknown=_unknown(tokenizer),
+        max_tokens=max_tokens,
+        vocabulary_size=vocabulary_size,
+    )
+    prompts = tokenize_prompts(pairs, tokenizer)
+    answers = AnswerTokens(pairs, prompts, tokenizer, allow_boundary=allow_boundary)
+    results: list[EncodedPair | PairProblem] = []
+    for pair in pairs:
+        try:
+            results.append(_encode(pair, prompts, answers, model))
+        except PairProblemError as problem:
+            results.append(PairProblem(pair.pair_id, problem.reason, str(problem)))
+    return results
+
+
+def _bos(tokenizer: Tokenizer, vocabulary_size: int | None) -> tuple[int, ...]:
+    bos = tokenizer.bos_token_id
+    if bos is None:
+        raise ModelError("prepend_bos is true, but the model's tokenizer has no BOS token: set prepend_bos: false")
+    if vocabulary_size is not None and bos >= vocabulary_size:
+        raise ModelError(
+            f"prepend_bos is true, but the tokenizer's BOS token has the id {bos}, and the model's vocabulary has "
+            f"{vocabulary_size} tokens: set prepend_bos: false"
+        )
+    return (bos,)
+
+
+def _unknown(tokenizer: Tokenizer) -> int | None:
+    unknown = tokenizer.unk_token_id
+    # GPT-2's tokenizer, which knows all text, states its BOS token as the unknown one too.
+    return None if unknown in {tokenizer.bos_token_id, tokenizer.eos_token_id} else unknown
+
+
+def _encode(pair: Pair, prompts: PromptTokens, answers: AnswerTokens, model: _Model) -> EncodedPair:
+    if pair.clean is None or pair.corrupted is None:
+        raise PairProblemError(FailureReason.NULL_VALUE, f"{'clean' if pair.clean is None else 'corrupted'} is null")
+    clean, corrupted = prompts.ids[pair.clean], prompts.ids[pair.corrupted]
+    _check_prompt("clean", pair.clean, clean, model)
+    _check_prompt("corrupted", pair.corrupted, corrupted, model)
+    right = answers.of("answers", pair.answers, pair.clean, pair.corrupted)
+    wrong = answers.of("wrong_answers", pair.wrong_answers, pair.clean, pair.corrupted)
+    _check_vocabulary("answers", right, model)
+    _check_vocabulary("wrong_answers", wrong, model)
+    if len(clean) != len(corrupted):
+        raise PairProblemError(
+            FailureReason.UNEQUAL_LENGTH,
+            f"clean is {len(clean)} tokens and corrupted {len(corrupted)}: positions can be compared only "
+            "between prompts of one length",
+        )
+    n_tokens = len(model.bos) + len(clean)
+    if model.max_tokens is not None and n_tokens > model.max_tokens:
+        raise PairProblemError(
+            FailureReason.TOO_LONG, f"the prompts are {n_tokens} tokens; the model takes {model.max_tokens}"
+        )
+    if clean == corrupted:
+        raise PairProblemError(FailureReason.IDENTICAL_PROMPTS, "clean and corrupted are the same tokens")
+    _check_disjoint(pair.answers, right, wrong)
+    roles = AlignedRoles((None,) * len(clean), ())
+    if pair.roles:
+        roles = align_roles(pair.roles, pair.clean, prompts.offsets[pair.clean])
+    return EncodedPair(
+        pair_id=pair.pair_id,
+        clean=model.bos + clean,
+        corrupted=model.bos + corrupted,
+        answers=tuple(dict.fromkeys(right)),
+        wrong_answers=tuple(dict.fromkeys(wrong)),
+        first_difference=len(model.bos) + next(i for i, t in enumerate(clean) if t != corrupted[i]),
+        roles=(*[None] * len(model.bos), *roles.names),
+        template=pair.template,
+        group=pair.group,
+        warnings=(*_hidden_roles(roles), *_unknown_tokens(clean, corrupted, model)),
+    )
+
+
+def _check_prompt(name: str, text: str, tokens: tuple[int, ...], model: _Model) -> None:
+    if not tokens or not text.strip():
+        raise PairProblemError(FailureReason.EMPTY_PROMPT, f"{name} is empty: {text!r}")
+    if model.bos == tokens[:1]:
+        (bos,) = model.tokenizer.convert_ids_to_tokens(list(model.bos))
+        raise PairProblemError(
+            FailureReason.DOUBLE_BOS,
+            f"{name} begins with the BOS token {bos!r} already, and prepend_bos puts another one before it: take it "
+            "out of the text, or set prepend_bos: false",
+        )
+    _check_vocabulary(name, tokens, model)
+
+
+def _check_vocabulary(column: str, tokens: tuple[int, ...], model: _Model) -> None:
+    size = model.vocabulary_size
+    if min(tokens) < 0 or (size is not None and max(tokens) >= size):
+        outside = next(token for token in tokens if token < 0 or (size is not None and token >= size))
+        ids = "negative" if size is None else f"outside the model's vocabulary, whose ids go from 0 to {size - 1}"
+        raise PairProblemError(FailureReason.OFF_VOCABULARY, f"{column}: the token id {outside} is {ids}")
+
+
+def _check_disjoint(answers: Answers, right: tuple[int, ...], wrong: tuple[int, ...]) -> None:
+    both = set(right) & set(wrong)
+    if both:
+        shared = next(answer for answer, token in zip(answers or (), right, strict=True) if token in both)
+        raise PairProblemError(
+            FailureReason.AMBIGUOUS_ANSWER,
+            f"{shared!r} is in answers and in wrong_answers, or shares its token with one there",
+        )
+
+
+def _hidden_roles(roles: AlignedRoles) -> list[tuple[PairWarning, str]]:
+    return [(PairWarning.ROLE_HIDDEN, "; ".join(roles.hidden))] if roles.hidden else []
+
+
+def _unknown_tokens(clean: tuple[int, ...], corrupted: tuple[int, ...], model: _Model) -> list[tuple[PairWarning, str]]:
+    if model.unknown is None or not (model.unknown in clean or model.unknown in corrupted):
+        return []
+    (token,) = model.tokenizer.convert_ids_to_tokens([model.unknown])
+    counts = [
+        f"{tokens.count(model.unknown)} of the {len(tokens)} tokens of {name}"
+        for name, tokens in (("clean", clean), ("corrupted", corrupted))
+        if model.unknown in tokens
+    ]
+    return [(PairWarning.UNKNOWN_TOKEN, f"{' and '.join(counts)} are {token!r}: text that the tokenizer does not know")]

@@ -1,0 +1,1 @@
+"""Generate, import and write tables of prompt pairs."""

@@ -1,0 +1,1 @@
+"""Read tables of prompt pairs that may be larger than memory, from files and object stores."""

@@ -1,0 +1,32 @@
+"""What a user asks for: the job file's models, datasets and methods, checked; needs no torch and no ray."""
+
+from attrib_batch.spec.base import Name, PartitionName
+from attrib_batch.spec.cell import Cell, Component
+from attrib_batch.spec.dataset import DatasetSpec
+from attrib_batch.spec.job_file import load_spec, parse_spec
+from attrib_batch.spec.method import DEFAULT_IG_STEPS, Direction, MethodKind, MethodSpec, run_together
+from attrib_batch.spec.model import Dtype, ModelSpec
+from attrib_batch.spec.sweep import SweepSpec
+from attrib_batch.spec.workers import BUILT_IN_RESOURCES, DEFAULT_COLLECTIVE_SECONDS, WorkerKind, WorkersSpec
+
+__all__ = [
+    "BUILT_IN_RESOURCES",
+    "DEFAULT_COLLECTIVE_SECONDS",
+    "DEFAULT_IG_STEPS",
+    "Cell",
+    "Component",
+    "DatasetSpec",
+    "Direction",
+    "Dtype",
+    "MethodKind",
+    "MethodSpec",
+    "ModelSpec",
+    "Name",
+    "PartitionName",
+    "SweepSpec",
+    "WorkerKind",
+    "WorkersSpec",
+    "load_spec",
+    "parse_spec",
+    "run_together",
+]

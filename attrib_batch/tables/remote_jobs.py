@@ -1,0 +1,114 @@
+"""What is under way on an NDIF server, kept beside the tables.
+
+A job's id is written before its result is waited for, so that whoever comes after a process that died fetches the
+result instead of asking for it again. ``status`` reads the same files.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING
+
+from attrib_batch.errors import OutputError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from attrib_batch.ndif.server import JobStatus
+    from attrib_batch.spec import MethodSpec
+    from attrib_batch.storage.store import Store
+    from attrib_batch.tables import Chunk
+
+FOLDER = "ndif"
+
+
+@dataclass(frozen=True)
+class RemoteJob:
+    """A job that was submitted and is not fetched yet."""
+
+    name: str
+    """Its file, relative to the run's directory; the same pairs of the same chunk have the same one."""
+    job_id: str
+    host: str
+    model: str
+    methods: tuple[str, ...]
+    """By id; it may hold more of them than are still wanted when it is taken up again."""
+    n_pairs: int
+    submitted_at: float
+    """Seconds since the epoch."""
+    status: str = "RECEIVED"
+    description: str = ""
+
+    def told(self, status: JobStatus) -> RemoteJob:
+        """The job with what the server last said of it."""
+        return replace(self, status=status.status, description=status.description)
+
+    def describe(self) -> str:
+        """One line for a person."""
+        return f"{self.job_id} on {self.host}: {self.status}" + (f" ({self.description})" if self.description else "")
+
+
+def job_name(chunk: Chunk, method: MethodSpec, pair_ids: Sequence[int]) -> str:
+    """The file of the request that scores these pairs of a chunk by ``method`` and what runs together with it."""
+    return f"{FOLDER}/{_task_name(chunk, method)}-{_digest(list(pair_ids))}.json"
+
+
+def forget_jobs(store: Store, chunk: Chunk, method: MethodSpec) -> None:
+    """Forget every job for pairs of a chunk that is committed, whichever way its pairs were divided."""
+    task = _task_name(chunk, method)
+    for file in store.list(FOLDER):
+        if file.name.startswith(f"{task}-"):
+            store.remove(file.relative)
+
+
+def _task_name(chunk: Chunk, method: MethodSpec) -> str:
+    together = method.kind if method.kind == "atp" else method.id
+    return _digest([chunk.cell.model, chunk.cell.dataset, chunk.start, chunk.stop, together])
+
+
+def _digest(data: list[object]) -> str:
+    return hashlib.sha256(json.dumps(data).encode()).hexdigest()[:16]
+
+
+def write_job(store: Store, job: RemoteJob) -> None:
+    """Keep a job.
+
+    Raises:
+        OutputError: the store cannot be written.
+    """
+    store.write_bytes(job.name, (json.dumps(asdict(job), indent=2) + "\n").encode())
+
+
+def read_job(store: Store, name: str) -> RemoteJob | None:
+    """The job of a request, if one is under way.
+
+    Raises:
+        OutputError: its file is there and cannot be read.
+    """
+    try:
+        data = json.loads(store.read_bytes(name))
+        return RemoteJob(**{**data, "methods": tuple(data["methods"])})
+    except FileNotFoundError:
+        return None
+    except (ValueError, TypeError, KeyError) as error:
+        raise OutputError(
+            f"{store.path(name)} cannot be read as a job on an NDIF server ({error}); remove it"
+        ) from error
+
+
+def jobs_under_way(store: Store) -> list[RemoteJob]:
+    """Every job that was submitted and is not fetched yet, the oldest first."""
+    names = [file.relative for file in store.list(FOLDER) if file.name.endswith(".json")]
+    found = [job for name in names if (job := read_job(store, name)) is not None]
+    return sorted(found, key=lambda job: job.submitted_at)
+
+
+def in_words(jobs: Sequence[RemoteJob]) -> str:
+    """How many jobs are in which state, and what the server says of those that wait; empty without jobs."""
+    counts = Counter(job.status for job in jobs)
+    waiting = next((job.description for job in jobs if job.status == "QUEUED" and job.description), "")
+    states = ", ".join(f"{n} {status}" for status, n in counts.items())
+    return f"NDIF jobs: {states}" + (f" ({waiting.rstrip('.')})" if waiting else "") if jobs else ""

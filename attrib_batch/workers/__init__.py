@@ -1,1 +1,0 @@
-"""What owns a model: workers take chunks of pairs, score them and commit the tables themselves."""

@@ -1,0 +1,89 @@
+"""The rows of a chunk: schema, order, zeros before the first difference, roles and null heads."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pyarrow.parquet as pq
+
+from attrib_batch.attribution.engine import ScoredBatch
+from attrib_batch.attribution.scores import BatchScores
+from attrib_batch.execution.commit import commit_chunk
+from attrib_batch.execution.workers.rows import baseline_rows, failure_rows, score_rows
+from attrib_batch.spec import Cell, Component
+from attrib_batch.storage.store import Store
+from attrib_batch.tables import BASELINES, FAILURES, SCORES, Chunk, Table
+from tests.support.demo_pairs import random_pairs
+from tests.support.scored import encoded
+
+N_LAYERS, N_HEADS = 2, 3
+
+
+def batch(length: int, first: int, ids: list[int]) -> ScoredBatch:
+    pairs = [
+        replace(pair, pair_id=pair_id, roles=("A", *[None] * (length - 2), "end"))
+        for pair, pair_id in zip(encoded(random_pairs(len(ids), length, first)), ids, strict=True)
+    ]
+    source = np.random.default_rng(length)
+    shape = (len(ids), N_LAYERS, N_HEADS, length - first)
+    scores = {
+        Component.Z: source.normal(size=shape).astype(np.float32),
+        Component.MLP_OUT: source.normal(size=(shape[0], shape[1], 1, shape[3])).astype(np.float32),
+    }
+    metrics = source.normal(size=(2, len(ids)))
+    return ScoredBatch(pairs, BatchScores(scores, *metrics))
+
+
+def test_every_score_stands_in_its_row() -> None:
+    batches = [batch(6, 2, [7, 3]), batch(4, 1, [5])]
+    table = score_rows(batches)
+    assert table.schema.equals(SCORES)
+    frame = pl.from_arrow(table)
+    assert isinstance(frame, pl.DataFrame)
+    expected = {
+        (pair.pair_id, str(component), layer, head if component.has_heads else None, position): (
+            0.0 if position < pair.first_difference else values[i, layer, head, position - pair.first_difference]
+        )
+        for b in batches
+        for component, values in b.result.scores.items()
+        for i, pair in enumerate(b.pairs)
+        for layer in range(N_LAYERS)
+        for head in range(values.shape[2])
+        for position in range(pair.n_tokens)
+    }
+    found = {tuple(row[:5]): row[5] for row in frame.select(pl.exclude("role", "score"), "score").iter_rows()}
+    assert len(found) == frame.height == len(expected)
+    assert found.keys() == expected.keys()
+    assert all(found[key] == np.float32(value) for key, value in expected.items())
+    assert frame["pair_id"].is_sorted()
+    roles = frame.filter(pl.col("pair_id") == 7).group_by("position").agg(pl.col("role").cast(pl.String).unique())
+    assert dict(roles.sort("position").iter_rows()) == {
+        0: ["A"], 1: [None], 2: [None], 3: [None], 4: [None], 5: ["end"],
+    }  # fmt: skip
+
+
+def test_nothing_scored_still_commits_empty_tables_of_the_schema(tmp_path: Path) -> None:
+    store, chunk = Store(tmp_path), Chunk(Cell("m", "d", "k"), 0, 4)
+    failure = {"pair_id": 1, "stage": "score", "error": "non_finite", "message": "x", "attempts": 1}
+    tables = {"scores": score_rows([]), "baselines": baseline_rows([])}
+    commit_chunk(store, chunk, **tables, failures=failure_rows([failure]))
+    for table, schema in ((Table.SCORES, SCORES), (Table.BASELINES, BASELINES), (Table.FAILURES, FAILURES)):
+        assert pq.read_schema(store.path(chunk.path(table))).equals(schema)
+    # What an attempt without failures leaves must not keep those of an attempt before it.
+    commit_chunk(store, chunk, **tables, failures=failure_rows([]))
+    assert not store.exists(chunk.path(Table.FAILURES))
+
+
+def test_positions_beyond_16_bits() -> None:
+    length = 33_000
+    whole = batch(length, length - 2, [1])
+    frame = pl.from_arrow(score_rows([whole]))
+    assert isinstance(frame, pl.DataFrame)
+    last = frame.filter(pl.col("role") == "end")
+    assert last["position"].unique().to_list() == [length - 1]
+    assert frame["position"].min() == 0
+    assert frame["position"].n_unique() == length
+    assert (last["score"] != 0).all()

@@ -1,0 +1,112 @@
+"""Requests to an NDIF server without the server: serialised, rebuilt where this package is hidden, and run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from nnsight.intervention.backends.local import LocalSimulationBackend
+
+from attrib_batch.attribution.engine import FailedPair, ScoredBatch, TokenBudget, score_pairs
+from attrib_batch.models.load import LoadedModel, load_model
+from attrib_batch.ndif import request as remote
+from attrib_batch.ndif.model import RemoteModel, open_remote_model
+from attrib_batch.pairs.encoding.encode import EncodedPair, encode_pairs
+from attrib_batch.spec import Component, MethodSpec, ModelSpec
+from attrib_batch.tables import FailureReason
+from tests.support.demo_pairs import random_pairs
+from tests.support.jobs import in_words
+from tests.support.near import assert_near, assert_same_scores
+from tests.support.terms import terms_of
+from tests.support.tiny_models import save_tiny
+
+BATCH_TOKENS = 64
+METHODS = {
+    "two of atp": [
+        {"id": "atp", "components": ["z", "q", "k", "v", "mlp_out", "resid_mid"]},
+        {"id": "noise", "kind": "atp", "direction": "noise", "metric": "log_prob"},
+    ],
+    "kl": [{"id": "kl", "kind": "atp", "metric": "kl"}],
+    "atp_ig": [{"id": "atp_ig", "components": ["z", "resid_pre"]}],
+    "atp_star": [{"id": "atp_star", "components": ["z", "q", "k"]}],
+    "exact": [{"id": "exact", "components": ["z", "k"]}],
+}
+
+
+@pytest.fixture(scope="module", params=["llama", "gpt2"])
+def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> LoadedModel:
+    folder = save_tiny(request.param, tmp_path_factory.mktemp("model"))
+    return load_model(ModelSpec(id=str(folder), prepend_bos=False))
+
+
+def pairs_for(model: LoadedModel) -> list[EncodedPair]:
+    rows = in_words(random_pairs(6, 9, 4) + random_pairs(3, 11, 5, seed=1))
+    return [pair for pair in encode_pairs(rows, model.tokenizer, prepend_bos=False) if isinstance(pair, EncodedPair)]
+
+
+def simulated(model: LoadedModel, pairs: list[EncodedPair], methods: list[MethodSpec]) -> remote.Answer:
+    there = RemoteModel(model.traced, "", model.tokenizer, model.architecture, model.dimensions)
+    backend = LocalSimulationBackend(model.traced)
+    answer = remote.ask(there, pairs, methods, batch_tokens=BATCH_TOKENS, backend=backend)
+    assert answer is not None
+    return answer
+
+
+@pytest.mark.parametrize("case", METHODS)
+def test_a_request_scores_what_the_engine_scores(model: LoadedModel, case: str) -> None:
+    pairs, methods = pairs_for(model), [MethodSpec.model_validate(method) for method in METHODS[case]]
+    answer = simulated(model, pairs, methods)
+    assert answer["dtype"] == "float32"
+    here = list(score_pairs(model, pairs, methods, TokenBudget(BATCH_TOKENS)))
+    there = list(remote.outcomes(answer, pairs, methods))
+    assert [method.id for method, _ in there] == [method.id for method, _ in here]
+    for (method, mine), (_, theirs) in zip(there, here, strict=True):
+        assert isinstance(mine, ScoredBatch)
+        assert isinstance(theirs, ScoredBatch)
+        assert mine.pairs == theirs.pairs
+        for index, pair in enumerate(mine.pairs):
+            terms = terms_of(model.module, pair, method.metric)
+            for metric in ("clean_metric", "corrupted_metric"):
+                assert_near(getattr(mine.result, metric)[index], getattr(theirs.result, metric)[index], terms)
+            scores, others = (
+                {component: values[index] for component, values in batch.result.scores.items()}
+                for batch in (mine, theirs)
+            )
+            assert_same_scores(scores, others, terms)
+
+
+def test_what_comes_back_is_scores_alone(model: LoadedModel) -> None:
+    pairs = pairs_for(model)
+    answer = simulated(model, pairs, [MethodSpec(id="atp", components=(Component.Z, Component.RESID_PRE))])
+    layers, heads = model.dimensions.n_layers, model.dimensions.n_heads
+    expected = sum(layers * (heads + 1) * (pair.n_tokens - pair.first_difference) for pair in pairs)
+    assert sum(values.size for batch in answer["scored"] for values in batch["scores"].values()) == expected
+    assert {values.dtype for batch in answer["scored"] for values in batch["scores"].values()} == {np.dtype("float32")}
+
+
+def test_a_pair_that_raises_there_is_named_here(model: LoadedModel) -> None:
+    good = pairs_for(model)
+    bad = EncodedPair(**{**vars(good[0]), "pair_id": 99, "answers": (10_000,)})
+    methods = [MethodSpec(id="atp")]
+    found = [outcome for _, outcome in remote.outcomes(simulated(model, [*good, bad], methods), [*good, bad], methods)]
+    (failed,) = (outcome for outcome in found if isinstance(outcome, FailedPair))
+    assert failed.pair.pair_id == 99
+    assert failed.reason is FailureReason.SCORING_ERROR
+    assert "IndexError" in failed.message
+    assert sum(len(outcome.pairs) for outcome in found if isinstance(outcome, ScoredBatch)) == len(good)
+
+
+def test_methods_that_are_not_wanted_any_more_are_left_out(model: LoadedModel) -> None:
+    pairs = pairs_for(model)
+    both = [MethodSpec(id="atp"), MethodSpec(id="noise", kind="atp", direction="noise")]
+    answer = simulated(model, pairs, both)
+    assert {method.id for method, _ in remote.outcomes(answer, pairs, both[1:])} == {"noise"}
+
+
+def test_the_client_side_of_a_model_holds_no_weights(tmp_path: Path) -> None:
+    folder = save_tiny("llama", tmp_path / "model")
+    there = open_remote_model(ModelSpec(id=str(folder), prepend_bos=False))
+    assert {parameter.device.type for parameter in there.traced._module.parameters()} == {"meta"}
+    assert there.dimensions.n_layers == 3
+    assert there.key.endswith(f'"repo_id": "{folder}", "revision": null, "task": "text-generation"}}')
