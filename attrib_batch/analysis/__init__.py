@@ -9,21 +9,19 @@ Quick start::
     heatmap(heads, component="z", scope="last")  # layer x head, 0 = corrupted, 1 = clean
 """
 
-from attrib_batch.analysis.agreement import has_agreement, read_agreement, write_agreement
+from attrib_batch.analysis.agreement import agreement_path, has_agreement, read_agreement, write_agreement
 from attrib_batch.analysis.disagreement import mean_effects, strongest_disagreements
-from attrib_batch.analysis.manifest import PlanEntry, RunManifest, read_manifest
 from attrib_batch.analysis.moments import half_width
 from attrib_batch.analysis.summarize import summarize
 from attrib_batch.analysis.summary import Summary, SummaryPaths, heatmap, read_summary, summary_is_current
-from attrib_batch.analysis.tables import normalized, scan_baselines, scan_failures, scan_scores
+from attrib_batch.analysis.tables import normalized, read_manifest, scan_baselines, scan_failures, scan_scores
 from attrib_batch.analysis.verified import Verified, read_verified, verified_cells
 
 __all__ = [
-    "PlanEntry",
-    "RunManifest",
     "Summary",
     "SummaryPaths",
     "Verified",
+    "agreement_path",
     "half_width",
     "has_agreement",
     "heatmap",

@@ -37,11 +37,12 @@ import numpy as np
 import polars as pl
 from scipy import stats
 
-from attrib_batch.analysis.manifest import read_manifest
 from attrib_batch.analysis.resampling import blocks, draw_counts, interval, sum_by_unit
-from attrib_batch.analysis.verified import VERIFICATION, Verified, read_verified, verified_cells
+from attrib_batch.analysis.tables import read_manifest
+from attrib_batch.analysis.verified import Verified, read_verified, verified_cells
 from attrib_batch.errors import OutputError
 from attrib_batch.storage.store import Store
+from attrib_batch.tables import VERIFICATION
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -97,7 +98,12 @@ def write_agreement(out: str | Path | Store, *, seed: int, resamples: int = 1000
     ]
     table = pl.DataFrame(found, schema=AGREEMENT, orient="row")
     store.write_table(_FILE, table.to_arrow(compat_level=pl.CompatLevel.oldest()))
-    return store.path(_FILE)
+    return agreement_path(store)
+
+
+def agreement_path(out: str | Path | Store) -> Path | str:
+    """Return where `write_agreement` writes."""
+    return Store.parse(out).path(_FILE)
 
 
 def has_agreement(out: str | Path | Store) -> bool:

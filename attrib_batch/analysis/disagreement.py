@@ -6,9 +6,8 @@ from typing import TYPE_CHECKING
 
 import polars as pl
 
-from attrib_batch.analysis.manifest import read_manifest
 from attrib_batch.analysis.moments import half_width, moments_of_units, statistics, units_of_pairs
-from attrib_batch.analysis.tables import CELL
+from attrib_batch.analysis.tables import CELL, read_manifest
 from attrib_batch.analysis.verified import Verified, read_verified, verified_cells
 
 if TYPE_CHECKING:

@@ -9,11 +9,10 @@ from typing import TYPE_CHECKING
 
 import polars as pl
 
-from attrib_batch.analysis.manifest import PlanEntry, read_manifest
 from attrib_batch.analysis.moments import statistics
 from attrib_batch.analysis.passes import HEAD_KEYS, POSITION_KEYS, reduce_cell
 from attrib_batch.analysis.summary import BASELINES, FAILURES, HEADS, POSITIONS, SummaryPaths, write_summary
-from attrib_batch.analysis.tables import CELL, Part, committed_parts, failure_files, gap_or_null, scan
+from attrib_batch.analysis.tables import CELL, Part, committed_parts, failure_files, gap_or_null, read_manifest, scan
 from attrib_batch.errors import OutputError
 from attrib_batch.storage.store import Store
 from attrib_batch.tables import Table
@@ -22,6 +21,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from attrib_batch.spec import Cell
+    from attrib_batch.tables import CellPlan
 
 
 def summarize(out: str | Path | Store) -> SummaryPaths:
@@ -76,7 +76,7 @@ def _labelled(frame: pl.DataFrame, cell: Cell, schema: pl.Schema) -> pl.DataFram
     return named.cast(schema).sort(keys, nulls_last=True)
 
 
-def _baselines(cell: Cell, entry: PlanEntry, parts: list[Part], *, failed: int) -> pl.DataFrame:
+def _baselines(cell: Cell, entry: CellPlan, parts: list[Part], *, failed: int) -> pl.DataFrame:
     """One row: the metrics of a cell's scored pairs, and how many pairs there are of each fate."""
     clean, corrupted = pl.col("clean_metric"), pl.col("corrupted_metric")
     pairs = scan([part.baselines for part in parts], Table.BASELINES)

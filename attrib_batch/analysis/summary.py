@@ -9,10 +9,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 import polars as pl
 
-from attrib_batch.analysis.manifest import MANIFEST
 from attrib_batch.errors import OutputError
 from attrib_batch.storage.store import Store
-from attrib_batch.tables import Table
+from attrib_batch.tables import MANIFEST, Table
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import polars as pl
 from polars.io.plugins import register_io_source
 
-from attrib_batch.analysis.manifest import read_manifest
+from attrib_batch import tables
 from attrib_batch.errors import OutputError
 from attrib_batch.storage.store import Store
 from attrib_batch.tables import Chunk, Table, parse_part_name
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
     from attrib_batch.spec import Cell
     from attrib_batch.storage.store import StoredFile
+    from attrib_batch.tables import Manifest
 
 CELL = ("model", "dataset", "method")
 """The partition columns, in the order in which tables carry them."""
@@ -40,6 +41,15 @@ class Part:
     baselines: StoredFile
     rows: int
     """How many rows the scores file holds."""
+
+
+def read_manifest(out: str | Path | Store) -> Manifest:
+    """Read the manifest of the run in ``out``.
+
+    Raises:
+        OutputError: ``out`` is not a run's directory, or was written under another table layout.
+    """
+    return tables.read_manifest(Store.parse(out))
 
 
 def committed_parts(out: str | Path | Store, cell: Cell) -> list[Part]:

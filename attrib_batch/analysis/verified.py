@@ -1,7 +1,9 @@
 """Estimated scores side by side with the exact ones of a verified sample of pairs.
 
-``OUT/verification/scores`` holds activation patching of some of the pairs in ``OUT/scores``, in the same schema and
-under the same cells: the method in a file's path is the one that is verified, not the one that computed the file.
+``OUT/verification/scores`` holds activation patching of some of the pairs in ``OUT/scores``, in the same schema. The
+manifest's stage ``verification`` says which exact methods there are; one of the same metric and direction as a method of
+the job measures what that method estimates. Runs of earlier releases have no such stage: there a file of exact scores
+lies in the partition of the method that it was measured for.
 """
 
 from __future__ import annotations
@@ -11,18 +13,16 @@ from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
-from attrib_batch.analysis.manifest import RunManifest, read_manifest
-from attrib_batch.analysis.tables import committed_parts, scan
+from attrib_batch.analysis.tables import committed_parts, read_manifest, scan
 from attrib_batch.errors import OutputError
 from attrib_batch.spec import Cell, Component
 from attrib_batch.storage.store import Store, StoredFile
-from attrib_batch.tables import Chunk, Table
+from attrib_batch.tables import VERIFICATION, Chunk, Table
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-VERIFICATION = "verification"
-"""The folder of a run's directory that holds all that verification writes."""
+    from attrib_batch.tables import Manifest
 
 END = "end"
 """The role whose positions are compared first: where the prompt is continued."""
@@ -73,14 +73,15 @@ def verified_cells(out: str | Path | Store) -> list[Cell]:
     Raises:
         OutputError: ``out`` is not a run's directory.
     """
+    manifest = read_manifest(out)
     return [
         entry.cell
-        for entry in read_manifest(out).plan
-        if any(file.store.count_rows(file.relative) for file in _exact_files(out, entry.cell))
+        for entry in manifest.plan
+        if any(file.store.count_rows(file.relative) for file in _exact_files(out, entry.cell, manifest))
     ]
 
 
-def read_verified(out: str | Path | Store, cell: Cell, manifest: RunManifest | None = None) -> Verified:
+def read_verified(out: str | Path | Store, cell: Cell, manifest: Manifest | None = None) -> Verified:
     """Join a cell's exact scores with its estimates of the same pairs.
 
     Memory is bounded by the sample and one part of the run's scores; parts without a verified pair are not opened.
@@ -89,8 +90,10 @@ def read_verified(out: str | Path | Store, cell: Cell, manifest: RunManifest | N
         OutputError: a score without its counterpart, a pair verified twice, or scores that are not finite.
     """
     manifest = manifest or read_manifest(out)
-    exact = scan(_exact_files(out, cell), Table.SCORES).select(*_keys(), exact="score").collect()
+    exact = scan(_exact_files(out, cell, manifest), Table.SCORES).select(*_keys(), exact="score").collect()
     pairs, estimates = _estimates(out, cell, exact.get_column("pair_id").unique())
+    # Methods of other components may share the measurement.
+    exact = exact.join(estimates.select("component").unique(), on="component", how="semi")
     joined = estimates.join(exact, on=_KEYS, how="full", nulls_equal=True, coalesce=True)
     _check(cell, joined, exact, estimates)
     has_role = bool(joined.get_column("is_end").any())
@@ -112,10 +115,26 @@ def read_verified(out: str | Path | Store, cell: Cell, manifest: RunManifest | N
     return Verified(cell, rows, pairs.get_column("unit").n_unique(), has_role=has_role, magnitudes=magnitudes)
 
 
-def _exact_files(out: str | Path | Store, cell: Cell) -> list[StoredFile]:
+def _exact_files(out: str | Path | Store, cell: Cell, manifest: Manifest) -> list[StoredFile]:
     store = Store.parse(out).below(VERIFICATION)
-    parts = sorted(store.parts(Table.SCORES, cell.partition))
-    return [store.file(Chunk(cell, *part).path(Table.SCORES)) for part in parts]
+    return [
+        store.file(Chunk(measured, *part).path(Table.SCORES))
+        for measured in _exact_cells(cell, manifest)
+        for part in sorted(store.parts(Table.SCORES, measured.partition))
+    ]
+
+
+def _exact_cells(cell: Cell, manifest: Manifest) -> list[Cell]:
+    """Return the cells whose scores measure what a cell of the job estimates."""
+    stage, method = manifest.stage(VERIFICATION), manifest.method(cell.method)
+    if stage is None:
+        return [cell]
+    return [
+        Cell(cell.model, cell.dataset, exact["id"])
+        for exact in stage.job.get("methods", ())
+        if all(exact.get(key) == method.get(key) for key in ("metric", "direction"))
+        and set(exact.get("components", ())) & set(method.get("components", ()))
+    ]
 
 
 def _keys() -> list[pl.Expr]:

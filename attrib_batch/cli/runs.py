@@ -11,12 +11,13 @@ from rich.table import Table as RichTable
 
 from attrib_batch.cli.named import named_values
 from attrib_batch.errors import ExitCode, RequestError
-from attrib_batch.spec import load_spec
+from attrib_batch.observe.progress import duration
+from attrib_batch.spec import DEFAULT_VERIFIED_PAIRS, load_spec
+from attrib_batch.tables import SCORING, VERIFICATION
 
 if TYPE_CHECKING:
-    from attrib_batch.execution.driver import RunResult
-    from attrib_batch.execution.planning.inputs import Places
-    from attrib_batch.spec import SweepSpec
+    from attrib_batch.api import Run
+    from attrib_batch.execution.executor import Executor
 
 JobPath = Annotated[Path, typer.Argument(metavar="JOB", help="The job file (YAML).")]
 Out = Annotated[str, typer.Option("--out", help="The run's directory, or s3:// or gs://bucket/folder.", metavar="OUT")]
@@ -29,7 +30,7 @@ NdifHost = Annotated[
 ]
 
 DEMO_JOB = Path("jobs/demo.yaml")
-DEMO_VERIFIED_PAIRS = 8
+Local = Annotated[bool, typer.Option("--local", help="Work in this process, with one worker and without Ray.")]
 
 
 def plan(job: JobPath) -> None:
@@ -59,28 +60,35 @@ def run(
     retry_failures: Annotated[
         bool, typer.Option("--retry-failures", help="Compute chunks with pairs in failures again.")
     ] = False,
+    *,
+    local: Local = False,
 ) -> int:
-    """Score every pair of a job that is not scored yet; run it again to resume."""
-    result = _run(load_spec(job), out, address, ndif_host, retry_failures=retry_failures)
-    return int(result.exit_code)
+    """Score every pair of a job that is not scored yet; run it again to resume, or with more in the job to go on."""
+    from attrib_batch.api import load_job
+
+    made = load_job(job).run(
+        out, executor=_executor(address, local=local), retry_failures=retry_failures, ndif_host=ndif_host
+    )
+    return int(_tell(made, out))
 
 
-def demo(out: Annotated[str, typer.Option("--out", help="The run's directory.")] = "runs/demo") -> int:
-    """Run jobs/demo.yaml on the bundled model, summarise it and write its report."""
-    from attrib_batch.report import write_report
+def demo(
+    out: Annotated[str, typer.Option("--out", help="The run's directory.")] = "runs/demo", *, local: Local = False
+) -> int:
+    """Run jobs/demo.yaml on the bundled model, check a sample of it, and write its report."""
+    from attrib_batch.api import load_job
 
     if not DEMO_JOB.is_file():
         raise RequestError(f"{DEMO_JOB} is not here: run the demo in a checkout of the project")
-    result = _run(load_spec(DEMO_JOB), out)
-    verified = _verify(out, DEMO_VERIFIED_PAIRS, 0)
-    page = write_report(out)
-    typer.echo(f"report: {page}")
-    return int(max(result.exit_code, verified))
+    made = load_job(DEMO_JOB).run(out, executor=_executor(None, local=local))
+    code = _tell(made, out)
+    typer.echo(f"report: {made.report()}")
+    return int(code)
 
 
 def verify(
     out: Annotated[str, typer.Argument(metavar="OUT", help="The run's directory.")],
-    pairs: Annotated[int, typer.Option(min=1, help="Pairs to measure from each dataset.")] = 32,
+    pairs: Annotated[int, typer.Option(min=1, help="Pairs to measure from each dataset.")] = DEFAULT_VERIFIED_PAIRS,
     seed: Annotated[int, typer.Option(help="The same seed samples the same pairs.")] = 0,
     *,
     address: Address = None,
@@ -93,15 +101,19 @@ def verify(
         list[str] | None,
         typer.Option("--model", metavar="NAME=PATH", help="Where a local model's folder lies now, likewise."),
     ] = None,
+    local: Local = False,
 ) -> int:
     """Measure a sample of pairs with activation patching, and compare: can the scores be trusted?"""
-    from attrib_batch.execution.planning.inputs import Places
+    from attrib_batch.api import open_run
+    from attrib_batch.execution.planning.inputs import InputLocations
 
-    places = Places(
+    locations = InputLocations(
         dict(named_values("--dataset", "ID=PATH", datasets or [])),
         dict(named_values("--model", "NAME=PATH", models or [])),
     )
-    return int(_verify(out, pairs, seed, address=address, ndif_host=ndif_host, places=places))
+    made = open_run(out)
+    made.verify(pairs, seed=seed, executor=_executor(address, local=local), locations=locations, ndif_host=ndif_host)
+    return int(_tell(made, out))
 
 
 def doctor() -> int:
@@ -116,47 +128,32 @@ def doctor() -> int:
     return 0 if all(finding.ok for finding in findings if finding.needed) else 2
 
 
-def _verify(
-    out: str,
-    n_pairs: int,
-    seed: int,
-    *,
-    address: str | None = None,
-    ndif_host: str | None = None,
-    places: Places | None = None,
-) -> ExitCode:
-    from attrib_batch.analysis.agreement import write_agreement
-    from attrib_batch.execution.driver import run_prepared
-    from attrib_batch.execution.planning.verify import prepare_verification
-    from attrib_batch.observe.progress import make_progress
+def _executor(address: str | None, *, local: bool) -> Executor:
+    """Return the executor that options ask for."""
+    if local:
+        if address is not None:
+            raise RequestError("--local and --address: choose one; with --local there is no cluster")
+        from attrib_batch.execution.local import LocalExecutor
 
-    verification = prepare_verification(
-        out, n_pairs=n_pairs, seed=seed, ndif_host=ndif_host, places=places, workers_here=address is None
-    )
-    result = run_prepared(verification.prepared, make_progress(Console(stderr=True)), address=address)
-    verification.publish()
-    agreement = write_agreement(out, seed=seed)
-    typer.echo(f"{result.scored:,} pairs measured by activation patching, {result.failed:,} in failures -> {agreement}")
+        return LocalExecutor()
+    from attrib_batch.execution.ray.executor import RayExecutor
+
+    return RayExecutor(address)
+
+
+def _tell(made: Run, out: str) -> ExitCode:
+    """Say how the stages of an execution ended, and return its exit code."""
+    result = made.result
+    if result is None:
+        raise AssertionError("an execution leaves a result")
+    if scoring := result.stages.get(SCORING):
+        typer.echo(
+            f"{scoring.scored:,} of {scoring.expected:,} pairs scored, {scoring.failed:,} in failures; "
+            f"{duration(result.tally.seconds)} -> {out}"
+        )
+    if measured := result.stages.get(VERIFICATION):
+        typer.echo(
+            f"{measured.scored:,} pairs measured by activation patching, {measured.failed:,} in failures -> "
+            f"{made.agreement_path}"
+        )
     return result.exit_code
-
-
-def _run(
-    job: SweepSpec,
-    out: str,
-    address: str | None = None,
-    ndif_host: str | None = None,
-    *,
-    retry_failures: bool = False,
-) -> RunResult:
-    from attrib_batch.execution.driver import run_prepared
-    from attrib_batch.execution.planning.prepare import prepare_run
-    from attrib_batch.observe.progress import duration, make_progress
-
-    console = Console(stderr=True)
-    prepared = prepare_run(job, out, ndif_host=ndif_host, retry_failures=retry_failures, workers_here=address is None)
-    result = run_prepared(prepared, make_progress(console), address=address)
-    typer.echo(
-        f"{result.scored:,} of {result.expected:,} pairs scored, {result.failed:,} in failures; "
-        f"{duration(result.tally.seconds)} -> {out}"
-    )
-    return result

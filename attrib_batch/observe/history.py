@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
-from attrib_batch.observe.log import LOGS, SUFFIX, Level, What
+from attrib_batch.observe.log import LOGS, SUFFIX, EventKind, Level
 from attrib_batch.observe.records import last_record
 from attrib_batch.observe.speed import Speeds
 from attrib_batch.tables import Table, parse_part_name
@@ -24,10 +24,10 @@ SPEED_COMMITS = 8
 """Or of so many commits, where these take longer: one commit in a window says little."""
 SHOWN_MESSAGES = 5
 
-_GIVES = {What.TASK_GIVEN, What.PROBE_GIVEN}
-_COMMITS = {What.TASK_COMMITTED, What.TASK_GIVEN_UP}
-_ENDS = {What.TASK_COMMITTED, What.TASK_UNREADABLE, What.PROBE_SURVIVED}
-_ENDS_ALL_OF_WORKER = {What.WORKER_LOST, What.WORKER_ENDED, What.TASK_FAILED}
+_GIVES = {EventKind.TASK_GIVEN, EventKind.PROBE_GIVEN}
+_COMMITS = {EventKind.TASK_COMMITTED, EventKind.TASK_GIVEN_UP}
+_ENDS = {EventKind.TASK_COMMITTED, EventKind.TASK_UNREADABLE, EventKind.PROBE_SURVIVED}
+_ENDS_ALL_OF_WORKER = {EventKind.WORKER_LOST, EventKind.WORKER_ENDED, EventKind.TASK_FAILED}
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ def tell(lines: Iterable[bytes], *, heard_of_at: float = 0.0) -> History | None:
     events = [event for line in lines if (event := _parse(line)) is not None]
     if not events:
         return None
-    ended = [event["exit_code"] for event in events if event["event"] == What.EXECUTION_ENDED]
+    ended = [event["exit_code"] for event in events if event["event"] == EventKind.EXECUTION_ENDED]
     messages = [
         Message(event["time"], event["event"], event["message"])
         for event in events
@@ -103,7 +103,7 @@ def tell(lines: Iterable[bytes], *, heard_of_at: float = 0.0) -> History | None:
     return History(
         execution=events[-1]["execution"],
         in_hand=[] if ended else _in_hand(events),
-        models_ended=frozenset(event["model"] for event in events if event["event"] == What.MODEL_ENDED),
+        models_ended=_models_ended(events),
         speeds=_speeds(events, heard_of_at, over=bool(ended)),
         messages=messages[-SHOWN_MESSAGES:],
         exit_code=ended[-1] if ended else None,
@@ -149,6 +149,17 @@ def _parse(line: bytes) -> dict[str, Any] | None:
         return None
 
 
+def _models_ended(events: Iterable[dict[str, Any]]) -> frozenset[str]:
+    """Return the models whose tasks of the stage at work are at their end."""
+    ended: set[str] = set()
+    for event in events:
+        if event["event"] == EventKind.STAGE_STARTED:
+            ended.clear()
+        elif event["event"] == EventKind.MODEL_ENDED:
+            ended.add(event["model"])
+    return frozenset(ended)
+
+
 def _in_hand(events: Iterable[dict[str, Any]]) -> list[InHand]:
     """What was given and has not ended, in the order in which it was given."""
     found: dict[InHand, None] = {}
@@ -176,14 +187,18 @@ def _speeds(events: Sequence[dict[str, Any]], heard_of_at: float, *, over: bool)
     at_last_commit: frozenset[str] = frozenset()
     for event in events:
         what, at = event["event"], event["time"].timestamp()
-        if what == What.WORKER_READY:
+        if what == EventKind.STAGE_STARTED:
+            # A pair of one stage may cost hundreds of times one of another; workers go on from stage to stage.
+            ready, commits = dict.fromkeys(ready, at), {}
+            at_work = set(ready)
+        elif what == EventKind.WORKER_READY:
             ready.setdefault(event["model"], at)
             at_work.add(event["model"])
         elif what in _COMMITS:
             commits.setdefault(event["model"], []).append((at, event["pairs"] + event["failed"]))
             at_work.add(event["model"])
             at_last_commit = frozenset(at_work)
-        elif what == What.MODEL_ENDED:
+        elif what == EventKind.MODEL_ENDED:
             at_work.discard(event["model"])
     if over:
         return _lately(commits, ready, at_last_commit, 0.0)

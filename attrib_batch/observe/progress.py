@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
@@ -10,26 +11,37 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from attrib_batch.execution.tally import Tally
-
 LINE_SECONDS = 10.0
 """Least time between two plain lines."""
 
 
-def describe(tally: Tally, *, at_end: bool = False) -> str:
-    """One line: done of total, failures, speed, time left.
+@dataclass(frozen=True)
+class Snapshot:
+    """How far an execution is."""
 
-    While the run goes on the speed is that of the models at work now, at its end that of the whole execution.
-    """
-    parts = [f"{tally.done:,} of {tally.total:,} pairs"]
-    if tally.failed:
-        parts.append(f"{tally.failed:,} failed")
-    if speed := tally.pairs_per_second if at_end else tally.speeds.now:
-        parts.append(f"{speed:.1f} pairs/s")
-    if not at_end and tally.done < tally.total and (left := tally.seconds_left) is not None:
-        parts.append(f"{duration(left)} left")
-    if tally.elsewhere:
-        parts.append(tally.elsewhere)
+    stage: str
+    done: int
+    """Pairs that are in scores or failures now, counted once for each method."""
+    total: int
+    failed: int
+    pairs_per_second: float | None
+    seconds_left: float | None
+    """Estimated time to the end; None while it is not known, and at the end."""
+    elsewhere: str = ""
+    """What is under way on a server."""
+
+
+def describe(snapshot: Snapshot) -> str:
+    """Return one line: done of total, failures, speed, time left."""
+    parts = [f"{snapshot.done:,} of {snapshot.total:,} pairs"]
+    if snapshot.failed:
+        parts.append(f"{snapshot.failed:,} failed")
+    if snapshot.pairs_per_second:
+        parts.append(f"{snapshot.pairs_per_second:.1f} pairs/s")
+    if snapshot.seconds_left is not None and snapshot.done < snapshot.total:
+        parts.append(f"{duration(snapshot.seconds_left)} left")
+    if snapshot.elsewhere:
+        parts.append(snapshot.elsewhere)
     return ", ".join(parts)
 
 
@@ -39,10 +51,10 @@ class ProgressView(Protocol):
     def note(self, message: str) -> None:
         """Show a message."""
 
-    def update(self, tally: Tally) -> None:
+    def update(self, snapshot: Snapshot) -> None:
         """Show how far the run is."""
 
-    def close(self, tally: Tally) -> None:
+    def close(self, snapshot: Snapshot) -> None:
         """Show the end state and stop."""
 
 
@@ -57,16 +69,16 @@ class PlainProgress:
         """Print a message."""
         self._console.print(message, markup=False, highlight=False, soft_wrap=True)
 
-    def update(self, tally: Tally) -> None:
+    def update(self, snapshot: Snapshot) -> None:
         """Print a line if the last one is old enough."""
         now = time.monotonic()
         if now - self._last >= LINE_SECONDS:
             self._last = now
-            self.note(describe(tally))
+            self.note(describe(snapshot))
 
-    def close(self, tally: Tally) -> None:
+    def close(self, snapshot: Snapshot) -> None:
         """Print the last line."""
-        self.note(describe(tally, at_end=True))
+        self.note(describe(snapshot))
 
 
 class LiveProgress:
@@ -74,32 +86,51 @@ class LiveProgress:
 
     def __init__(self, console: Console) -> None:
         self._progress = Progress(
-            TextColumn("[bold]scoring"),
+            TextColumn("{task.description}"),
             BarColumn(),
             MofNCompleteColumn(),
             TextColumn("{task.fields[detail]}"),
             TimeElapsedColumn(),
             console=console,
         )
-        self._task = self._progress.add_task("scoring", total=None, detail="starting workers")
+        self._task = self._progress.add_task("[bold]scoring", total=None, detail="starting workers")
         self._progress.start()
 
     def note(self, message: str) -> None:
         """Print a message above the bar."""
         self._progress.console.print(message, markup=False, highlight=False, soft_wrap=True)
 
-    def update(self, tally: Tally) -> None:
+    def update(self, snapshot: Snapshot) -> None:
         """Move the bar."""
-        self._show(tally, describe(tally))
+        self._show(snapshot)
 
-    def close(self, tally: Tally) -> None:
+    def close(self, snapshot: Snapshot) -> None:
         """Leave the bar as it stands."""
-        self._show(tally, describe(tally, at_end=True))
+        self._show(snapshot)
         self._progress.stop()
 
-    def _show(self, tally: Tally, line: str) -> None:
-        detail = line.partition(", ")[2] or "starting workers"
-        self._progress.update(self._task, total=tally.total, completed=tally.done, detail=detail)
+    def _show(self, snapshot: Snapshot) -> None:
+        detail = describe(snapshot).partition(", ")[2] or "starting workers"
+        self._progress.update(
+            self._task,
+            description=f"[bold]{snapshot.stage}",
+            total=snapshot.total,
+            completed=snapshot.done,
+            detail=detail,
+        )
+
+
+class NoProgress:
+    """Shows nothing."""
+
+    def note(self, message: str) -> None:
+        """Do nothing."""
+
+    def update(self, snapshot: Snapshot) -> None:
+        """Do nothing."""
+
+    def close(self, snapshot: Snapshot) -> None:
+        """Do nothing."""
 
 
 def make_progress(console: Console) -> ProgressView:

@@ -6,22 +6,22 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from attrib_batch.errors import ExitCode, OutputError
-from attrib_batch.execution.planning.manifest import MANIFEST, read_manifest
+from attrib_batch.errors import ExitCode
 from attrib_batch.observe.history import last_speed_without_log, read_history, speeds_without_log
-from attrib_batch.spec import Cell
 from attrib_batch.storage.lease import read_holder
+from attrib_batch.storage.remote_jobs import jobs_under_way
 from attrib_batch.storage.store import Store
-from attrib_batch.tables import Chunk, Table
-from attrib_batch.tables.remote_jobs import jobs_under_way
+from attrib_batch.tables import SCORING, VERIFICATION, Chunk, Table, read_manifest
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from attrib_batch.observe.history import History, InHand
     from attrib_batch.observe.speed import Speeds
+    from attrib_batch.spec import Cell
     from attrib_batch.storage.lease import Holder
-    from attrib_batch.tables.remote_jobs import RemoteJob
+    from attrib_batch.storage.remote_jobs import RemoteJob
+    from attrib_batch.tables import CellPlan
 
 
 @dataclass(frozen=True)
@@ -34,6 +34,7 @@ class CellStatus:
     failed: int
     reasons: Counter[str] = field(default_factory=Counter)
     """Why pairs failed, and how many."""
+    stage: str = SCORING
 
     @property
     def waiting(self) -> int:
@@ -85,8 +86,9 @@ class RunStatus:
             return None
         ended = self.history.models_ended if self.history else frozenset()
         left: Counter[str] = Counter()
+        stage = next(cell.stage for cell in self.cells if cell.waiting)
         for cell in self.cells:
-            if cell.cell.model not in ended:
+            if cell.cell.model not in ended and cell.stage == stage:
                 left[cell.cell.model] += cell.waiting
         return self.speeds.seconds_left(left)
 
@@ -96,7 +98,7 @@ class RunStatus:
         return sum((cell.reasons for cell in self.cells), Counter())
 
 
-def read_status(out: str | Path) -> RunStatus:
+def read_status(out: str | Path | Store) -> RunStatus:
     """Count what is committed, and look for who is at work.
 
     Raises:
@@ -104,33 +106,35 @@ def read_status(out: str | Path) -> RunStatus:
     """
     store = Store.parse(out)
     manifest = read_manifest(store)
-    if manifest is None:
-        raise OutputError(f"{out} has no {MANIFEST}: it is not the directory of a run")
     # Before the tables: what is in hand now may be committed when they are counted, never the other way round.
     holder = read_holder(store)
     running = holder is not None and holder.seems_at_work
     heard_of_at = holder.renewed_at if holder and running else 0.0
     history = read_history(store, heard_of_at=heard_of_at)
-    cells = []
-    for entry in manifest["plan"]:
-        cell = Cell(entry["model"], entry["dataset"], entry["method"])
-        cells.append(_count(store, cell, entry["n_pairs"]))
+    cells = [
+        _count(store.below(stage.folder) if stage.folder else store, plan, stage.name)
+        for stage in manifest.stages
+        for plan in stage.cells
+    ]
     speeds = history.speeds if history else None
     if history is None and running:
-        waiting = {cell.cell: cell.waiting for cell in cells}
+        waiting = {cell.cell: cell.waiting for cell in cells if cell.stage == SCORING}
         speeds = speeds_without_log(store, waiting, heard_of_at=heard_of_at)
     speed = last_speed_without_log(store) if speeds is None else speeds.now
-    return RunStatus(cells, jobs_under_way(store), holder, running, history, speed, speeds)
+    remote_jobs = [*jobs_under_way(store), *jobs_under_way(store.below(VERIFICATION))]
+    return RunStatus(cells, remote_jobs, holder, running, history, speed, speeds)
 
 
-def _count(store: Store, cell: Cell, expected: int) -> CellStatus:
+def _count(store: Store, plan: CellPlan, stage: str) -> CellStatus:
+    cell = plan.cell
     committed = store.parts(Table.SCORES, cell.partition)
     with_failures = committed & store.parts(Table.FAILURES, cell.partition)
     reasons: Counter[str] = Counter()
     for start, stop in with_failures:
         reasons += _reasons(store, Chunk(cell, start, stop).path(Table.FAILURES))
     failed = reasons.total()
-    return CellStatus(cell, expected, sum(stop - start for start, stop in committed) - failed, failed, reasons)
+    scored = sum(stop - start for start, stop in committed) - failed
+    return CellStatus(cell, plan.n_pairs, scored, failed, reasons, stage)
 
 
 def _reasons(store: Store, relative: str) -> Counter[str]:

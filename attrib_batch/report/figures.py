@@ -111,9 +111,19 @@ def draw(panel: Panel, quantity: Quantity, *, div_id: str, detail: Detail, limit
         limit: the end of the colour bar; the panel's own largest value where absent.
     """
     limit = panel.limit(quantity) if limit is None else limit
-    rows, labels = _cropped(panel.rows, panel.column, quantity.mean)
+    _, labels = _cropped(panel.rows, panel.column, quantity.mean)
     shown = len(labels) == panel.rows.get_column(panel.column).n_unique()
     caption = panel.caption if shown else f"{panel.caption} Positions outside the map are 0 throughout."
+    figure = build_heatmap(panel, quantity, detail=detail, limit=limit)
+    return Figure(panel.title, caption, div_id, to_html(figure, div_id), limit, quantity)
+
+
+def build_heatmap(
+    panel: Panel, quantity: Quantity, *, detail: Detail = Detail.FULL, limit: float | None = None
+) -> go.Figure:
+    """Build the Plotly figure of a heatmap; arguments are those of `draw`."""
+    limit = panel.limit(quantity) if limit is None else limit
+    rows, labels = _cropped(panel.rows, panel.column, quantity.mean)
     layers = list(range(int(rows.get_column("layer").max()) + 1)) if len(rows) else []  # type: ignore[arg-type]  # integers here
     statistics = _statistics(rows, quantity) if detail is Detail.FULL else rows.select(quantity.mean)
     cube = _cube(rows, panel.column, labels, statistics, len(layers))
@@ -129,8 +139,7 @@ def draw(panel: Panel, quantity: Quantity, *, div_id: str, detail: Detail, limit
         xgap=1 if len(labels) <= _CROP_BEYOND else 0,
         ygap=1 if len(labels) <= _CROP_BEYOND else 0,
     )
-    figure = go.Figure(trace, _layout(panel, labels, layers, limit))
-    return Figure(panel.title, caption, div_id, to_html(figure, div_id), limit, quantity)
+    return go.Figure(trace, _layout(panel, labels, layers, limit))
 
 
 def to_html(figure: go.Figure, div_id: str) -> str:

@@ -19,9 +19,10 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-    from attrib_batch.analysis import RunManifest, Summary
+    from attrib_batch.analysis import Summary
     from attrib_batch.report.verification import VerifiedCell
     from attrib_batch.spec import Cell
+    from attrib_batch.tables import Manifest
 
 REPORT = "report.html"
 
@@ -55,7 +56,7 @@ def write_report(out: str | Path | Store) -> Path | str:
 
 
 def render(
-    manifest: RunManifest,
+    manifest: Manifest,
     summary: Summary,
     verification: Mapping[Cell, VerifiedCell] | None = None,
     *,
@@ -93,7 +94,7 @@ def render(
 
 
 def _sections_within(
-    manifest: RunManifest, summary: Summary, verification: Mapping[Cell, VerifiedCell], budget: int
+    manifest: Manifest, summary: Summary, verification: Mapping[Cell, VerifiedCell], budget: int
 ) -> tuple[list[CellSection], Detail]:
     """The sections in the most detail that fits; where none does, later cells go without figures."""
     for detail in Detail:

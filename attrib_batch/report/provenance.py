@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-    from attrib_batch.analysis import RunManifest
+    from attrib_batch.tables import Manifest
 
 _MODEL_KEYS = ("id", "revision", "dtype", "attention", "prepend_bos")
 _DATASET_KEYS = ("path", "limit")
@@ -27,7 +27,7 @@ class RunDescription:
     """Names and values, in the order in which they are shown."""
 
 
-def describe_run(manifest: RunManifest) -> RunDescription:
+def describe_run(manifest: Manifest) -> RunDescription:
     """Describe a run by its manifest."""
     job = manifest.job
     rows = [("run", manifest.run_id), ("started", _time(manifest.created_at))]
@@ -36,13 +36,11 @@ def describe_run(manifest: RunManifest) -> RunDescription:
     rows += [(f"method {item.get('id')}", _listed(item, _METHOD_KEYS)) for item in job.get("methods", ())]
     for entry in manifest.plan:
         rows.append((f"plan {entry.cell}", f"pairs {entry.n_pairs:,}, chunks {entry.n_chunks:,}"))
+    known = manifest.scoring.identities
+    rows += [(f"fingerprint of model {name}", str(identity.get("weights"))) for name, identity in known.models.items()]
     rows += [
-        (f"fingerprint of {kind.removesuffix('s')} {name}", str(value))
-        for kind in ("models", "datasets")
-        for name, value in _mapping(manifest.fingerprint.get(kind)).items()
+        (f"fingerprint of dataset {name}", str(identity.get("content"))) for name, identity in known.datasets.items()
     ]
-    if isinstance(spec := manifest.fingerprint.get("spec"), str):
-        rows.append(("fingerprint of the job", spec))
     rows.append(("versions", ", ".join(f"{name} {value}" for name, value in manifest.versions.items())))
     rows.append(("table schema", f"version {manifest.schema_version}"))
     return RunDescription(str(job.get("name", "Run")), manifest.run_id, _time(manifest.created_at), rows)
@@ -58,10 +56,6 @@ def _value(value: object) -> str:
     if isinstance(value, bool):
         return str(value).lower()
     return " + ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
-
-
-def _mapping(value: object) -> Mapping[str, object]:
-    return value if isinstance(value, dict) else {}
 
 
 def _time(text: str) -> str:

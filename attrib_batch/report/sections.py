@@ -16,7 +16,8 @@ from attrib_batch.spec import Cell, Component
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from attrib_batch.analysis import RunManifest, Summary
+    from attrib_batch.analysis import Summary
+    from attrib_batch.tables import Manifest
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,7 @@ class CellSection:
 
 
 def build_sections(
-    manifest: RunManifest, summary: Summary, detail: Detail, verification: Mapping[Cell, VerifiedCell] | None = None
+    manifest: Manifest, summary: Summary, detail: Detail, verification: Mapping[Cell, VerifiedCell] | None = None
 ) -> list[CellSection]:
     """Draw every cell of the plan, and the verification of those that have one."""
     verified = verification or {}

@@ -18,9 +18,10 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
     from pathlib import Path
 
-    from attrib_batch.analysis import RunManifest, Verified
+    from attrib_batch.analysis import Verified
     from attrib_batch.spec import Cell
     from attrib_batch.storage.store import Store
+    from attrib_batch.tables import Manifest
 
 MOST_POINTS = 3000
 _MOST_DISAGREEMENTS = 10
@@ -107,7 +108,7 @@ class ComparedMethod:
     agreement: Agreement
 
 
-def read_verification(out: str | Path | Store, manifest: RunManifest) -> dict[Cell, VerifiedCell]:
+def read_verification(out: str | Path | Store, manifest: Manifest) -> dict[Cell, VerifiedCell]:
     """What a page needs of every verified cell of a run; empty where nothing has been verified.
 
     Raises:

@@ -7,12 +7,14 @@ from attrib_batch.spec.job_file import load_spec, parse_spec
 from attrib_batch.spec.method import DEFAULT_IG_STEPS, Direction, MethodKind, MethodSpec, run_together
 from attrib_batch.spec.model import Dtype, ModelSpec
 from attrib_batch.spec.sweep import SweepSpec
+from attrib_batch.spec.verification import DEFAULT_VERIFIED_PAIRS, VerificationSpec
 from attrib_batch.spec.workers import BUILT_IN_RESOURCES, DEFAULT_COLLECTIVE_SECONDS, WorkerKind, WorkersSpec
 
 __all__ = [
     "BUILT_IN_RESOURCES",
     "DEFAULT_COLLECTIVE_SECONDS",
     "DEFAULT_IG_STEPS",
+    "DEFAULT_VERIFIED_PAIRS",
     "Cell",
     "Component",
     "DatasetSpec",
@@ -24,6 +26,7 @@ __all__ = [
     "Name",
     "PartitionName",
     "SweepSpec",
+    "VerificationSpec",
     "WorkerKind",
     "WorkersSpec",
     "load_spec",

@@ -13,6 +13,7 @@ from attrib_batch.spec.dataset import DatasetSpec
 from attrib_batch.spec.method import MethodSpec
 from attrib_batch.spec.model import ModelSpec
 from attrib_batch.spec.sweep import SweepSpec
+from attrib_batch.spec.verification import VerificationSpec
 from attrib_batch.spec.workers import WorkersSpec
 
 if TYPE_CHECKING:
@@ -82,6 +83,7 @@ def _owner(loc: tuple[int | str, ...]) -> type[BaseModel]:
         "datasets": DatasetSpec,
         "methods": MethodSpec,
         "workers": WorkersSpec,
+        "verify": VerificationSpec,
     }
     named = [owners[part] for part in loc[:-1] if isinstance(part, str) and part in owners]
     return named[-1] if named else SweepSpec

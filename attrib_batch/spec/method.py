@@ -66,6 +66,10 @@ class MethodSpec(Strict):
             raise ValueError(f"components lists {', '.join(twice)} more than once")
         return self
 
+    def identity(self) -> dict[str, Any]:
+        """Return the keys that the stored numbers depend on."""
+        return self.model_dump(mode="json", exclude={"id"}, exclude_none=True)
+
 
 def run_together(methods: Iterable[MethodSpec]) -> list[tuple[MethodSpec, ...]]:
     """Group methods by what shares forward runs: attribution patching of any direction, metric and components."""

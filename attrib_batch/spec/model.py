@@ -53,3 +53,9 @@ class ModelSpec(Strict):
         if self.revision is not None and Path(self.id).is_dir():
             raise ValueError("revision is for Hub models; a local folder has none")
         return self
+
+    def identity(self) -> dict[str, Any]:
+        """Return the keys that the stored numbers depend on, beside the weights, which have a hash of their own."""
+        return self.model_dump(
+            mode="json", exclude={"id", "name", "revision", "workers", "batch_tokens", "device"}, exclude_none=True
+        )

@@ -16,6 +16,7 @@ from attrib_batch.spec.cell import Cell
 from attrib_batch.spec.dataset import DatasetSpec
 from attrib_batch.spec.method import MethodSpec
 from attrib_batch.spec.model import ModelSpec
+from attrib_batch.spec.verification import VerificationSpec
 
 
 class SweepSpec(Strict):
@@ -36,6 +37,10 @@ class SweepSpec(Strict):
         False,
         description="score pairs whose prompt is cut into other tokens once an answer follows, such as a prompt that "
         "ends in a space: the answer counts as the token that it is on its own; otherwise such a pair is a failure",
+    )
+
+    verify: VerificationSpec | None = Field(
+        None, description="measure a sample of the pairs by activation patching once all are scored"
     )
 
     @model_validator(mode="after")
@@ -73,17 +78,6 @@ class SweepSpec(Strict):
         """The method of that name."""
         return next(method for method in self.methods if method.id == name)
 
-    def identity(self) -> dict[str, Any]:
-        """What the stored numbers and files depend on, beside the contents of the datasets and models.
-
-        The job's name, the workers, devices and batch sizes change no number, and a model or dataset is known by its
-        own fingerprint, wherever it lies.
-        """
-        return self.model_dump(
-            mode="json",
-            exclude={
-                "name": True,
-                "models": {"__all__": {"id", "revision", "workers", "batch_tokens", "device"}},
-                "datasets": {"__all__": {"path"}},
-            },
-        )
+    def settings(self) -> dict[str, Any]:
+        """Return the keys of the job itself that the stored numbers depend on."""
+        return self.model_dump(mode="json", include={"allow_boundary"})

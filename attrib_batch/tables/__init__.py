@@ -1,6 +1,16 @@
 """The tables of a run: their Arrow schemas, where each lies, and the files beside them."""
 
 from attrib_batch.tables.layout import Chunk, Table, parse_part_name, part_name
+from attrib_batch.tables.manifest import (
+    MANIFEST,
+    SCORING,
+    VERIFICATION,
+    Manifest,
+    StageEntry,
+    find_manifest,
+    read_manifest,
+)
+from attrib_batch.tables.plan import CellPlan
 from attrib_batch.tables.schema import (
     BASELINES,
     FAILURES,
@@ -17,16 +27,24 @@ from attrib_batch.tables.schema import (
 __all__ = [
     "BASELINES",
     "FAILURES",
+    "MANIFEST",
     "PAIRS",
     "READABLE_SCHEMA_VERSIONS",
     "REQUIRED_PAIR_COLUMNS",
     "ROLE_SPAN",
     "SCHEMA_VERSION",
     "SCORES",
+    "SCORING",
+    "VERIFICATION",
+    "CellPlan",
     "Chunk",
     "FailureReason",
+    "Manifest",
     "Stage",
+    "StageEntry",
     "Table",
+    "find_manifest",
     "parse_part_name",
     "part_name",
+    "read_manifest",
 ]

@@ -5,14 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from attrib_batch.execution.planning.plan import CellPlan, plan_cells
-from attrib_batch.execution.planning.prepare import with_absolute_paths
+from attrib_batch.execution.planning.paths import with_absolute_paths
 from attrib_batch.execution.planning.request import check_models, find_models
 from attrib_batch.models.architectures import dimensions_of
 from attrib_batch.models.load import load_tokenizer, read_config
 from attrib_batch.models.vocabulary import check_vocabulary
 from attrib_batch.pairs.encoding.encode import EncodedPair, encode_pairs
 from attrib_batch.pairs.reading.reader import PairTable
+from attrib_batch.tables import CellPlan
 
 if TYPE_CHECKING:
     from attrib_batch.pairs.encoding.encode import Tokenizer
@@ -41,7 +41,7 @@ def estimate_job(spec: SweepSpec) -> list[CellEstimate]:
     """
     spec = with_absolute_paths(spec)
     tables = {dataset.id: PairTable.open(dataset.path, dataset.limit) for dataset in spec.datasets}
-    plans = plan_cells(spec, {name: table.n_rows for name, table in tables.items()})
+    plans = [CellPlan.of(cell, tables[cell.dataset].n_rows, spec.chunk_pairs) for cell in spec.cells]
     sources = find_models(spec)
     check_models(spec, sources, workers_here=False)
     sizes = {model.name: dimensions_of(read_config(model, sources[model.name])) for model in spec.models}

@@ -18,18 +18,17 @@ from attrib_batch.pairs.reading.reader import PairTable
 from attrib_batch.spec import SweepSpec
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Collection, Iterable, Mapping
 
     from attrib_batch.spec import DatasetSpec, ModelSpec
+    from attrib_batch.tables import Manifest
 
-NAMED = "named"
-"""The manifest's key for the paths as the job named them: ``{"datasets": {id: path}, "models": {name: path}}``."""
 _HUB = "hub:"
 _HASH = "sha256:"
 
 
 @dataclass(frozen=True)
-class Places:
+class InputLocations:
     """Where a person says that inputs lie now; what is not named is looked for."""
 
     datasets: Mapping[str, str] = field(default_factory=dict)
@@ -51,29 +50,38 @@ def named_paths(asked: SweepSpec, resolved: SweepSpec) -> dict[str, dict[str, st
     return {"datasets": datasets, "models": models}
 
 
-def find_inputs(manifest: Mapping[str, Any], spec: SweepSpec, places: Places | None = None) -> SweepSpec:
+def find_inputs(
+    manifest: Manifest,
+    spec: SweepSpec,
+    locations: InputLocations | None = None,
+    *,
+    given: Collection[str] = (),
+) -> SweepSpec:
     """The job of a manifest with every dataset and model where it lies now.
 
     Args:
         manifest: the manifest.
         spec: the job in it.
-        places: where to look first.
+        locations: where to look first.
+        given: models that are in memory, by name; they are not looked for.
 
     Raises:
         RequestError: one is not found; the message says what to pass.
         ResumeMismatchError: what is found holds something else.
     """
-    places = places or Places()
-    _check_names("--dataset", "ID", places.datasets, [dataset.id for dataset in spec.datasets])
-    _check_names("--model", "NAME", places.models, [model.name for model in spec.models])
-    named, known = manifest.get(NAMED, {}), manifest["fingerprint"]
+    locations = locations or InputLocations()
+    _check_names("--dataset", "ID", locations.datasets, [dataset.id for dataset in spec.datasets])
+    _check_names("--model", "NAME", locations.models, [model.name for model in spec.models])
+    named, known = manifest.named, manifest.scoring.identities
     data = spec.model_dump(mode="json")
     for entry, dataset in zip(data["datasets"], spec.datasets, strict=True):
-        paths = _candidates(places.datasets.get(dataset.id), dataset.path, named.get("datasets", {}).get(dataset.id))
-        entry["path"] = _find_dataset(dataset, paths, known["datasets"][dataset.id])
+        paths = _candidates(locations.datasets.get(dataset.id), dataset.path, named.get("datasets", {}).get(dataset.id))
+        entry["path"] = _find_dataset(dataset, paths, known.datasets[dataset.id]["content"])
     for entry, model in zip(data["models"], spec.models, strict=True):
-        paths = _candidates(places.models.get(model.name), model.id, named.get("models", {}).get(model.name))
-        entry.update(_find_model(model, paths, known["models"][model.name]))
+        if model.name in given:
+            continue
+        paths = _candidates(locations.models.get(model.name), model.id, named.get("models", {}).get(model.name))
+        entry.update(_find_model(model, paths, known.models[model.name]["weights"]))
     return SweepSpec.model_validate(data)
 
 

@@ -1,73 +1,48 @@
-"""The plan: which pairs of which cell are which chunk. A pure function of the job and the tables' sizes."""
+"""What workers do at once: the same pairs of one model and dataset, for methods that share forward passes."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from collections import defaultdict
+from typing import TYPE_CHECKING
 
 from attrib_batch.spec import Cell, run_together
-from attrib_batch.tables import Chunk
+from attrib_batch.tables import Table
 
 if TYPE_CHECKING:
-    from collections.abc import Container, Iterator, Mapping, Sequence
+    from collections.abc import Container, Iterable
 
     from attrib_batch.spec import SweepSpec
+    from attrib_batch.storage.store import Store
+    from attrib_batch.tables import CellPlan, Chunk
+
+Task = tuple["Chunk", ...]
 
 
-@dataclass(frozen=True)
-class CellPlan:
-    """The work of one cell of the sweep."""
+def tasks_by_model(spec: SweepSpec, plans: Iterable[CellPlan], waiting: Container[Chunk]) -> dict[str, list[Task]]:
+    """Return the tasks that compute the chunks in ``waiting``, for each model in the order they are to be done.
 
-    cell: Cell
-    n_pairs: int
-    chunk_pairs: int
-
-    @property
-    def n_chunks(self) -> int:
-        """How many chunks the cell has."""
-        return -(-self.n_pairs // self.chunk_pairs)
-
-    def chunks(self) -> Iterator[Chunk]:
-        """The cell's chunks in order; the last one may be shorter."""
-        for start in range(0, self.n_pairs, self.chunk_pairs):
-            yield Chunk(self.cell, start, min(start + self.chunk_pairs, self.n_pairs))
-
-    def to_json(self) -> dict[str, Any]:
-        """The plan's entry in the manifest."""
-        return {
-            "model": self.cell.model,
-            "dataset": self.cell.dataset,
-            "method": self.cell.method,
-            "n_pairs": self.n_pairs,
-            "n_chunks": self.n_chunks,
-            "chunk_pairs": self.chunk_pairs,
-        }
-
-
-Task = tuple[Chunk, ...]
-"""What a worker does at once: the same pairs of one model and dataset, for methods that share forward runs."""
-
-
-def tasks_by_model(spec: SweepSpec, plan: Sequence[CellPlan], waiting: Container[Chunk]) -> dict[str, list[Task]]:
-    """The tasks that compute the chunks in ``waiting``, for each model in the order they are to be done."""
-    plans = {cell_plan.cell: cell_plan for cell_plan in plan}
+    Cells may have been cut into chunks at different times, and so differently: a task holds chunks of the same pairs.
+    """
+    plan_of = {plan.cell: plan for plan in plans}
     tasks: dict[str, list[Task]] = {model.name: [] for model in spec.models}
     for model in spec.models:
         for dataset in spec.datasets:
             for methods in run_together(spec.methods):
-                chunks = [plans[Cell(model.name, dataset.id, method.id)].chunks() for method in methods]
-                for same_pairs in zip(*chunks, strict=True):
-                    task = tuple(chunk for chunk in same_pairs if chunk in waiting)
-                    if task:
-                        tasks[model.name].append(task)
+                same_pairs: dict[tuple[int, int], list[Chunk]] = defaultdict(list)
+                for method in methods:
+                    for chunk in plan_of[Cell(model.name, dataset.id, method.id)].chunks():
+                        if chunk in waiting:
+                            same_pairs[chunk.start, chunk.stop].append(chunk)
+                tasks[model.name] += [tuple(chunks) for _, chunks in sorted(same_pairs.items())]
     return tasks
 
 
-def plan_cells(spec: SweepSpec, n_rows: Mapping[str, int]) -> list[CellPlan]:
-    """Plan every cell of a job.
-
-    Args:
-        spec: the job.
-        n_rows: pairs of each dataset, by its id, the job's limit applied.
-    """
-    return [CellPlan(cell, n_rows[cell.dataset], spec.chunk_pairs) for cell in spec.cells]
+def uncommitted(store: Store, plans: Iterable[CellPlan], *, retry_failures: bool = False) -> set[Chunk]:
+    """Return the chunks that are to be computed: those without a scores file, and on request those with failures."""
+    waiting: set[Chunk] = set()
+    for plan in plans:
+        committed = store.parts(Table.SCORES, plan.cell.partition)
+        if retry_failures:
+            committed -= store.parts(Table.FAILURES, plan.cell.partition)
+        waiting.update(chunk for chunk in plan.chunks() if (chunk.start, chunk.stop) not in committed)
+    return waiting

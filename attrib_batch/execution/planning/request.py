@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from attrib_batch.models.sources import find_model
@@ -9,8 +11,9 @@ from attrib_batch.models.sources import find_model
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from attrib_batch.models.load import LoadedModel
     from attrib_batch.models.sources import ModelSource
-    from attrib_batch.spec import SweepSpec
+    from attrib_batch.spec import ModelSpec, SweepSpec
 
 
 def find_models(spec: SweepSpec) -> dict[str, ModelSource]:
@@ -22,7 +25,30 @@ def find_models(spec: SweepSpec) -> dict[str, ModelSource]:
     return {model.name: find_model(model) for model in spec.models}
 
 
-def check_models(spec: SweepSpec, sources: Mapping[str, ModelSource], *, workers_here: bool) -> None:
+def find_fingerprints(
+    spec: SweepSpec, given: Mapping[str, LoadedModel]
+) -> tuple[dict[str, ModelSource], dict[str, str]]:
+    """Find every model of a job that is not given, and the fingerprints of all of them; by name.
+
+    Raises:
+        ModelError: one cannot be found.
+    """
+    sources = {model.name: find_model(model) for model in spec.models if model.name not in given}
+    known = {name: source.fingerprint for name, source in sources.items()}
+    for name, model in given.items():
+        from attrib_batch.models.in_memory import weights_fingerprint
+
+        known[name] = weights_fingerprint(model.module)
+    return sources, known
+
+
+def check_models(
+    spec: SweepSpec,
+    sources: Mapping[str, ModelSource],
+    *,
+    workers_here: bool,
+    given: Mapping[str, LoadedModel] = MappingProxyType({}),
+) -> None:
     """Check that every model can be attributed as every method asks, from its configuration alone.
 
     A metric of one's own is tried on made-up logits.
@@ -31,6 +57,7 @@ def check_models(spec: SweepSpec, sources: Mapping[str, ModelSource], *, workers
         spec: the job.
         sources: its models, found.
         workers_here: whether the workers run on this machine, so that its devices are theirs.
+        given: models that are in memory already, by name.
 
     Raises:
         RequestError: naming the model and what is wrong.
@@ -38,17 +65,31 @@ def check_models(spec: SweepSpec, sources: Mapping[str, ModelSource], *, workers
     # They bring transformers and torch, which a run with nothing left to do need not wait for.
     from attrib_batch.attribution.metrics import try_metrics
     from attrib_batch.models.architectures import dimensions_of
-    from attrib_batch.models.capabilities import check_methods
+    from attrib_batch.models.capabilities import check_config, check_methods
     from attrib_batch.models.load import choose_device, read_config
 
     for model in spec.models:
-        config = read_config(model, sources[model.name])
+        if model.name in given:
+            config = given[model.name].module.config
+            check_config(model, config)
+        else:
+            config = read_config(model, sources[model.name])
         check_methods(model, config, spec.methods)
         if model.workers.shards is not None:
             # It brings nnsight.
             from attrib_batch.models.sharded import check_degree
 
             check_degree(model, config, model.workers.shards)
-        if workers_here and model.workers.kind != "ndif" and model.device not in {"auto", "cpu"}:
+        if model.name in given:
+            pass
+        elif workers_here and model.workers.kind != "ndif" and model.device not in {"auto", "cpu"}:
             choose_device(model)
         try_metrics(spec.methods, dimensions_of(config).d_vocab)
+
+
+def weight_bytes(model: ModelSpec) -> int:
+    """Return about how much memory a model's weights take; 0 where that is not known without the Hub, or not here."""
+    folder = Path(model.id).expanduser()
+    if model.workers.kind == "ndif" or not folder.is_dir():
+        return 0
+    return sum(path.stat().st_size for pattern in ("*.safetensors", "*.bin") for path in folder.glob(pattern))

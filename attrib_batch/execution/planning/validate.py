@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from attrib_batch.execution.planning.prepare import with_absolute_paths
+from attrib_batch.execution.planning.paths import with_absolute_paths
 from attrib_batch.execution.planning.request import check_models, find_models
 from attrib_batch.models.architectures import dimensions_of
 from attrib_batch.models.load import load_tokenizer, read_config

@@ -95,6 +95,55 @@ def _asked_and_there(workers: WorkersSpec, nodes: Sequence[Node]) -> str:
     return f"on one node {what} asks for {asks}, and the nodes have {have or 'nothing'}"
 
 
+@dataclass(frozen=True)
+class Claim:
+    """Workers that a model is to have, if there is room."""
+
+    workers: WorkersSpec
+    count: int
+    bytes_each: int = 0
+    """What its weights take in memory, as far as it is known: not set aside in Ray, and yet used."""
+
+
+def share_room(claims: Sequence[Claim], nodes: Sequence[Node]) -> list[int]:
+    """Share the nodes among models that are worked on side by side: one worker each in turn, as long as one fits.
+
+    Memory that weights take without being set aside counts where it would be shared: a model alone is not refused.
+
+    Returns:
+        How many workers each is to have, possibly none.
+    """
+    free = [dict(node) for node in nodes]
+    shares = [0] * len(claims)
+    placed = True
+    while placed:
+        placed = False
+        for index, claim in enumerate(claims):
+            if shares[index] < claim.count and _place(claim, free, careful=any(shares)):
+                shares[index] += 1
+                placed = True
+    return shares
+
+
+def _place(claim: Claim, free: list[dict[str, float]], *, careful: bool) -> bool:
+    """Take the room of one worker from what is free; False, and nothing taken, where it does not fit."""
+    demand = Demand.of(claim.workers)
+    each = dict(demand.each)
+    if careful and "memory" not in each:
+        each["memory"] = float(claim.bytes_each)
+    trial = [dict(node) for node in free]
+    for _ in range(demand.times):
+        fits = (
+            node for node in trial if all(node.get(name, 0.0) + ROUNDING >= amount for name, amount in each.items())
+        )
+        if (node := next(fits, None)) is None:
+            return False
+        for name, amount in each.items():
+            node[name] = node.get(name, 0.0) - amount
+    free[:] = trial
+    return True
+
+
 def check_capacity(workers: WorkersSpec, count: int) -> None:
     """Whether ``count`` workers have room, or may get it: an autoscaler's cluster is watched by ``ClusterRoom``.
 
@@ -118,6 +167,8 @@ class ClusterRoom:
     grows: Callable[[], bool] = field(default_factory=lambda: cluster_grows)
     wanted: int = field(init=False)
     """How many workers there are to be now."""
+    seen: Sequence[Node] = field(default=(), init=False)
+    """The nodes, as they were at the last look."""
     _grows: bool = field(init=False)
     _look_again: float = field(default=0.0, init=False)
     _without_room_since: float | None = field(default=None, init=False)
@@ -152,7 +203,8 @@ class ClusterRoom:
         return max(1, min(room + waiting, self.most))
 
     def _room(self) -> int:
-        return room_for(Demand.of(self.workers), self.nodes())
+        self.seen = self.nodes()
+        return room_for(Demand.of(self.workers), self.seen)
 
     def _mind(self, room: int, now: float) -> None:
         if room or self.on_the_way():

@@ -7,21 +7,20 @@ when one is lost the others would wait for it, so they go with it.
 from __future__ import annotations
 
 import os
+import socket
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from pydantic import SecretStr
-
 from attrib_batch.execution.ray.capacity import actor_resources
+from attrib_batch.ndif.keys import ndif_key
 
 if TYPE_CHECKING:
+    from attrib_batch.execution.planning.stages import StageWork
     from attrib_batch.execution.scheduling.assignment import Assignment
-    from attrib_batch.spec import SweepSpec, WorkersSpec
-    from attrib_batch.storage.store import Store
+    from attrib_batch.spec import MethodSpec, ModelSpec, WorkersSpec
 
 TASKS_IN_HAND = 2
 """Tasks a worker holds at once: it reads and writes one while it computes the other."""
-NDIF_KEY = "NDIF_API_KEY"
 
 
 @dataclass(frozen=True)
@@ -40,12 +39,12 @@ class Gang:
         """Ask every actor to load; a reference to each answer."""
         if self.group is None:
             return [actor.load.remote() for actor in self.actors]
-        meeting_point = self.actors[0].meeting_point.remote()
+        meeting_point = self.actors[0].__ray_call__.remote(_meeting_point)
         return [actor.load.remote(meeting_point) for actor in self.actors]
 
-    def score(self, assignment: Assignment) -> list[Any]:
+    def score(self, assignment: Assignment, work: StageWork) -> list[Any]:
         """Give every actor something to do; a reference to each answer."""
-        return [actor.score.remote(assignment) for actor in self.actors]
+        return [actor.score.remote(assignment, work) for actor in self.actors]
 
     def end(self) -> None:
         """End every actor, whatever it does."""
@@ -57,33 +56,32 @@ class Gang:
             ray.util.remove_placement_group(self.group)
 
 
-def start_gang(spec: SweepSpec, model_name: str, store: Store, fingerprints: dict[str, str]) -> Gang:
-    """Start the actors of one worker; ``fingerprints`` say what each dataset holds."""
-    workers = spec.model(model_name).workers
-    if workers.kind == "sharded":
-        return _start_shards(spec, model_name, store, fingerprints)
+def start_gang(model: ModelSpec, methods: tuple[MethodSpec, ...]) -> Gang:
+    """Start the actors of one worker of a model; ``methods`` are the job's."""
+    if model.workers.kind == "sharded":
+        return _start_shards(model, methods)
     import ray
 
-    if workers.kind == "ndif":
+    if model.workers.kind == "ndif":
         from attrib_batch.execution.workers.session import NdifWorker
 
         # Handed over as an argument that no message shows; what runs in the actor's environment is listed by Ray.
-        key = SecretStr(os.environ.get(NDIF_KEY, "").strip())
-        actor = ray.remote(NdifWorker).options(**_options(workers)).remote(spec, model_name, store, fingerprints, key)
+        key = ndif_key(os.environ)
+        actor = ray.remote(NdifWorker).options(**_options(model.workers)).remote(model, methods, key)
     else:
         from attrib_batch.execution.workers.replica import ReplicaWorker
 
-        actor = ray.remote(ReplicaWorker).options(**_options(workers)).remote(spec, model_name, store, fingerprints)
+        actor = ray.remote(ReplicaWorker).options(**_options(model.workers)).remote(model, methods)
     return Gang([actor])
 
 
-def _start_shards(spec: SweepSpec, model_name: str, store: Store, fingerprints: dict[str, str]) -> Gang:
+def _start_shards(model: ModelSpec, methods: tuple[MethodSpec, ...]) -> Gang:
     import ray
     from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
     from attrib_batch.execution.workers.shard import ShardWorker
 
-    workers = spec.model(model_name).workers
+    workers = model.workers
     group = ray.util.placement_group(
         [actor_resources(workers)] * workers.actors, strategy="STRICT_PACK" if workers.placement == "pack" else "SPREAD"
     )
@@ -93,10 +91,20 @@ def _start_shards(spec: SweepSpec, model_name: str, store: Store, fingerprints: 
             **_options(workers) | {"max_concurrency": 1},  # tasks must run in one order on every rank
             scheduling_strategy=PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=rank),
         )
-        .remote(spec, model_name, store, fingerprints, rank)
+        .remote(model, methods, rank)
         for rank in range(workers.actors)
     ]
     return Gang(actors, group)
+
+
+def _meeting_point(_worker: object) -> tuple[str, int]:
+    """Return the address of the node that this runs on, and a free port there."""
+    import ray
+
+    address = ray.util.get_node_ip_address()
+    with socket.socket() as free:
+        free.bind((address, 0))
+        return address, free.getsockname()[1]
 
 
 def _options(workers: WorkersSpec) -> dict[str, Any]:

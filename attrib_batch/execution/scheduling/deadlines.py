@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -45,6 +46,19 @@ class Deadlines:
                 return self.longest + self.patience
             expected += per_pair * assignment.n_pairs
         return min(self.longest, max(self.shortest, SLACK * expected) * HUNG_SLACK**hung) + self.patience
+
+
+class NoDeadlines(Deadlines):
+    """Allows any time: for workers that cannot be ended."""
+
+    def __init__(self) -> None:
+        """Allow any time."""
+        super().__init__(math.inf, math.inf)
+
+    def allowance(self, in_hand: Iterable[Assignment], *, hung: int = 0) -> float:
+        """Return infinity."""
+        del in_hand, hung
+        return math.inf
 
 
 def _cells(assignment: Assignment) -> tuple[Cell, ...]:

@@ -64,7 +64,14 @@ class GiveUp:
     pairs: tuple[LeftOut, ...]
 
 
-Action = Start | Give | End | GiveUp
+@dataclass(frozen=True)
+class Retire:
+    """End a worker that has nothing to do, so that others get its room."""
+
+    worker: int
+
+
+Action = Start | Give | End | GiveUp | Retire
 
 
 @dataclass
@@ -143,6 +150,30 @@ class Scheduler:
         if self.stopped is not None:
             return True
         return not self.n_in_flight and (self.stopping or not (self._waiting or self._suspects)) and not self._decided
+
+    @property
+    def n_open(self) -> int:
+        """How many tasks have not ended; none where nothing new is given."""
+        waiting = 0 if self.stopping else len(self._waiting) + len(self._suspects)
+        return waiting + self.n_in_flight
+
+    @property
+    def n_workers_here(self) -> int:
+        """How many workers were started and are not known to be lost."""
+        return len(self._workers)
+
+    def add(self, tasks: Iterable[Task]) -> None:
+        """Take more tasks, behind those that wait; workers that are ready stay so."""
+        self._waiting.extend(tasks)
+
+    def retire_idle(self) -> None:
+        """End workers that have nothing in hand when no task waits."""
+        if self._waiting or self._suspects:
+            return
+        for number, worker in list(self._workers.items()):
+            if not worker.in_hand:
+                del self._workers[number]
+                self._decided.append(Retire(number))
 
     def decide(self, now: float) -> Iterator[Action]:
         """What to do now."""
@@ -276,8 +307,7 @@ class Scheduler:
                 self.lost(number, message, now, hung=True)
 
     def _start_workers(self, now: float) -> None:
-        open_tasks = len(self._waiting) + len(self._suspects) + self.n_in_flight
-        while len(self._workers) < min(self._wanted, open_tasks):
+        while len(self._workers) < min(self._wanted, self.n_open):
             self._start(now)
 
     def _start(self, now: float, *, failed_starts: int = 0) -> None:

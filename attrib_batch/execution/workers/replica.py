@@ -11,29 +11,40 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from attrib_batch.execution.workers.scoring import score_task
-from attrib_batch.execution.workers.task import Ready, TaskReader, TaskReport, peak_memory
+from attrib_batch.execution.workers.task import (
+    LoadReport,
+    TaskReader,
+    TaskReport,
+    on_batch_ignored,
+    peak_memory,
+    watched,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from attrib_batch.attribution.engine import Outcome
+    from attrib_batch.execution.planning.stages import StageWork
     from attrib_batch.execution.scheduling.assignment import Assignment
+    from attrib_batch.execution.workers.task import OnBatch
+    from attrib_batch.models.load import LoadedModel
     from attrib_batch.pairs.encoding.encode import EncodedPair
-    from attrib_batch.spec import MethodSpec, SweepSpec
-    from attrib_batch.storage.store import Store
+    from attrib_batch.spec import MethodSpec, ModelSpec
 
 
 @dataclass
 class ReplicaWorker:
     """Owns one model in one process."""
 
-    spec: SweepSpec
-    model_name: str
-    store: Store
-    fingerprints: dict[str, str]
-    """What each dataset holds, by id."""
+    model_spec: ModelSpec
+    methods: tuple[MethodSpec, ...]
+    """Those of the job: their metrics are tried once the model is there."""
+    given: LoadedModel | None = None
+    """The model, where it is in memory already."""
+    shares_process: bool = False
+    """Whether others compute in this process too, so that the number of its threads is theirs."""
 
-    def load(self) -> Ready:
+    def load(self) -> LoadReport:
         """Load the model.
 
         A method, not the constructor: what it raises then reaches the driver as it is.
@@ -49,21 +60,21 @@ class ReplicaWorker:
         from attrib_batch.models.load import load_model
 
         started = time.perf_counter()
-        model_spec = self.spec.model(self.model_name)
-        torch.set_num_threads(max(1, int(model_spec.workers.cpus)))
-        self._model = load_model(model_spec)
-        try_metrics(self.spec.methods, self._model.dimensions.d_vocab)
-        self._budget = TokenBudget(model_spec.batch_tokens)
-        self._reader = TaskReader(self.spec, model_spec, self._model, self.fingerprints)
+        if not self.shares_process:
+            torch.set_num_threads(max(1, int(self.model_spec.workers.cpus)))
+        self._model = self.given or load_model(self.model_spec)
+        try_metrics(self.methods, self._model.dimensions.d_vocab)
+        self._budget = TokenBudget(self.model_spec.batch_tokens)
+        self._reader = TaskReader(self.model_spec, self._model)
         # Two tasks may be in hand, each in a thread: one is read or written while the other computes.
         self._scoring = threading.Lock()
-        return Ready(
+        return LoadReport(
             peak_memory(),
             parameters=sum(parameter.numel() for parameter in self._model.module.parameters()),
             seconds=time.perf_counter() - started,
         )
 
-    def score(self, assignment: Assignment) -> TaskReport:
+    def score(self, assignment: Assignment, work: StageWork, on_batch: OnBatch = on_batch_ignored) -> TaskReport:
         """Score and commit chunks of the same pairs, one for each method; every pair ends in scores or failures.
 
         A probe is scored and not committed.
@@ -76,13 +87,13 @@ class ReplicaWorker:
         from attrib_batch.attribution.engine import score_pairs
 
         started = time.perf_counter()
-        pairs, results = self._reader.begin(assignment)
+        pairs, results = self._reader.begin(assignment, work)
 
         def score(pairs: Sequence[EncodedPair]) -> Iterator[tuple[MethodSpec, Outcome]]:
-            return score_pairs(self._model, pairs, results.methods, self._budget)
+            return watched(score_pairs(self._model, pairs, results.methods, self._budget), on_batch)
 
         with self._scoring:
             scoring = time.perf_counter()
             score_task(assignment, pairs, results, score)
             model_seconds = time.perf_counter() - scoring
-        return results.commit(self.store, seconds=time.perf_counter() - started, model_seconds=model_seconds)
+        return results.commit(work.store, seconds=time.perf_counter() - started, model_seconds=model_seconds)

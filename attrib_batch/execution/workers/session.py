@@ -13,10 +13,17 @@ from typing import TYPE_CHECKING
 
 from attrib_batch.errors import ModelError, RunInterruptedError, TaskError
 from attrib_batch.execution.workers.scoring import score_task
-from attrib_batch.execution.workers.task import Ready, TaskReader, TaskReport, peak_memory
+from attrib_batch.execution.workers.task import (
+    LoadReport,
+    TaskReader,
+    TaskReport,
+    on_batch_ignored,
+    peak_memory,
+    watched,
+)
 from attrib_batch.ndif.server import PUBLIC_HOST, JobFailedError, JobGoneError, JobTooLongError, NdifServer
+from attrib_batch.storage.remote_jobs import RemoteJob, forget_jobs, job_name, read_job, write_job
 from attrib_batch.tables import FailureReason
-from attrib_batch.tables.remote_jobs import RemoteJob, forget_jobs, job_name, read_job, write_job
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -25,11 +32,13 @@ if TYPE_CHECKING:
     from pydantic import SecretStr
 
     from attrib_batch.attribution.engine import Outcome
+    from attrib_batch.execution.planning.stages import StageWork
     from attrib_batch.execution.scheduling.assignment import Assignment
+    from attrib_batch.execution.workers.task import OnBatch
     from attrib_batch.ndif.request import Answer
     from attrib_batch.ndif.server import JobStatus
     from attrib_batch.pairs.encoding.encode import EncodedPair
-    from attrib_batch.spec import MethodSpec, SweepSpec
+    from attrib_batch.spec import MethodSpec, ModelSpec
     from attrib_batch.storage.store import Store
     from attrib_batch.tables import Chunk
 
@@ -41,14 +50,12 @@ MAX_SUBMISSIONS = 3
 class NdifWorker:
     """Owns one session: at most one request of it is on the server at a time."""
 
-    spec: SweepSpec
-    model_name: str
-    store: Store
-    fingerprints: dict[str, str]
-    """What each dataset holds, by id."""
+    model_spec: ModelSpec
+    methods: tuple[MethodSpec, ...]
+    """Those of the job: their metrics are tried once the model is there."""
     key: SecretStr
 
-    def load(self) -> Ready:
+    def load(self) -> LoadReport:
         """Build the model's structure here, and check the server.
 
         Raises:
@@ -60,23 +67,22 @@ class NdifWorker:
         from attrib_batch.ndif.model import open_remote_model
 
         started = time.perf_counter()
-        self._model_spec = self.spec.model(self.model_name)
-        self._seconds = self._model_spec.workers.timeout_seconds
-        self._model = open_remote_model(self._model_spec)
-        try_metrics(self.spec.methods, self._model.dimensions.d_vocab)
+        self._seconds = self.model_spec.workers.timeout_seconds
+        self._model = open_remote_model(self.model_spec)
+        try_metrics(self.methods, self._model.dimensions.d_vocab)
         self._server = NdifServer(
-            self._model_spec.workers.host or PUBLIC_HOST,
+            self.model_spec.workers.host or PUBLIC_HOST,
             self.key,
             note=lambda message: print(message, file=sys.stderr, flush=True),  # noqa: T201 - the actor's log
         )
         self._server.check(self._model, seconds=self._seconds)
-        self._reader = TaskReader(self.spec, self._model_spec, self._model, self.fingerprints)
+        self._reader = TaskReader(self.model_spec, self._model)
         # Two tasks may be in hand: one is read or written while the server works on the other.
         self._session = threading.Lock()
         self._most_pairs: dict[str, int] = {}
-        return Ready(peak_memory(), parameters=0, seconds=time.perf_counter() - started)
+        return LoadReport(peak_memory(), parameters=0, seconds=time.perf_counter() - started)
 
-    def score(self, assignment: Assignment) -> TaskReport:
+    def score(self, assignment: Assignment, work: StageWork, on_batch: OnBatch = on_batch_ignored) -> TaskReport:
         """Have chunks of the same pairs scored, one for each method, and commit them.
 
         Raises:
@@ -87,10 +93,10 @@ class NdifWorker:
             OutputError: the tables cannot be written.
         """
         started = time.perf_counter()
-        pairs, results = self._reader.begin(assignment)
+        pairs, results = self._reader.begin(assignment, work)
 
         def score(pairs: Sequence[EncodedPair]) -> Iterator[tuple[MethodSpec, Outcome]]:
-            return self._scored(assignment.task, pairs, results.methods)
+            return watched(self._scored(work.store, assignment.task, pairs, results.methods), on_batch)
 
         with self._session:
             scoring, downloaded = time.perf_counter(), self._server.downloaded_bytes
@@ -98,22 +104,22 @@ class NdifWorker:
                 score_task(assignment, pairs, results, score)
             except TaskError:
                 # Otherwise a fresh worker would fetch the same results again.
-                forget_jobs(self.store, assignment.task[0], results.methods[0])
+                forget_jobs(work.store, assignment.task[0], results.methods[0])
                 raise
             model_seconds = time.perf_counter() - scoring
             downloaded = self._server.downloaded_bytes - downloaded
         report = results.commit(
-            self.store,
+            work.store,
             seconds=time.perf_counter() - started,
             model_seconds=model_seconds,
             downloaded_bytes=downloaded,
         )
         # Only now: who comes after a death finds the results.
-        forget_jobs(self.store, assignment.task[0], results.methods[0])
+        forget_jobs(work.store, assignment.task[0], results.methods[0])
         return report
 
     def _scored(
-        self, task: tuple[Chunk, ...], pairs: Sequence[EncodedPair], methods: Sequence[MethodSpec]
+        self, store: Store, task: tuple[Chunk, ...], pairs: Sequence[EncodedPair], methods: Sequence[MethodSpec]
     ) -> Iterator[tuple[MethodSpec, Outcome]]:
         """Send pairs as one request; as several if the server finds it too long, or found one of its size so."""
         from attrib_batch.attribution.engine import FailedPair
@@ -123,13 +129,13 @@ class NdifWorker:
         if len(pairs) > self._most_pairs.get(together, len(pairs)):
             middle = len(pairs) // 2
             for half in (pairs[:middle], pairs[middle:]):
-                yield from self._scored(task, half, methods)
+                yield from self._scored(store, task, half, methods)
             return
         if not pairs:
             return
         name = job_name(task[0], methods[0], [pair.pair_id for pair in pairs])
         try:
-            answer = self._answer(name, pairs, methods)
+            answer = self._answer(store, name, pairs, methods)
         except JobTooLongError as error:
             if len(pairs) == 1:
                 self._most_pairs.pop(together, None)  # the pair was to blame, not how many there were
@@ -139,35 +145,35 @@ class NdifWorker:
                 return
             # As a token budget, it shrinks and stays so: the server would spend all its time on every task again.
             self._most_pairs[together] = len(pairs) // 2
-            yield from self._scored(task, pairs, methods)
+            yield from self._scored(store, task, pairs, methods)
             return
-        if answer["dtype"] != self._model_spec.dtype:
-            self.store.remove(name)
+        if answer["dtype"] != self.model_spec.dtype:
+            store.remove(name)
             raise ModelError(
-                f"{self._server.host} holds {self._model_spec.id!r} in {answer['dtype']}, and the job says "
-                f"{self._model_spec.dtype}; set the model's dtype to {answer['dtype']}"
+                f"{self._server.host} holds {self.model_spec.id!r} in {answer['dtype']}, and the job says "
+                f"{self.model_spec.dtype}; set the model's dtype to {answer['dtype']}"
             )
         yield from outcomes(answer, pairs, methods)
 
-    def _answer(self, name: str, pairs: Sequence[EncodedPair], methods: Sequence[MethodSpec]) -> Answer:
+    def _answer(self, store: Store, name: str, pairs: Sequence[EncodedPair], methods: Sequence[MethodSpec]) -> Answer:
         """The result of a request: of the job that is under way for it, or of a new one."""
         from attrib_batch.ndif.request import RESULT
 
         for submission in range(1, MAX_SUBMISSIONS + 1):
-            job = read_job(self.store, name)
+            job = read_job(store, name)
             if job is None or not {method.id for method in methods} <= set(job.methods):
-                job = self._submit(name, pairs, methods)
+                job = self._submit(store, name, pairs, methods)
 
             def told(status: JobStatus, job: RemoteJob = job) -> None:
-                write_job(self.store, job.told(status))
+                write_job(store, job.told(status.status, status.description))
 
             try:
                 answer: Answer = self._server.fetch(self._model, job.job_id, told, seconds=self._seconds)[RESULT]
             except JobFailedError:
-                self.store.remove(name)  # otherwise the same command would be told the same for ever
+                store.remove(name)  # otherwise the same command would be told the same for ever
                 raise
             except JobGoneError as error:
-                self.store.remove(name)
+                store.remove(name)
                 if submission == MAX_SUBMISSIONS:
                     raise RunInterruptedError(
                         f"{error}. It was sent {submission} times. What is committed stays; the same command resumes"
@@ -176,14 +182,18 @@ class NdifWorker:
                 return answer
         raise AssertionError("the loop returns or raises")
 
-    def _submit(self, name: str, pairs: Sequence[EncodedPair], methods: Sequence[MethodSpec]) -> RemoteJob:
+    def _submit(
+        self, store: Store, name: str, pairs: Sequence[EncodedPair], methods: Sequence[MethodSpec]
+    ) -> RemoteJob:
         from attrib_batch.ndif.request import ask
 
         def send(backend: RemoteBackend) -> None:
-            ask(self._model, pairs, methods, batch_tokens=self._model_spec.batch_tokens, backend=backend)
+            ask(self._model, pairs, methods, batch_tokens=self.model_spec.batch_tokens, backend=backend)
 
         job_id = self._server.submit(self._model, send, seconds=self._seconds)
         ids = tuple(method.id for method in methods)
-        job = RemoteJob(name, job_id, self._server.host, self.model_name, ids, len(pairs), submitted_at=time.time())
-        write_job(self.store, job)
+        job = RemoteJob(
+            name, job_id, self._server.host, self.model_spec.name, ids, len(pairs), submitted_at=time.time()
+        )
+        write_job(store, job)
         return job

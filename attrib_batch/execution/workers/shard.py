@@ -7,46 +7,34 @@ gang, within the time collectives are given.
 
 from __future__ import annotations
 
-import socket
 import time
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
 from attrib_batch.execution.workers.scoring import score_task
-from attrib_batch.execution.workers.task import Ready, TaskReader, TaskReport, peak_memory
+from attrib_batch.execution.workers.task import LoadReport, TaskReader, TaskReport, peak_memory
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from attrib_batch.attribution.engine import Outcome
+    from attrib_batch.execution.planning.stages import StageWork
     from attrib_batch.execution.scheduling.assignment import Assignment
     from attrib_batch.pairs.encoding.encode import EncodedPair
-    from attrib_batch.spec import MethodSpec, SweepSpec
-    from attrib_batch.storage.store import Store
+    from attrib_batch.spec import MethodSpec, ModelSpec
 
 
 @dataclass
 class ShardWorker:
     """Owns one shard of a model in one process."""
 
-    spec: SweepSpec
-    model_name: str
-    store: Store
-    fingerprints: dict[str, str]
-    """What each dataset holds, by id."""
+    model_spec: ModelSpec
+    methods: tuple[MethodSpec, ...]
+    """Those of the job: their metrics are tried once the model is there."""
     rank: int
 
-    def meeting_point(self) -> tuple[str, int]:
-        """Address and port at which the ranks meet; asked of the first rank, which listens there."""
-        import ray
-
-        address = ray.util.get_node_ip_address()
-        with socket.socket() as free:
-            free.bind((address, 0))
-            return address, free.getsockname()[1]
-
-    def load(self, meeting_point: tuple[str, int]) -> Ready:
+    def load(self, meeting_point: tuple[str, int]) -> LoadReport:
         """Meet the other ranks and load this one's shard.
 
         Raises:
@@ -61,18 +49,17 @@ class ShardWorker:
         from attrib_batch.models.sharded import join_ranks, load_shard, parameters_here
 
         started = time.perf_counter()
-        model_spec = self.spec.model(self.model_name)
-        workers = model_spec.workers
+        workers = self.model_spec.workers
         torch.set_num_threads(max(1, int(workers.cpus)))
         timeout = timedelta(seconds=workers.collective_seconds or 0)
         self._agreement = join_ranks(self.rank, workers.actors, *meeting_point, timeout=timeout)
-        self._model = load_shard(model_spec, workers.actors)
-        try_metrics(self.spec.methods, self._model.dimensions.d_vocab)
-        self._budget = TokenBudget(model_spec.batch_tokens)
-        self._reader = TaskReader(self.spec, model_spec, self._model, self.fingerprints)
-        return Ready(peak_memory(), parameters_here(self._model), time.perf_counter() - started)
+        self._model = load_shard(self.model_spec, workers.actors)
+        try_metrics(self.methods, self._model.dimensions.d_vocab)
+        self._budget = TokenBudget(self.model_spec.batch_tokens)
+        self._reader = TaskReader(self.model_spec, self._model)
+        return LoadReport(peak_memory(), parameters_here(self._model), time.perf_counter() - started)
 
-    def score(self, assignment: Assignment) -> TaskReport | None:
+    def score(self, assignment: Assignment, work: StageWork) -> TaskReport | None:
         """Score chunks of the same pairs, one for each method; the first rank commits them and reports.
 
         Raises:
@@ -84,7 +71,7 @@ class ShardWorker:
         from attrib_batch.attribution.engine import score_pairs
 
         started = time.perf_counter()
-        pairs, results = self._reader.begin(assignment)
+        pairs, results = self._reader.begin(assignment, work)
 
         def score(pairs: Sequence[EncodedPair]) -> Iterator[tuple[MethodSpec, Outcome]]:
             return score_pairs(self._model, pairs, results.methods, self._budget, agree=self._agreement.agree)
@@ -94,4 +81,4 @@ class ShardWorker:
         now = time.perf_counter()
         if self.rank != 0:
             return None
-        return results.commit(self.store, seconds=now - started, model_seconds=now - scoring)
+        return results.commit(work.store, seconds=now - started, model_seconds=now - scoring)

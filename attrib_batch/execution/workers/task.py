@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
@@ -22,9 +23,10 @@ from attrib_batch.pairs.reading.pinned import PinnedTable
 from attrib_batch.tables import Stage
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from attrib_batch.attribution.engine import Outcome, ScoredBatch
+    from attrib_batch.execution.planning.stages import StageWork
     from attrib_batch.execution.scheduling.assignment import Assignment
     from attrib_batch.models.load import LoadedModel
     from attrib_batch.ndif.model import RemoteModel
@@ -56,7 +58,7 @@ class TaskReport:
 
 
 @dataclass(frozen=True)
-class Ready:
+class LoadReport:
     """What a worker tells the driver about itself once it can take tasks."""
 
     peak_bytes: int
@@ -70,15 +72,12 @@ class Ready:
 class TaskReader:
     """Reads the pairs of tasks as tokens."""
 
-    spec: SweepSpec
     model_spec: ModelSpec
     model: LoadedModel | RemoteModel
-    fingerprints: dict[str, str]
-    """What each dataset holds, by id."""
-    _tables: dict[str, PinnedTable] = field(default_factory=dict, init=False, repr=False)
+    _tables: dict[tuple[str, int | None, str], PinnedTable] = field(default_factory=dict, init=False, repr=False)
     _one_at_a_time: threading.Lock = field(default_factory=threading.Lock, init=False, repr=False)
 
-    def begin(self, assignment: Assignment) -> tuple[list[EncodedPair], TaskResults]:
+    def begin(self, assignment: Assignment, work: StageWork) -> tuple[list[EncodedPair], TaskResults]:
         """The pairs of a task that are to be scored, and its results, which hold those that are not.
 
         These are what is no pair of equally long prompts with known answers, and the pairs that are left out; the
@@ -88,13 +87,13 @@ class TaskReader:
             DatasetError: the rows cannot be read.
         """
         with self._one_at_a_time:
-            pairs, failures = self._read(assignment)
+            pairs, failures = self._read(assignment, work)
         warnings = Counter(str(kind) for pair in pairs for kind, _ in pair.warnings)
-        return pairs, TaskResults(self.spec, assignment, failures, warnings)
+        return pairs, TaskResults(work.spec, assignment, failures, warnings)
 
-    def _read(self, assignment: Assignment) -> tuple[list[EncodedPair], list[dict[str, Any]]]:
+    def _read(self, assignment: Assignment, work: StageWork) -> tuple[list[EncodedPair], list[dict[str, Any]]]:
         start, stop = assignment.rows
-        rows = self._table(assignment.task[0].cell.dataset).rows(start, stop)
+        rows = self._table(assignment.task[0].cell.dataset, work).rows(start, stop)
         left_out = {pair.row for pair in assignment.left_out}
         encoded = encode_pairs(
             [pair for row, pair in enumerate(rows, start) if row not in left_out],
@@ -102,7 +101,7 @@ class TaskReader:
             prepend_bos=self.model_spec.prepend_bos,
             max_tokens=self.model.dimensions.max_tokens,
             vocabulary_size=self.model.dimensions.d_vocab,
-            allow_boundary=self.spec.allow_boundary,
+            allow_boundary=work.spec.allow_boundary,
         )
         failures = [
             failure_row(item.pair_id, Stage.VALIDATE, item.reason, item.message, attempts=1)
@@ -112,11 +111,29 @@ class TaskReader:
         failures += worker_failures(rows, start, assignment.left_out)
         return [item for item in encoded if isinstance(item, EncodedPair)], failures
 
-    def _table(self, dataset: str) -> PinnedTable:
-        if dataset not in self._tables:
-            spec = self.spec.dataset(dataset)
-            self._tables[dataset] = PinnedTable(spec.path, spec.limit, self.fingerprints[dataset])
-        return self._tables[dataset]
+    def _table(self, dataset: str, work: StageWork) -> PinnedTable:
+        spec = work.spec.dataset(dataset)
+        key = (spec.path, spec.limit, work.pins[dataset])
+        if key not in self._tables:
+            self._tables[key] = PinnedTable(*key)
+        return self._tables[key]
+
+
+OnBatch = Callable[[int], None]
+"""Told how many pairs a micro-batch had, once for each method; what it raises ends the task."""
+
+
+def on_batch_ignored(_n_pairs: int) -> None:
+    """Do nothing."""
+
+
+def watched(outcomes: Iterable[tuple[MethodSpec, Outcome]], on_batch: OnBatch) -> Iterator[tuple[MethodSpec, Outcome]]:
+    """Yield outcomes, telling ``on_batch`` of each."""
+    from attrib_batch.attribution.engine import ScoredBatch
+
+    for method, outcome in outcomes:
+        yield method, outcome
+        on_batch(len(outcome.pairs) if isinstance(outcome, ScoredBatch) else 1)
 
 
 class TaskResults:

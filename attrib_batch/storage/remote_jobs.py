@@ -17,7 +17,6 @@ from attrib_batch.errors import OutputError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from attrib_batch.ndif.server import JobStatus
     from attrib_batch.spec import MethodSpec
     from attrib_batch.storage.store import Store
     from attrib_batch.tables import Chunk
@@ -42,9 +41,9 @@ class RemoteJob:
     status: str = "RECEIVED"
     description: str = ""
 
-    def told(self, status: JobStatus) -> RemoteJob:
-        """The job with what the server last said of it."""
-        return replace(self, status=status.status, description=status.description)
+    def told(self, status: str, description: str) -> RemoteJob:
+        """Return the job with what the server last said of it."""
+        return replace(self, status=status, description=description)
 
     def describe(self) -> str:
         """One line for a person."""
@@ -106,7 +105,7 @@ def jobs_under_way(store: Store) -> list[RemoteJob]:
     return sorted(found, key=lambda job: job.submitted_at)
 
 
-def in_words(jobs: Sequence[RemoteJob]) -> str:
+def format_counts(jobs: Sequence[RemoteJob]) -> str:
     """How many jobs are in which state, and what the server says of those that wait; empty without jobs."""
     counts = Counter(job.status for job in jobs)
     waiting = next((job.description for job in jobs if job.status == "QUEUED" and job.description), "")

@@ -6,14 +6,16 @@ import math
 import time
 from collections import Counter
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from attrib_batch.observe.progress import Snapshot
 from attrib_batch.observe.speed import Speeds
+from attrib_batch.tables import SCORING
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
-    from attrib_batch.execution.workers.task import Ready, TaskReport
+    from attrib_batch.execution.workers.task import LoadReport, TaskReport
     from attrib_batch.spec import Cell
 
 
@@ -60,10 +62,10 @@ class Tally:
     the last commit. Workers are numbered from 0 for each model, so they are told apart by model and number.
     """
 
-    earlier: int
-    """Pairs that earlier executions of the run committed."""
-    waiting: Mapping[str, int]
-    """Pairs of each model that were not committed when the execution began."""
+    earlier: int = 0
+    """Pairs of the stages so far that earlier executions of the run committed."""
+    waiting: Mapping[str, int] = field(default_factory=dict)
+    """Pairs of each model that were not committed when the stage at work began."""
     clock: Callable[[], float] = time.perf_counter
     """Tells the time in seconds."""
     scored: int = 0
@@ -78,18 +80,48 @@ class Tally:
     worker_load_seconds: float = 0
     """Longest time from a worker's start to its being ready, loading alone."""
     downloaded_bytes: int = 0
+    in_hand: int = 0
+    """Pairs that are scored and not committed."""
     elsewhere: str = ""
     """What is under way on a server, in words."""
     started: float = field(init=False)
     _warned: dict[Cell, Counter[str]] = field(default_factory=dict, init=False)
     """Pairs with something doubtful, by the first cell of the tasks that they were in."""
+    stage: str = field(default=SCORING, init=False)
+    """The stage at work."""
     _models: dict[str, _ModelTally] = field(init=False)
+    """Of the stage at work: a pair of one may cost hundreds of times one of another."""
+    _past: list[_ModelTally] = field(default_factory=list, init=False)
+    """Those of earlier stages."""
+    _total: int = field(init=False)
 
     def __post_init__(self) -> None:
         self.started = self.clock()
         self._models = {model: _ModelTally(n_pairs) for model, n_pairs in self.waiting.items()}
+        self._total = self.earlier + sum(self.waiting.values())
 
-    def worker_ready(self, model: str, worker: int, ready: Ready) -> None:
+    def stage_began(self, name: str, earlier: int, waiting: Mapping[str, int]) -> None:
+        """Count the pairs of another stage; workers that are ready go on with it.
+
+        Args:
+            name: the stage.
+            earlier: pairs of it that are committed already.
+            waiting: pairs of each model that are not.
+        """
+        now = self.clock()
+        before = self._models
+        for tally in before.values():
+            tally.ended = True
+        self._past += before.values()
+        self.stage, self.waiting = name, waiting
+        self.earlier += earlier
+        self._total += earlier + sum(waiting.values())
+        self._models = {model: _ModelTally(n_pairs) for model, n_pairs in waiting.items()}
+        for model, ahead in self._models.items():
+            if model in before:
+                ahead.workers = dict.fromkeys(before[model].workers, (now, now))
+
+    def worker_ready(self, model: str, worker: int, ready: LoadReport) -> None:
         """Count a worker that has loaded its model."""
         now = self.clock()
         self._models[model].workers[worker] = now, now
@@ -135,8 +167,8 @@ class Tally:
 
     @property
     def total(self) -> int:
-        """Pairs of the run."""
-        return self.earlier + sum(self.waiting.values())
+        """Pairs of the stages so far."""
+        return self._total
 
     @property
     def done(self) -> int:
@@ -156,7 +188,7 @@ class Tally:
         left out.
         """
         now = self.clock()
-        seconds = _covered(model.interval(now) for model in self._models.values())
+        seconds = _covered(model.interval(now) for model in (*self._past, *self._models.values()))
         return (self.scored + self.failed) / seconds if seconds else 0.0
 
     @property
@@ -175,7 +207,7 @@ class Tally:
 
         It is 1 at most: a worker scores one task at a time, after it is ready and before it commits.
         """
-        spans = [span for model in self._models.values() for span in model.workers.values()]
+        spans = [span for model in (*self._past, *self._models.values()) for span in model.workers.values()]
         at_work = sum(last - ready for ready, last in spans)
         return round(self.model_seconds / at_work, 4) if at_work else None
 
@@ -183,6 +215,40 @@ class Tally:
     def seconds_left(self) -> float | None:
         """Estimated time to the end; None while no speed is known."""
         return self.speeds.seconds_left({name: model.left for name, model in self._models.items()})
+
+    def snapshot(self, *, at_end: bool = False) -> Snapshot:
+        """Return how far the execution is.
+
+        While it goes on the speed is that of the models at work now, at its end that of the whole execution.
+        """
+        return Snapshot(
+            stage=self.stage,
+            done=min(self.done + self.in_hand, self.total),
+            total=self.total,
+            failed=self.failed,
+            pairs_per_second=self.pairs_per_second if at_end else self.speeds.now,
+            seconds_left=None if at_end else self.seconds_left,
+            elsewhere=self.elsewhere,
+        )
+
+    def record(self) -> dict[str, Any]:
+        """Return what the execution's record says of it."""
+        return {
+            "seconds": round(self.seconds, 3),
+            "pairs_scored": self.scored,
+            "pairs_failed": self.failed,
+            "pairs_committed_before": self.earlier,
+            "pairs_per_second": round(self.pairs_per_second, 3),
+            "tokens": self.tokens,
+            "score_rows": self.score_rows,
+            "score_bytes": self.score_bytes,
+            "model_share": self.model_share,
+            "worker_peak_bytes": self.worker_peak_bytes,
+            "worker_parameters": self.worker_parameters,
+            "worker_load_seconds": round(self.worker_load_seconds, 3),
+            "downloaded_bytes": self.downloaded_bytes,
+            "warnings": self.warnings,
+        }
 
 
 def _covered(intervals: Iterable[tuple[float, float]]) -> float:

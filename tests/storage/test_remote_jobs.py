@@ -11,7 +11,7 @@ from attrib_batch.ndif.server import JobStatus
 from attrib_batch.spec import Cell, MethodSpec
 from attrib_batch.storage.store import Store
 from attrib_batch.tables import Chunk
-from attrib_batch.tables.remote_jobs import (
+from attrib_batch.storage.remote_jobs import (
     RemoteJob,
     forget_jobs,
     in_words,

@@ -1,0 +1,279 @@
+"""Check a run's estimates: measure a sample of its pairs with activation patching, as a stage of the run.
+
+The sample is drawn from the pairs that every method of the job scored, and kept as a table of pairs in
+OUT/verification/pairs. A sample grows: more pairs are drawn beside those it has. The measurement is that of kind
+``exact``, under a name of its own, in OUT/verification; estimates of the same metric in the same direction share it.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import defaultdict
+from dataclasses import dataclass
+from itertools import chain
+from typing import TYPE_CHECKING, Any
+
+from attrib_batch.errors import RequestError, ResumeMismatchError
+from attrib_batch.execution.planning.inputs import find_inputs
+from attrib_batch.execution.planning.paths import with_ndif_host
+from attrib_batch.execution.planning.plan import uncommitted
+from attrib_batch.execution.planning.request import check_models, find_fingerprints
+from attrib_batch.execution.planning.stages import OpenRun, PlannedStage, StageWork
+from attrib_batch.pairs.making.writer import encode_pairs
+from attrib_batch.pairs.reading.reader import PairTable
+from attrib_batch.spec import DEFAULT_VERIFIED_PAIRS, Cell, parse_spec
+from attrib_batch.storage.lease import Lease
+from attrib_batch.storage.store import Store
+from attrib_batch.tables import (
+    MANIFEST,
+    SCHEMA_VERSION,
+    SCORING,
+    VERIFICATION,
+    CellPlan,
+    Chunk,
+    Manifest,
+    StageEntry,
+    Table,
+    read_manifest,
+)
+from attrib_batch.tables.growth import grow_stage
+from attrib_batch.tables.manifest import Identities, with_fingerprints
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+    from pathlib import Path
+
+    from attrib_batch.execution.planning.inputs import InputLocations
+    from attrib_batch.models.load import LoadedModel
+    from attrib_batch.pairs.reading.reader import Pair
+    from attrib_batch.spec import MethodSpec, SweepSpec
+
+CHUNK_PAIRS = 4
+"""Pairs in a chunk of the measurement: it costs hundreds of times what the estimate does."""
+READ_PAIRS = 4096
+EXACT = "exact"
+
+
+@dataclass(frozen=True)
+class Verification:
+    """Measure a sample of pairs that every method scored."""
+
+    pairs: int = DEFAULT_VERIFIED_PAIRS
+    """Pairs to sample from each dataset; a pair and its mirror are sampled together."""
+    seed: int = 0
+    """The same seed samples the same pairs."""
+    name: str = VERIFICATION
+    needs: tuple[str, ...] = (SCORING,)
+
+    @classmethod
+    def of(cls, spec: SweepSpec) -> Verification | None:
+        """Return the verification that a job asks for, None where it asks for none.
+
+        Raises:
+            RequestError: the job has nothing to verify.
+        """
+        if spec.verify is None:
+            return None
+        if not _estimates(spec):
+            raise RequestError("verify: every method of the job is exact already; there is no estimate to check")
+        return cls(spec.verify.pairs, spec.verify.seed)
+
+    def is_committed(self, store: Store, manifest: Manifest, spec: SweepSpec) -> bool:
+        """Return whether the manifest has this verification of a job, and all of it is committed."""
+        entry = manifest.stage(self.name)
+        if entry is None:
+            return False
+        sizes = {plan.dataset: plan.n_pairs for plan in entry.cells}
+        measured = {(plan.model, plan.dataset) for plan in entry.cells}
+        wanted = {(cell.model, cell.dataset) for cell in spec.cells}
+        return (
+            wanted <= measured
+            and all(sizes[dataset.id] >= self.pairs for dataset in spec.datasets)
+            and not uncommitted(store.below(self.name), entry.cells)
+        )
+
+    def plan(self, run: OpenRun) -> PlannedStage:
+        """Draw the sample, and plan its measurement.
+
+        Raises:
+            RequestError: no pair is scored by every method.
+            ResumeMismatchError: what is measured already is another sample, or was measured with another model.
+        """
+        store = run.store.below(self.name)
+        before = run.manifest.stage(self.name)
+        methods = _exact_methods(_estimates(run.spec), before)
+        samples = {dataset.id: self._sample(run, dataset.id, before) for dataset in run.spec.datasets}
+        data = run.spec.model_dump(mode="json") | {
+            "chunk_pairs": CHUNK_PAIRS,
+            "methods": methods,
+            "datasets": [{"id": name, "path": path} for name, path in samples.items()],
+            "verify": None,
+        }
+        spec = parse_spec(data, source=self.name)
+        tables = {dataset.id: PairTable.open(dataset.path) for dataset in spec.datasets}
+        entry = self._entry(run.manifest, spec, {name: table.n_rows for name, table in tables.items()})
+        if before is not None:
+            entry = self._grown(before, entry, store)
+        run.write_manifest(run.manifest.with_stage(entry))
+        pins = {name: table.fingerprint() if table.is_local else table.pin() for name, table in tables.items()}
+        return PlannedStage.of(self.name, StageWork(spec, store, pins), entry)
+
+    def _entry(self, manifest: Manifest, spec: SweepSpec, n_pairs: Mapping[str, int]) -> StageEntry:
+        scoring = manifest.scoring.identities
+        identities = Identities(
+            models={model.name: scoring.models.get(model.name, {}) for model in spec.models},
+            datasets={
+                dataset.id: {**scoring.datasets.get(dataset.id, {}), "seed of the sample": self.seed}
+                for dataset in spec.datasets
+            },
+            methods={method.id: method.identity() for method in spec.methods},
+            settings=scoring.settings,
+        )
+        plans = [CellPlan.of(cell, n_pairs[cell.dataset], spec.chunk_pairs) for cell in spec.cells]
+        return StageEntry(
+            name=self.name,
+            needs=self.needs,
+            folder=self.name,
+            cells=with_fingerprints(plans, identities),
+            identities=identities,
+            job={
+                "methods": [method.model_dump(mode="json") for method in spec.methods],
+                "datasets": [{"id": dataset.id, "path": _sample_name(dataset.id)} for dataset in spec.datasets],
+            },
+        )
+
+    def _grown(self, before: StageEntry, asked: StageEntry, store: Store) -> StageEntry:
+        def has_scores(cell: Cell) -> bool:
+            return bool(store.parts(Table.SCORES, cell.partition))
+
+        try:
+            return grow_stage(before, asked, has_scores, store.root)
+        except ResumeMismatchError as error:
+            raise ResumeMismatchError(
+                f"{store.root} holds a verification of another sample or model; remove it to verify anew.\n{error}"
+            ) from error
+
+    def _sample(self, run: OpenRun, dataset: str, before: StageEntry | None) -> str:
+        """Write the sampled rows of a dataset as a table of their own, unless it is there; returns its path."""
+        spec = run.spec.dataset(dataset)
+        name = _sample_name(dataset)
+        kept = self._kept(run.store, dataset, before)
+        units = _scored_units(run.store, [cell for cell in run.spec.cells if cell.dataset == dataset])
+        if not units and not kept:
+            raise RequestError(
+                f"{run.store.root}: no pair of dataset {dataset} is scored by every method yet; run the job first"
+            )
+        chosen = {pair.pair_id for pair in kept}
+        order = sorted(units)
+        random.Random(self.seed).shuffle(order)  # noqa: S311 - a sample, no secret
+        for unit in order:
+            if len(chosen) >= self.pairs:
+                break
+            chosen |= units[unit]
+        new = chosen - {pair.pair_id for pair in kept}
+        if new:
+            table = PairTable.open(spec.path, spec.limit)
+            rows = (pair for batch in table.batches(READ_PAIRS) for pair in batch if pair.pair_id in new)
+            run.store.write_bytes(name, encode_pairs(chain(kept, rows), id_columns=table.id_columns))
+        return str(run.store.path(name))
+
+    def _kept(self, store: Store, dataset: str, before: StageEntry | None) -> list[Pair]:
+        """Return the pairs of the sample that is there, in order; none where it was drawn with another seed."""
+        identity = before.identities.datasets.get(dataset) if before else None
+        path = _sample_name(dataset)
+        if identity is None or identity.get("seed of the sample") != self.seed or not store.exists(path):
+            return []
+        table = PairTable.open(str(store.path(path)))
+        return table.rows(0, table.n_rows)
+
+
+def open_verification(
+    out: str | Path | Store,
+    verification: Verification,
+    *,
+    ndif_host: str | None = None,
+    locations: InputLocations | None = None,
+    workers_here: bool = True,
+    given: Mapping[str, LoadedModel] | None = None,
+) -> OpenRun:
+    """Open a run of which pairs are to be measured, whether or not it is finished.
+
+    Args:
+        out: the run's directory.
+        verification: what is to be measured.
+        ndif_host: as for a run.
+        locations: where the run's datasets and models lie now, if not where they were.
+        workers_here: as for a run.
+        given: as for a run.
+
+    Raises:
+        RequestError: there is nothing to check, the models or datasets are not found, or an earlier release wrote
+            the run.
+    """
+    store = Store.parse(out).resolved()
+    manifest = read_manifest(store)
+    if manifest.schema_version != SCHEMA_VERSION:
+        raise RequestError(
+            f"{out} was written by an earlier release (schema version {manifest.schema_version}, this one writes "
+            f"{SCHEMA_VERSION}), which may have taken other tokens for answers: what is measured now could not be "
+            "compared with its scores. Run the job in another --out and verify that"
+        )
+    spec = parse_spec(manifest.job, source=str(store.path(MANIFEST)))
+    if not _estimates(spec):
+        raise RequestError(f"{out}: every method of the job is exact already; there is no estimate to check")
+    spec = with_ndif_host(find_inputs(manifest, spec, locations, given=given or {}), ndif_host)
+    if not verification.is_committed(store, manifest, spec):
+        sources, _ = find_fingerprints(spec, given or {})
+        check_models(spec, sources, workers_here=workers_here, given=given or {})
+    lease = Lease.take(store)
+    resumed = manifest.stage(verification.name) is not None
+    return OpenRun(spec, store, read_manifest(store), lease, pins={}, resumed=resumed, stages=(verification,))
+
+
+def _sample_name(dataset: str) -> str:
+    return f"{VERIFICATION}/pairs/{dataset}.parquet"
+
+
+def _estimates(spec: SweepSpec) -> list[MethodSpec]:
+    return [method for method in spec.methods if method.kind != EXACT]
+
+
+def _exact_methods(estimates: Sequence[MethodSpec], before: StageEntry | None) -> list[dict[str, Any]]:
+    """Return the fewest exact methods that measure what ``estimates`` estimate, those that are there already first."""
+    exact: list[dict[str, Any]] = list(before.job.get("methods", ())) if before else []
+    alike: dict[tuple[str, str], dict[str, None]] = defaultdict(dict)
+    for method in estimates:
+        alike[method.metric, method.direction].update(dict.fromkeys(map(str, method.components)))
+    for (metric, direction), components in alike.items():
+        same = [item for item in exact if (item["metric"], item["direction"]) == (metric, direction)]
+        measured = {component for item in same for component in item["components"]}
+        missing = [component for component in components if component not in measured]
+        if missing:
+            name = EXACT if (metric, direction) == ("logit_diff", "denoise") else f"{EXACT}-{metric}-{direction}"
+            number = f"-{len(same) + 1}" if same else ""
+            exact.append(
+                {
+                    "id": f"{name}{number}",
+                    "kind": EXACT,
+                    "components": missing,
+                    "metric": metric,
+                    "direction": direction,
+                }
+            )
+    return exact
+
+
+def _scored_units(store: Store, cells: Sequence[Cell]) -> dict[tuple[bool, int], set[int]]:
+    """Return pair ids scored in every one of ``cells``, by sampling unit: their group, or the pair itself."""
+    scored = [dict(_scored_pairs(store, cell)) for cell in cells]
+    units: dict[tuple[bool, int], set[int]] = defaultdict(set)
+    for pair_id, group in scored[0].items():
+        if all(pair_id in other for other in scored[1:]):
+            units[(group is None, pair_id if group is None else group)].add(pair_id)
+    return units
+
+
+def _scored_pairs(store: Store, cell: Cell) -> Iterator[tuple[int, int | None]]:
+    for start, stop in sorted(store.parts(Table.SCORES, cell.partition)):
+        rows = store.read_table(Chunk(cell, start, stop).path(Table.BASELINES), ["pair_id", "group"])
+        yield from zip(rows["pair_id"].to_pylist(), rows["group"].to_pylist(), strict=True)
