@@ -92,8 +92,9 @@ def read_verified(out: str | Path | Store, cell: Cell, manifest: Manifest | None
     manifest = manifest or read_manifest(out)
     exact = scan(_exact_files(out, cell, manifest), Table.SCORES).select(*_keys(), exact="score").collect()
     pairs, estimates = _estimates(out, cell, exact.get_column("pair_id").unique())
-    # Methods of other components may share the measurement.
-    exact = exact.join(estimates.select("component").unique(), on="component", how="semi")
+    if manifest.stage(VERIFICATION) is not None:
+        # Methods of other components may share the measurement.
+        exact = exact.join(estimates.select("component").unique(), on="component", how="semi")
     joined = estimates.join(exact, on=_KEYS, how="full", nulls_equal=True, coalesce=True)
     _check(cell, joined, exact, estimates)
     has_role = bool(joined.get_column("is_end").any())

@@ -93,7 +93,7 @@ def load_job(source: str | Path | Mapping[str, Any]) -> Job:
     return Job(load_spec(source))  # type: ignore[arg-type]  # a mapping of another class is refused there
 
 
-def progress_view(progress: bool | ProgressView) -> ProgressView:  # noqa: FBT001 - as the public call takes it
+def progress_view(progress: bool | ProgressView) -> ProgressView:
     """Return the view that a caller asks for."""
     if isinstance(progress, bool):
         return make_progress(Console(stderr=True)) if progress else NoProgress()

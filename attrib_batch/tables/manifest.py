@@ -221,7 +221,7 @@ def find_manifest(directory: Directory) -> Manifest | None:
     except ValidationError as error:
         keys = ", ".join(sorted({".".join(map(str, item["loc"])) or "the file" for item in error.errors()}))
         raise OutputError(
-            f"{path} cannot be read as a run's manifest: {keys} missing or of the wrong type; choose another --out"
+            f"{path} is not a run's manifest: {keys} missing or of the wrong type. Name the folder given to --out, or choose another"
         ) from error
     if manifest.schema_version not in READABLE_SCHEMA_VERSIONS or manifest.manifest_version > MANIFEST_VERSION:
         readable = " and ".join(map(str, READABLE_SCHEMA_VERSIONS))

@@ -42,12 +42,15 @@ class CellPlan(Tolerant):
 
     @model_validator(mode="before")
     @classmethod
-    def _read_earlier(cls, data: Any) -> Any:
-        """Read a plan of an earlier release, which had one size of chunks."""
-        if not isinstance(data, dict) or "segments" in data or "n_pairs" not in data:
+    def _read(cls, data: Any) -> Any:
+        """Leave out the totals, which follow; read a plan of an earlier release, which had one size of chunks."""
+        if not isinstance(data, dict):
             return data
-        n_pairs = data["n_pairs"]
-        return {**data, "segments": [{"stop": n_pairs, "chunk_pairs": data.get("chunk_pairs", max(n_pairs, 1))}]}
+        kept = {key: value for key, value in data.items() if key not in {"n_pairs", "n_chunks", "chunk_pairs"}}
+        if "segments" not in data and "n_pairs" in data:
+            n_pairs = data["n_pairs"]
+            kept["segments"] = [{"stop": n_pairs, "chunk_pairs": data.get("chunk_pairs", max(n_pairs, 1))}]
+        return kept
 
     @classmethod
     def of(cls, cell: Cell, n_pairs: int, chunk_pairs: int) -> Self:

@@ -12,7 +12,7 @@ from polars.testing import assert_frame_equal
 
 from attrib_batch.analysis import read_summary, scan_scores, summarize
 from attrib_batch.errors import RequestError
-from attrib_batch.execution.planning.verify import prepare_verification
+from attrib_batch.execution.planning.verification import Verification, open_verification
 from attrib_batch.observe.status import read_status
 from attrib_batch.report import write_report
 from attrib_batch.spec import Cell
@@ -59,4 +59,4 @@ def test_summaries_and_reports_of_version_1(both: tuple[Path, Path]) -> None:
 
 def test_version_1_is_not_measured_with_answers_it_may_not_have_had(both: tuple[Path, Path]) -> None:
     with pytest.raises(RequestError, match=f"earlier release .schema version 1, this one writes {SCHEMA_VERSION}"):
-        prepare_verification(both[0], n_pairs=2, seed=0)
+        open_verification(both[0], Verification(pairs=2, seed=0))

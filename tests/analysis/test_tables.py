@@ -131,7 +131,7 @@ def test_a_missing_summary_says_how_to_make_it(out: Path) -> None:
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [("{", "not a run's manifest"), ("{}", "schema_version missing"), ('{"schema_version": 99}', "plan")],
+    [("{", "not a run's manifest"), ("{}", "schema_version, stages missing"), ('{"schema_version": 99}', "stages")],
 )
 def test_a_manifest_that_is_none_is_refused(tmp_path: Path, text: str, message: str) -> None:
     (tmp_path / "manifest.json").write_text(text)

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from attrib_batch.errors import ModelError, RequestError
-from attrib_batch.execution.planning.prepare import prepare_run
+from attrib_batch.execution.planning.opening import open_run
 from attrib_batch.spec import load_spec
 from tests.support.demo_pairs import random_pairs
 from tests.support.faulty_proxy import BUCKET, Exchange
@@ -235,10 +235,10 @@ def test_another_dtype_than_the_servers_is_refused(ndif_server: NdifServer, job:
 
 def test_a_run_may_go_on_with_another_server(ndif_server: NdifServer, job: TinyJob, tmp_path: Path) -> None:
     path = job.write("elsewhere.yaml", models=[{**model(job), "workers": {"kind": "ndif"}}])
-    first = prepare_run(load_spec(path), tmp_path / "out", ndif_host=ndif_server.url)
+    first = open_run(load_spec(path), tmp_path / "out", ndif_host=ndif_server.url)
     first.lease.release()
     assert first.spec.models[0].workers.host == ndif_server.url
-    second = prepare_run(load_spec(path), tmp_path / "out", ndif_host="http://elsewhere")
+    second = open_run(load_spec(path), tmp_path / "out", ndif_host="http://elsewhere")
     second.lease.release()
     assert second.resumed
     assert second.spec.models[0].workers.host == "http://elsewhere"

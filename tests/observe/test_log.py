@@ -9,16 +9,16 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from attrib_batch.errors import OutputError
-from attrib_batch.execution.planning.manifest import MANIFEST
-from attrib_batch.execution.ray.pool import FailedToStart, Lost, Started, TaskFailed
+from attrib_batch.execution.events import TaskFailed, WorkerFailedToStart, WorkerId, WorkerLost, WorkerReady
+from attrib_batch.execution.journal import ModelJournal
 from attrib_batch.execution.scheduling.assignment import Assignment, LeftOut
 from attrib_batch.execution.scheduling.scheduler import End, Give, GiveUp, Start
-from attrib_batch.execution.workers.task import Ready
-from attrib_batch.observe.log import LOGS, Level, ModelLog, RunLog, What
+from attrib_batch.execution.workers.task import LoadReport
+from attrib_batch.observe.log import LOGS, EventKind, Level, RunLog
 from attrib_batch.observe.sinks import FileSink, ObjectSink, open_sink
 from attrib_batch.spec import Cell
 from attrib_batch.storage.store import Store
-from attrib_batch.tables import Chunk
+from attrib_batch.tables import MANIFEST, Chunk
 from tests.support.jobs import TinyJob, attrib_batch
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ def a_log(folder: Path, **changes: Any) -> RunLog:
 
 
 def test_a_line_is_in_the_file_at_once_and_carries_every_id(tmp_path: Path) -> None:
-    log = ModelLog(a_log(tmp_path / "new"), "m")
+    log = ModelJournal(a_log(tmp_path / "new"), "m")
     log.decided(Start(3))
     [line] = lines(tmp_path / "new/log.jsonl")
     assert line.pop("time").endswith("+00:00")
@@ -73,11 +73,11 @@ def test_a_line_is_in_the_file_at_once_and_carries_every_id(tmp_path: Path) -> N
 
 
 def test_what_goes_wrong_stands_out_and_says_why(tmp_path: Path) -> None:
-    log = ModelLog(a_log(tmp_path), "m")
-    log.happened(Started(0, Ready(peak_bytes=5, parameters=7, seconds=1.0)))
-    log.happened(FailedToStart(1, "no GPU"))
-    log.happened(TaskFailed(3, Assignment(TASK), "KeyError: 'missing thing'"))
-    log.happened(Lost(0, "it died"))
+    log = ModelJournal(a_log(tmp_path), "m")
+    log.happened(WorkerReady(WorkerId("m", 0), LoadReport(peak_bytes=5, parameters=7, seconds=1.0)))
+    log.happened(WorkerFailedToStart(WorkerId("m", 1), "no GPU"))
+    log.happened(TaskFailed(WorkerId("m", 3), Assignment(TASK), "KeyError: 'missing thing'"))
+    log.happened(WorkerLost(WorkerId("m", 0), "it died"))
     log.decided(End(2, "it hung"))
     log.decided(GiveUp(TASK, (LeftOut(8, 3, "it died again"),)))
     log.unreadable(TASK, "the file changed")
@@ -95,7 +95,7 @@ def test_what_goes_wrong_stands_out_and_says_why(tmp_path: Path) -> None:
 
 def test_a_secret_is_in_no_line(tmp_path: Path) -> None:
     log = a_log(tmp_path, secrets=['se"cret', ""])
-    log.write(What.WORKER_LOST, Level.WARNING, message='the header was se"cret, and that was refused')
+    log.write(EventKind.WORKER_LOST, Level.WARNING, message='the header was se"cret, and that was refused')
     [line] = lines(tmp_path / "log.jsonl")
     assert line["message"] == "the header was ***, and that was refused"
     assert "se" + '"cret' not in repr(log)
@@ -104,7 +104,7 @@ def test_a_secret_is_in_no_line(tmp_path: Path) -> None:
 def test_a_disk_that_refuses_the_log_ends_nothing(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     log = RunLog(FileSink(tmp_path / "file/log.jsonl"), run="r", execution="e")
-    log.write(What.STOP_ASKED)
+    log.write(EventKind.STOP_ASKED)
     log.close()
 
 
@@ -155,16 +155,16 @@ def test_a_run_leaves_a_log_of_each_execution(runs: Path) -> None:
     assert {line["run"] for log in logs for line in log} == {manifest["run_id"]}
     first, second = logs
     assert [line["event"] for line in second] == [
-        "execution_started", "lease_taken", "lease_released", "execution_ended",
+        "execution_started", "lease_taken", "stage_started", "lease_released", "execution_ended",
     ]  # fmt: skip
-    counts = {what: [line for line in first if line["event"] == what] for what in What}
-    assert [(line["start"], line["stop"]) for line in counts[What.TASK_GIVEN]] == [(0, 8), (8, 16)]
-    assert sum(line["pairs"] for line in counts[What.TASK_COMMITTED]) == 16
-    assert all(line["seconds"] > 0 and line["tokens"] > 0 for line in counts[What.TASK_COMMITTED])
-    assert {line["worker"] for line in counts[What.WORKER_READY]} >= {
-        line["worker"] for line in counts[What.TASK_COMMITTED]
+    counts = {what: [line for line in first if line["event"] == what] for what in EventKind}
+    assert [(line["start"], line["stop"]) for line in counts[EventKind.TASK_GIVEN]] == [(0, 8), (8, 16)]
+    assert sum(line["pairs"] for line in counts[EventKind.TASK_COMMITTED]) == 16
+    assert all(line["seconds"] > 0 and line["tokens"] > 0 for line in counts[EventKind.TASK_COMMITTED])
+    assert {line["worker"] for line in counts[EventKind.WORKER_READY]} >= {
+        line["worker"] for line in counts[EventKind.TASK_COMMITTED]
     }
-    [ended] = counts[What.EXECUTION_ENDED]
+    [ended] = counts[EventKind.EXECUTION_ENDED]
     assert (ended["exit_code"], ended["pairs"], ended["failed"]) == (0, 16, 0)
     assert first[-1] == ended
     records = [json.loads(path.read_text()) for path in (runs / "executions").glob("*.json")]

@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 
 from attrib_batch.errors import RequestError
-from attrib_batch.execution.driver import run_prepared
-from attrib_batch.execution.planning.prepare import prepare_run
+from attrib_batch.execution.driver import run_stages
+from attrib_batch.execution.planning.opening import open_run
+from attrib_batch.execution.ray.executor import RayExecutor
 from attrib_batch.spec import load_spec
 from attrib_batch.storage import lease as leases
 from attrib_batch.storage.store import Store
@@ -37,7 +38,7 @@ class Notes:
 def test_why_a_run_ended_is_not_hidden(broken: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(leases, "RENEW_SECONDS", 0.05)
     job, notes = TinyJob.make(tmp_path / "job", n_pairs=4), Notes()
-    prepared = prepare_run(load_spec(job.write()), tmp_path / "out")
+    opened = open_run(load_spec(job.write()), tmp_path / "out")
     monkeypatch.setenv("RAY_TMPDIR", "/" + "x" * 200)  # what ends the run
     method = getattr(Store, broken)
 
@@ -48,7 +49,7 @@ def test_why_a_run_ended_is_not_hidden(broken: str, tmp_path: Path, monkeypatch:
 
     monkeypatch.setattr(Store, broken, fails)
     with pytest.raises(RequestError, match="RAY_TMPDIR is too long"):
-        run_prepared(prepared, notes)
+        run_stages(opened, RayExecutor(), notes)
     [note] = [text for text in notes.said if "lease" in text]
     assert note.startswith("the lease could not be given back: the store has gone mad.")
     [log] = (tmp_path / "out/logs").iterdir()

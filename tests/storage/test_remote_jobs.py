@@ -7,19 +7,18 @@ from pathlib import Path
 import pytest
 
 from attrib_batch.errors import OutputError
-from attrib_batch.ndif.server import JobStatus
 from attrib_batch.spec import Cell, MethodSpec
-from attrib_batch.storage.store import Store
-from attrib_batch.tables import Chunk
 from attrib_batch.storage.remote_jobs import (
     RemoteJob,
     forget_jobs,
-    in_words,
+    format_counts,
     job_name,
     jobs_under_way,
     read_job,
     write_job,
 )
+from attrib_batch.storage.store import Store
+from attrib_batch.tables import Chunk
 
 CHUNK = Chunk(Cell("m", "d", "atp"), 0, 8)
 ATP = MethodSpec(id="atp")
@@ -33,7 +32,7 @@ def test_a_job_is_found_again_by_its_pairs_with_what_was_last_said(tmp_path: Pat
     store = Store(tmp_path)
     name = job_name(CHUNK, ATP, range(8))
     assert read_job(store, name) is None
-    told = job(name).told(JobStatus("QUEUED", "Added to Queue at position 2."))
+    told = job(name).told("QUEUED", "Added to Queue at position 2.")
     write_job(store, told)
     assert read_job(store, job_name(CHUNK, ATP, list(range(8)))) == told
     assert told.describe() == "f00 on http://host: QUEUED (Added to Queue at position 2.)"
@@ -57,11 +56,11 @@ def test_a_committed_chunk_leaves_no_job_of_its_parts(tmp_path: Path) -> None:
     assert [left.name for left in jobs_under_way(store)] == [other]
 
 
-def test_jobs_in_words() -> None:
-    waiting = job("b", 2.0).told(JobStatus("QUEUED", "Added to Queue at position 1."))
-    running = job("a").told(JobStatus("RUNNING", "Your job has started running."))
-    assert in_words([]) == ""
-    assert in_words([running, waiting]) == "NDIF jobs: 1 RUNNING, 1 QUEUED (Added to Queue at position 1)"
+def test_jobs_are_counted_by_state() -> None:
+    waiting = job("b", 2.0).told("QUEUED", "Added to Queue at position 1.")
+    running = job("a").told("RUNNING", "Your job has started running.")
+    assert format_counts([]) == ""
+    assert format_counts([running, waiting]) == "NDIF jobs: 1 RUNNING, 1 QUEUED (Added to Queue at position 1)"
 
 
 def test_a_file_that_is_no_job_is_named(tmp_path: Path) -> None:

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import io
 import os
 import subprocess
 import sys
+from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import polars as pl
 import yaml
 
+from attrib_batch.cli import main
 from attrib_batch.pairs.making.writer import write_pairs
 from attrib_batch.pairs.reading.reader import Pair, Role
 from tests.support.demo_pairs import TokenPair, random_pairs
@@ -48,6 +52,25 @@ def attrib_batch(
         timeout=seconds,
     )
     return Ended(done.returncode, done.stdout, done.stderr)
+
+
+def attrib_batch_here(*arguments: str | Path, local: bool = True) -> Ended:
+    """Run ``attrib-batch`` in this process; what runs models does so here too, without Ray, unless told otherwise."""
+    words = [str(argument) for argument in arguments]
+    if local and words[0] in {"run", "verify", "demo"}:
+        words.append("--local")
+    output, messages = io.StringIO(), io.StringIO()
+    with (
+        mock.patch.object(sys, "argv", ["attrib-batch", *words]),
+        mock.patch.dict(os.environ, {"COLUMNS": "200"}),
+        redirect_stdout(output),
+        redirect_stderr(messages),
+    ):
+        try:
+            main()
+        except SystemExit as ended:
+            code = int(ended.code or 0)
+    return Ended(code, output.getvalue(), messages.getvalue())
 
 
 def command(*arguments: str | Path) -> list[str]:

@@ -1,12 +1,14 @@
-"""A job's worker in the process of the tests, without Ray."""
+"""A job's worker in the process of the tests, without an executor."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 from pydantic import SecretStr
 
-from attrib_batch.execution.planning.prepare import prepare_run
+from attrib_batch.execution.planning.opening import open_run
+from attrib_batch.execution.planning.stages import Scoring, StageWork
 from attrib_batch.execution.scheduling.assignment import Assignment
 from attrib_batch.execution.workers.replica import ReplicaWorker
 from attrib_batch.execution.workers.session import NdifWorker
@@ -16,18 +18,47 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from attrib_batch.execution.workers.task import TaskReport
+    from attrib_batch.spec import SweepSpec
+    from attrib_batch.storage.store import Store
 
 
-def worker_here(path: Path, out: Path, *, key: str = "") -> tuple[NdifWorker | ReplicaWorker, list[Assignment]]:
-    """A worker of the job's only model in this process, not loaded, and what it is to do."""
-    prepared = prepare_run(load_spec(path), out)
-    prepared.lease.release()  # nobody else is there, and no driver will do it
-    ((name, tasks),) = prepared.waiting.items()
-    given = (prepared.spec, name, prepared.store, prepared.fingerprints)
-    assignments = [Assignment(task) for task in tasks]
-    if prepared.spec.model(name).workers.kind == "ndif":
-        return NdifWorker(*given, SecretStr(key)), assignments
-    return ReplicaWorker(*given), assignments
+@dataclass(frozen=True)
+class WorkerHere:
+    """A worker, and what all of its tasks have in common."""
+
+    worker: Any
+    work: StageWork
+
+    @property
+    def store(self) -> Store:
+        """Where the tables lie."""
+        return self.work.store
+
+    def load(self) -> Any:
+        """Load the model."""
+        return self.worker.load()
+
+    def score(self, assignment: Assignment) -> TaskReport:
+        """Score a task."""
+        report: TaskReport = self.worker.score(assignment, self.work)
+        return report
+
+
+def replica_here(spec: SweepSpec, store: Store, pins: dict[str, str]) -> WorkerHere:
+    """Return a worker of a job's only model, not loaded."""
+    return WorkerHere(ReplicaWorker(spec.models[0], spec.methods), StageWork(spec, store, pins))
+
+
+def worker_here(path: Path, out: Path, *, key: str = "") -> tuple[WorkerHere, list[Assignment]]:
+    """Return a worker of the job's only model in this process, not loaded, and what it is to do."""
+    opened = open_run(load_spec(path), out)
+    opened.lease.release()  # nobody else is there, and no driver will do it
+    stage = Scoring().plan(opened)
+    ((name, tasks),) = stage.waiting.items()
+    model, methods = opened.spec.model(name), opened.spec.methods
+    on_ndif = model.workers.kind == "ndif"
+    worker = NdifWorker(model, methods, SecretStr(key)) if on_ndif else ReplicaWorker(model, methods)
+    return WorkerHere(worker, stage.work), [Assignment(task) for task in tasks]
 
 
 def score_here(path: Path, out: Path) -> list[TaskReport]:

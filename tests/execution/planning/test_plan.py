@@ -1,40 +1,45 @@
-"""The plan: chunks cover every pair once, and methods that share runs are done together."""
+"""Tasks: chunks of the same pairs, for methods that share forward passes."""
 
 from __future__ import annotations
 
-from hypothesis import given
-from hypothesis import strategies as st
+from typing import Any
 
-from attrib_batch.execution.planning.plan import CellPlan, plan_cells, tasks_by_model
+from attrib_batch.execution.planning.plan import tasks_by_model
 from attrib_batch.spec import Cell, parse_spec
-from attrib_batch.tables import Chunk
+from attrib_batch.tables import CellPlan, Chunk
 
-CELL = Cell("model", "dataset", "method")
-
-
-@given(n_pairs=st.integers(1, 500), chunk_pairs=st.integers(1, 60))
-def test_chunks_cover_every_pair_once_in_order(n_pairs: int, chunk_pairs: int) -> None:
-    plan = CellPlan(CELL, n_pairs, chunk_pairs)
-    chunks = list(plan.chunks())
-    assert len(chunks) == plan.n_chunks
-    assert [row for chunk in chunks for row in range(chunk.start, chunk.stop)] == list(range(n_pairs))
-    assert max(chunk.n_pairs for chunk in chunks) <= chunk_pairs
+DATA: dict[str, Any] = {
+    "name": "job",
+    "models": [{"id": "m", "prepend_bos": False}],
+    "datasets": [{"id": "d", "path": "p"}],
+    "methods": [{"id": "atp"}, {"id": "exact"}, {"id": "noise", "kind": "atp", "direction": "noise"}],
+    "chunk_pairs": 4,
+}
 
 
-def test_methods_that_share_runs_are_one_task_and_only_what_waits_is_in_it() -> None:
-    data = {
-        "name": "job",
-        "models": [{"id": "m", "prepend_bos": False}],
-        "datasets": [{"id": "d", "path": "p"}],
-        "methods": [{"id": "atp"}, {"id": "exact"}, {"id": "noise", "kind": "atp", "direction": "noise"}],
-        "chunk_pairs": 4,
-    }
-    job = parse_spec(data, source="job")
-    plan = plan_cells(job, {"d": 6})
-    everything = {chunk for cell in plan for chunk in cell.chunks()}
-    committed = Chunk(Cell("m", "d", "atp"), 4, 6)
-    [(name, tasks)] = tasks_by_model(job, plan, everything - {committed}).items()
+def tasks_of(plans: list[CellPlan], committed: set[Chunk]) -> list[list[tuple[str, int, int]]]:
+    waiting = {chunk for plan in plans for chunk in plan.chunks()} - committed
+    [(name, tasks)] = tasks_by_model(parse_spec(DATA, source="job"), plans, waiting).items()
     assert name == "m"
-    assert [[(chunk.cell.method, chunk.start) for chunk in task] for task in tasks] == [
-        [("atp", 0), ("noise", 0)], [("noise", 4)], [("exact", 0)], [("exact", 4)],
+    return [[(chunk.cell.method, chunk.start, chunk.stop) for chunk in task] for task in tasks]
+
+
+def test_methods_that_share_forward_passes_are_one_task_and_only_what_waits_is_in_it() -> None:
+    plans = [CellPlan.of(cell, 6, 4) for cell in parse_spec(DATA, source="job").cells]
+    assert tasks_of(plans, {Chunk(Cell("m", "d", "atp"), 4, 6)}) == [
+        [("atp", 0, 4), ("noise", 0, 4)], [("noise", 4, 6)], [("exact", 0, 4)], [("exact", 4, 6)],
+    ]  # fmt: skip
+
+
+def test_cells_that_were_cut_differently_share_what_they_can() -> None:
+    cells = {method: Cell("m", "d", method) for method in ("atp", "exact", "noise")}
+    grown = CellPlan.model_validate(
+        {"model": "m", "dataset": "d", "method": "atp", "segments": [
+            {"stop": 6, "chunk_pairs": 4}, {"stop": 10, "chunk_pairs": 4},
+        ]}
+    )  # fmt: skip
+    plans = [grown, CellPlan.of(cells["noise"], 10, 4), CellPlan.of(cells["exact"], 10, 10)]
+    assert tasks_of(plans, set()) == [
+        [("atp", 0, 4), ("noise", 0, 4)], [("atp", 4, 6)], [("noise", 4, 8)], [("atp", 6, 10)], [("noise", 8, 10)],
+        [("exact", 0, 10)],
     ]  # fmt: skip

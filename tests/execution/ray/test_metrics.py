@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from attrib_batch.execution.planning.manifest import MANIFEST
+from attrib_batch.tables import MANIFEST
 from tests.support.jobs import TinyJob, environment
 from tests.support.ports import free_ports
 
@@ -22,12 +22,7 @@ import json, sys, tempfile, time, urllib.request
 from pathlib import Path
 
 import ray
-from rich.console import Console
-
-from attrib_batch.execution.driver import run_prepared
-from attrib_batch.execution.planning.prepare import prepare_run
-from attrib_batch.observe.progress import make_progress
-from attrib_batch.spec import load_spec
+import attrib_batch as ab
 
 if __name__ == "__main__":
     job, out, port, system, wanted = sys.argv[1:]
@@ -37,7 +32,7 @@ if __name__ == "__main__":
             object_store_memory=100 << 20, _node_ip_address="127.0.0.1", _metrics_export_port=int(port),
             _temp_dir=folder, _system_config=json.loads(system),
         )
-        result = run_prepared(prepare_run(load_spec(Path(job)), Path(out)), make_progress(Console(stderr=True)))
+        result = ab.load_job(job).run(out, executor=ab.RayExecutor()).result
         def served():
             try:
                 return urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10).read().decode()

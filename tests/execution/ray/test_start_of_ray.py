@@ -12,8 +12,8 @@ import ray
 from ray._private.utils import validate_socket_filepath
 
 from attrib_batch.errors import RequestError, RunInterruptedError
-from attrib_batch.execution import driver
-from attrib_batch.execution.ray.folder import check_ray_folder
+from attrib_batch.execution.ray import start
+from attrib_batch.execution.ray.start import check_ray_folder
 from tests.support.jobs import COMMAND_SECONDS, TinyJob, attrib_batch, command, environment
 
 OVERHEAD = len(f"/ray/session_2026-11-27_10-08-36_508048_{os.getpid()}/sockets/plasma_store")
@@ -88,4 +88,4 @@ def test_a_ray_that_does_not_start_is_no_traceback(tmp_path: Path, monkeypatch: 
     monkeypatch.setattr(ray, "init", init)
     monkeypatch.setenv("RAY_TMPDIR", "/tmp")  # noqa: S108 - short
     with pytest.raises(RunInterruptedError, match=r"Ray could not start .*: The current node timed out"):
-        driver._start()
+        start.start_ray()

@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from attrib_batch.execution.dispatch import Dispatch
 from attrib_batch.execution.ray import capacity
 from attrib_batch.execution.ray.capacity import UNPLACED_SECONDS, Queue
-from attrib_batch.execution.ray.pool import Placed
 from attrib_batch.execution.scheduling.deadlines import Deadlines
 from attrib_batch.execution.scheduling.scheduler import MAX_FAILED_STARTS, End, Give, Scheduler, Start
 from attrib_batch.spec import Cell, WorkersSpec
@@ -159,16 +156,6 @@ def test_what_is_told_of_workers_that_wait_is_true(
     assert says in str(queue.told(count))
 
 
-def test_what_the_pool_reports_starts_the_clock() -> None:
-    scheduler = scheduler_of(1)
-    list(scheduler.decide(0.0))
-    nothing: Any = SimpleNamespace(happened=lambda _: None)
-    dispatch = Dispatch(nothing, "model", [], nothing, nothing, nothing, nothing, nothing)
-    dispatch._scheduler = scheduler
-    dispatch._tell(Placed(0))
-    assert scheduler.n_unplaced == 0
-
-
 RUN = """
 import sys, tempfile
 from pathlib import Path
@@ -176,11 +163,9 @@ from types import SimpleNamespace
 
 import ray
 
+import attrib_batch as ab
 from attrib_batch.execution.ray import capacity
-from attrib_batch.execution import dispatch
-from attrib_batch.execution.driver import run_prepared
-from attrib_batch.execution.planning.prepare import prepare_run
-from attrib_batch.spec import load_spec
+from attrib_batch.execution import loop
 
 LATER = 5  # looks at a run that waits before its clock jumps, with each of so many, and before there is room
 
@@ -199,14 +184,14 @@ class View:
     def note(self, message):
         print(message)
 
-    def update(self, tally):
+    def update(self, snapshot):
         self.looks += 1
         if LATER <= self.looks < 2 * LATER:
             self.late += 1e6
         if self.looks == 2 * LATER:
             ray.kill(self.other)
 
-    def close(self, tally):
+    def close(self, snapshot):
         pass
 
 
@@ -218,10 +203,10 @@ if __name__ == "__main__":
         )
         other = ray.remote(Other).options(num_cpus=1).remote()
         ray.get(other.work.remote())
-        view, clock = View(other), dispatch.time.monotonic
+        view, clock = View(other), loop.time.monotonic
         # The clock of deadlines alone: Ray and the lease keep their own.
-        dispatch.time = capacity.time = SimpleNamespace(monotonic=lambda: clock() + view.late)
-        result = run_prepared(prepare_run(load_spec(Path(sys.argv[1])), Path(sys.argv[2])), view)
+        loop.time = capacity.time = SimpleNamespace(monotonic=lambda: clock() + view.late)
+        result = ab.load_job(sys.argv[1]).run(sys.argv[2], executor=ab.RayExecutor(), progress=view).result
         ray.shutdown()
     sys.exit(result.exit_code)
 """

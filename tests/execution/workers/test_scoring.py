@@ -14,12 +14,12 @@ from attrib_batch.attribution import metrics
 from attrib_batch.attribution.metrics import AnswerSets, logit_diff, register_metric
 from attrib_batch.errors import TaskError
 from attrib_batch.execution.scheduling.assignment import Assignment
-from attrib_batch.execution.workers.replica import ReplicaWorker
 from attrib_batch.pairs.reading.reader import PairTable
 from attrib_batch.spec import Cell, load_spec
 from attrib_batch.storage.store import Store
 from attrib_batch.tables import Chunk
 from tests.support.jobs import TinyJob, read_table
+from tests.support.worker_here import WorkerHere, replica_here
 
 METRIC = "test-may-raise"
 Fault = Callable[[Tensor, AnswerSets], None]
@@ -59,10 +59,10 @@ def fault(monkeypatch: pytest.MonkeyPatch) -> list[Fault]:
 
 
 @pytest.fixture
-def worker(job: TinyJob, fault: list[Fault], tmp_path: Path) -> ReplicaWorker:
+def worker(job: TinyJob, fault: list[Fault], tmp_path: Path) -> WorkerHere:
     methods = [{"id": "atp", "metric": METRIC}, {"id": "noise", "kind": "atp", "direction": "noise", "metric": METRIC}]
     fingerprints = {"random": PairTable.open(job.pairs).fingerprint()}
-    worker = ReplicaWorker(load_spec(job.write(methods=methods)), "tiny", Store(tmp_path / "out"), fingerprints)
+    worker = replica_here(load_spec(job.write(methods=methods)), Store(tmp_path / "out"), fingerprints)
     worker.load()
     return worker
 
@@ -86,7 +86,7 @@ def but_for_the_control(fault: Fault) -> Fault:
     return lambda logits, answers: None if is_control(answers) else fault(logits, answers)
 
 
-def test_the_same_exception_for_all_pairs_commits_nothing(worker: ReplicaWorker, fault: list[Fault]) -> None:
+def test_the_same_exception_for_all_pairs_commits_nothing(worker: WorkerHere, fault: list[Fault]) -> None:
     fault.append(missing)
     said = r"^rows 8 to 15 of random: all 8 pairs of atp ended in the same exception: KeyError: 'missing thing'$"
     with pytest.raises(TaskError, match=said):
@@ -97,7 +97,7 @@ def test_the_same_exception_for_all_pairs_commits_nothing(worker: ReplicaWorker,
 
 
 @pytest.mark.parametrize("n_pairs", [2, 1])
-def test_what_differs_in_digits_alone_is_the_same(worker: ReplicaWorker, fault: list[Fault], n_pairs: int) -> None:
+def test_what_differs_in_digits_alone_is_the_same(worker: WorkerHere, fault: list[Fault], n_pairs: int) -> None:
     fault.append(counting(RuntimeError, "CUDA error in block"))
     with pytest.raises(TaskError, match="CUDA error in block"):
         worker.score(Assignment(task(8, 8 + n_pairs)))
@@ -105,20 +105,20 @@ def test_what_differs_in_digits_alone_is_the_same(worker: ReplicaWorker, fault: 
 
 
 def test_what_the_made_up_pair_does_not_end_in_is_no_excuse_for_several_pairs(
-    worker: ReplicaWorker, fault: list[Fault]
+    worker: WorkerHere, fault: list[Fault]
 ) -> None:
     fault.append(but_for_the_control(missing))
     with pytest.raises(TaskError, match="all 2 pairs"):
         worker.score(Assignment(task(8, 10)))
 
 
-def failures(worker: ReplicaWorker) -> list[tuple[Any, ...]]:
+def failures(worker: WorkerHere) -> list[tuple[Any, ...]]:
     return (
         read_table(worker.store.root, "failures").select("pair_id", "method", "error").sort("pair_id", "method").rows()
     )
 
 
-def test_exceptions_that_differ_are_the_pairs_own(worker: ReplicaWorker, fault: list[Fault]) -> None:
+def test_exceptions_that_differ_are_the_pairs_own(worker: WorkerHere, fault: list[Fault]) -> None:
     seen: list[object] = []
 
     def fail(logits: Tensor, answers: AnswerSets) -> None:
@@ -132,7 +132,7 @@ def test_exceptions_that_differ_are_the_pairs_own(worker: ReplicaWorker, fault: 
     assert [row[2] for row in failures(worker)] == ["scoring_error"] * 4
 
 
-def test_one_pair_alone_is_blamed_where_a_made_up_pair_can_be_scored(worker: ReplicaWorker, fault: list[Fault]) -> None:
+def test_one_pair_alone_is_blamed_where_a_made_up_pair_can_be_scored(worker: WorkerHere, fault: list[Fault]) -> None:
     fault.append(but_for_the_control(missing))
     report = worker.score(Assignment(task(8, 9)))
     assert (report.n_scored, report.n_failed) == (0, 2)
@@ -140,7 +140,7 @@ def test_one_pair_alone_is_blamed_where_a_made_up_pair_can_be_scored(worker: Rep
 
 
 def test_one_pair_alone_is_not_blamed_for_what_a_made_up_pair_ends_in_as_well(
-    worker: ReplicaWorker, fault: list[Fault]
+    worker: WorkerHere, fault: list[Fault]
 ) -> None:
     fault.append(missing)
     said = (
@@ -152,7 +152,7 @@ def test_one_pair_alone_is_not_blamed_for_what_a_made_up_pair_ends_in_as_well(
 
 
 def test_pairs_that_take_too_much_memory_are_blamed_and_memory_that_is_gone_is_not(
-    worker: ReplicaWorker, fault: list[Fault]
+    worker: WorkerHere, fault: list[Fault]
 ) -> None:
     out_of_memory = counting(torch.OutOfMemoryError, "CUDA out of memory. Tried to allocate")
     fault.append(but_for_the_control(out_of_memory))
@@ -163,7 +163,7 @@ def test_pairs_that_take_too_much_memory_are_blamed_and_memory_that_is_gone_is_n
     assert set(read_table(worker.store.root, "failures")["pair_id"]) == {8, 9, 10, 11}
 
 
-def test_one_pair_among_others_is_blamed_alone(worker: ReplicaWorker, fault: list[Fault]) -> None:
+def test_one_pair_among_others_is_blamed_alone(worker: WorkerHere, fault: list[Fault]) -> None:
     bad = [True]
 
     def once_alone(logits: Tensor, answers: AnswerSets) -> None:
@@ -177,7 +177,7 @@ def test_one_pair_among_others_is_blamed_alone(worker: ReplicaWorker, fault: lis
     assert (report.n_scored, report.n_failed) == (6, 2)
 
 
-def test_what_breaks_in_the_middle_of_a_task_is_no_pairs_fault(worker: ReplicaWorker, fault: list[Fault]) -> None:
+def test_what_breaks_in_the_middle_of_a_task_is_no_pairs_fault(worker: WorkerHere, fault: list[Fault]) -> None:
     broken = []
 
     def from_the_second_batch_on(logits: Tensor, answers: AnswerSets) -> None:
@@ -192,7 +192,7 @@ def test_what_breaks_in_the_middle_of_a_task_is_no_pairs_fault(worker: ReplicaWo
     assert not worker.store.root.exists()
 
 
-def test_a_probe_is_survived_whatever_is_raised(worker: ReplicaWorker, fault: list[Fault]) -> None:
+def test_a_probe_is_survived_whatever_is_raised(worker: WorkerHere, fault: list[Fault]) -> None:
     fault.append(missing)
     assert worker.score(Assignment(task(8, 16), probe=(8, 12))).n_failed == 0
     assert not worker.store.root.exists()

@@ -10,7 +10,6 @@ import pytest
 from polars.testing import assert_frame_equal
 
 from attrib_batch.execution.scheduling.assignment import Assignment
-from attrib_batch.execution.workers.replica import ReplicaWorker
 from attrib_batch.execution.workers.task import TaskReport
 from attrib_batch.pairs.making.writer import write_pairs
 from attrib_batch.pairs.reading.reader import Pair, PairTable, Role
@@ -19,6 +18,7 @@ from attrib_batch.storage.store import Store
 from attrib_batch.tables import Chunk
 from tests.support.jobs import TinyJob, read_scores, read_table
 from tests.support.tiny_models import BOS, VOCABULARY
+from tests.support.worker_here import replica_here
 
 METHODS = ({"id": "atp"}, {"id": "noise", "kind": "atp", "direction": "noise"})
 GOOD = Pair(0, "w1 w2 w3", "w1 w4 w3", (" Mary",), (" John",))
@@ -37,7 +37,7 @@ def work(
     write_pairs(job.pairs, rows, id_columns=("answers", "wrong_answers") if ids else ())
     models = [{"id": str(job.model), "name": "tiny", "prepend_bos": prepend_bos}]
     spec = load_spec(job.write(methods=list(METHODS), models=models, **keys))
-    worker = ReplicaWorker(spec, "tiny", Store(out), {"random": PairTable.open(job.pairs).fingerprint()})
+    worker = replica_here(spec, Store(out), {"random": PairTable.open(job.pairs).fingerprint()})
     worker.load()
     chunks = (Chunk(Cell("tiny", "random", str(method["id"])), 0, len(rows)) for method in METHODS)
     return worker.score(Assignment(tuple(chunks)))
@@ -93,7 +93,7 @@ def test_warnings_are_counted_once_a_pair_and_change_nothing_else(job: TinyJob, 
 def test_a_probe_counts_no_warnings(job: TinyJob, tmp_path: Path) -> None:
     work(job, tmp_path / "out", [replace(GOOD, clean="w1 zaphod w3")])
     spec = load_spec(job.folder / "job.yaml")
-    worker = ReplicaWorker(spec, "tiny", Store(tmp_path / "probe"), {"random": PairTable.open(job.pairs).fingerprint()})
+    worker = replica_here(spec, Store(tmp_path / "probe"), {"random": PairTable.open(job.pairs).fingerprint()})
     worker.load()
     task = (Chunk(Cell("tiny", "random", "atp"), 0, 1),)
     assert worker.score(Assignment(task, probe=(0, 1))).warnings == {}
