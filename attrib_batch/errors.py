@@ -64,6 +64,10 @@ class RunInterruptedError(AttribBatchError):
     """The run stopped before every chunk was committed."""
 
 
+class StoppedError(RunInterruptedError):
+    """The run was stopped by an interrupt; what is committed stays."""
+
+
 class TaskError(AttribBatchError):
     """Pairs of a task ended in an exception of which none of them is the cause, but a metric, a library or a device."""
 

@@ -1,9 +1,9 @@
 """Estimated scores side by side with the exact ones of a verified sample of pairs.
 
 ``OUT/verification/scores`` holds activation patching of some of the pairs in ``OUT/scores``, in the same schema. The
-manifest's stage ``verification`` says which exact methods there are; one of the same metric and direction as a method of
-the job measures what that method estimates. Runs of earlier releases have no such stage: there a file of exact scores
-lies in the partition of the method that it was measured for.
+manifest's stage ``verification`` says which exact methods there are; one of the same metric and direction as a method
+of the job measures what that method estimates. Runs of earlier releases have no such stage: there a file of exact
+scores lies in the partition of the method that it was measured for.
 """
 
 from __future__ import annotations

@@ -50,8 +50,8 @@ def attribute(
         model: a bundled name, a local folder or a Hub repository id; or a ``transformers`` model, with ``tokenizer``;
             or an nnsight model. A model that is given is put into evaluation mode, and its parameters are frozen.
         pairs: the path or URL of a Parquet table; or a Polars or pandas frame, an Arrow table, or a list of dicts, with
-            ``clean``, ``corrupted``, ``answers`` and ``wrong_answers``, and optionally ``pair_id``, ``roles``, ``task``,
-            ``template``, ``group``.
+            ``clean``, ``corrupted``, ``answers`` and ``wrong_answers``, and optionally ``pair_id``, ``roles``,
+            ``task``, ``template``, ``group``.
         methods: kinds of methods, such as ``atp``, ``atp_ig``, ``atp_star`` or ``exact``; or entries of a job file.
         components: what is attributed, for methods that do not say so themselves; likewise ``metric`` and
             ``direction``.

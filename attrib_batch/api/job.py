@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -9,6 +10,7 @@ from rich.console import Console
 
 from attrib_batch.analysis import write_agreement
 from attrib_batch.api.run import Run
+from attrib_batch.errors import StoppedError
 from attrib_batch.execution.driver import run_stages
 from attrib_batch.execution.local import LocalExecutor
 from attrib_batch.execution.planning.opening import open_run as open_for_execution
@@ -20,7 +22,9 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
+    from attrib_batch.execution.driver import RunResult
     from attrib_batch.execution.executor import Executor
+    from attrib_batch.execution.planning.stages import OpenRun
     from attrib_batch.models.load import LoadedModel
     from attrib_batch.observe.progress import ProgressView
     from attrib_batch.spec import SweepSpec
@@ -72,11 +76,24 @@ class Job:
             workers_here=executor.workers_here,
             given=self.models,
         )
-        result = run_stages(opened, executor, progress_view(progress))
+        result = run_to_end(opened, executor, progress)
         run = Run(opened.store, models=self.models, result=result)
         if VERIFICATION in result.stages and self.spec.verify is not None:
             write_agreement(opened.store, seed=self.spec.verify.seed)
         return run
+
+
+def run_to_end(opened: OpenRun, executor: Executor, progress: bool | ProgressView) -> RunResult:
+    """Run what was opened; an interrupt is one to the caller too."""
+    try:
+        return run_stages(opened, executor, progress_view(progress), keep_process=_is_interactive())
+    except StoppedError as stopped:
+        raise KeyboardInterrupt(str(stopped)) from stopped
+
+
+def _is_interactive() -> bool:
+    """Return whether a person works in this process, which a second interrupt must not end."""
+    return hasattr(sys, "ps1") or "ipykernel" in sys.modules
 
 
 def load_job(source: str | Path | Mapping[str, Any]) -> Job:

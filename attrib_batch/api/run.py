@@ -198,8 +198,7 @@ class Run:
             RequestError: there is nothing to verify, or what is measured already is another sample.
             RunInterruptedError: it could not finish; the same call goes on.
         """
-        from attrib_batch.api.job import progress_view
-        from attrib_batch.execution.driver import run_stages
+        from attrib_batch.api.job import run_to_end
         from attrib_batch.execution.local import LocalExecutor
         from attrib_batch.execution.planning.verification import Verification, open_verification
 
@@ -212,7 +211,7 @@ class Run:
             workers_here=executor.workers_here,
             given=self._models,
         )
-        self.result = run_stages(opened, executor, progress_view(progress))
+        self.result = run_to_end(opened, executor, progress)
         write_agreement(self._store, seed=seed)
         return analysis.read_agreement(self._store)
 

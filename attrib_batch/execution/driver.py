@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from attrib_batch._version import __version__
-from attrib_batch.errors import AttribBatchError, DatasetError, ExitCode, OutputError, RunInterruptedError
+from attrib_batch.errors import AttribBatchError, DatasetError, ExitCode, OutputError, RunInterruptedError, StoppedError
 from attrib_batch.execution.accounting import Tally
 from attrib_batch.execution.loop import EventLoop
 from attrib_batch.execution.planning.plan import uncommitted
@@ -71,21 +71,21 @@ class RunResult:
         return ExitCode.SOME_FAILED if any(stage.failed for stage in self.stages.values()) else ExitCode.OK
 
 
-def run_stages(run: OpenRun, executor: Executor, progress: ProgressView, *, insist: bool = False) -> RunResult:
+def run_stages(run: OpenRun, executor: Executor, progress: ProgressView, *, keep_process: bool = False) -> RunResult:
     """Compute every chunk of a run that is not committed, and release the run.
 
     Args:
         run: the opened run.
         executor: gives workers; it is entered only where something is left to compute.
         progress: shows how far it is.
-        insist: let a second interrupt raise KeyboardInterrupt, as in a notebook, and not end the process.
+        keep_process: let a second interrupt raise KeyboardInterrupt, and not end the process.
 
     Raises:
         RequestError: a model or the workers cannot be had as asked.
         DatasetError: some pairs cannot be read; all others are committed.
         RunInterruptedError: stopped by a signal, or no worker can be kept alive. What is committed stays.
     """
-    return _Driver(run, executor, progress, keep_process=insist).run()
+    return _Driver(run, executor, progress, keep_process=keep_process).run()
 
 
 class _StopRequest:
@@ -95,7 +95,7 @@ class _StopRequest:
         self.since: float | None = None
         self._keep_process = keep_process
 
-    def ask(self, number: int, frame: object) -> None:
+    def ask(self, number: int, _frame: object) -> None:
         """Handle a signal."""
         if self.since is not None:
             if self._keep_process and number == signal.SIGINT:
@@ -200,7 +200,7 @@ class _Driver:
     def _check_end(self, stage: PlannedStage, stop: _StopRequest) -> None:
         """Raise what keeps a run from going on after a stage."""
         if stop.since is not None and self._tally.done < self._tally.total:
-            raise RunInterruptedError(
+            raise StoppedError(
                 f"stopped with {self._tally.done:,} of {self._tally.total:,} pairs committed. "
                 "The same command goes on from there."
             )

@@ -221,13 +221,15 @@ def find_manifest(directory: Directory) -> Manifest | None:
     except ValidationError as error:
         keys = ", ".join(sorted({".".join(map(str, item["loc"])) or "the file" for item in error.errors()}))
         raise OutputError(
-            f"{path} is not a run's manifest: {keys} missing or of the wrong type. Name the folder given to --out, or choose another"
+            f"{path} is not a run's manifest: {keys} missing or of the wrong type. Name the folder given to --out, or "
+            "choose another"
         ) from error
     if manifest.schema_version not in READABLE_SCHEMA_VERSIONS or manifest.manifest_version > MANIFEST_VERSION:
         readable = " and ".join(map(str, READABLE_SCHEMA_VERSIONS))
         raise OutputError(
             f"{path} tells of tables of schema version {manifest.schema_version} (manifest version "
-            f"{manifest.manifest_version}); this release reads {readable} (manifest versions up to {MANIFEST_VERSION}). "
+            f"{manifest.manifest_version}); this release reads {readable} (manifest versions up to "
+            f"{MANIFEST_VERSION}). "
             "Read it with the release that wrote it, or run the job again elsewhere."
         )
     return manifest

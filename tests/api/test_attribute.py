@@ -1,0 +1,198 @@
+"""Scoring pairs by one call: whatever form model and pairs come in, the tables are those of the command line."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import polars as pl
+import pyarrow.parquet as pq
+import pytest
+
+import attrib_batch as ab
+from attrib_batch.errors import DatasetError, JobError, ModelError, RequestError
+from attrib_batch.pairs.reading.reader import PairTable
+from attrib_batch.spec import MethodSpec
+from tests.support.jobs import TinyJob, attrib_batch_here, environment
+from tests.support.same_tables import Tables, assert_same_numbers
+from tests.support.tiny_models import ARCHITECTURES, tiny_tokenizer
+
+N_PAIRS = 12
+
+
+@pytest.fixture(scope="module")
+def job(tmp_path_factory: pytest.TempPathFactory) -> TinyJob:
+    return TinyJob.make(tmp_path_factory.mktemp("job"), n_pairs=N_PAIRS)
+
+
+@pytest.fixture(scope="module")
+def by_command(job: TinyJob) -> Tables:
+    """What the command line makes of the job."""
+    ended = attrib_batch_here("run", job.write(), "--out", job.folder / "out")
+    assert ended.code == 0, ended.said
+    return Tables.read(job.folder / "out", model="tiny")
+
+
+def attribute(model: Any, pairs: Any, out: Path, **options: Any) -> ab.Run:
+    return ab.attribute(model, pairs, out=out, name="random", progress=False, **options)
+
+
+def as_rows(job: TinyJob) -> list[dict[str, Any]]:
+    return [asdict(pair) for pair in PairTable.open(job.pairs).rows(0, N_PAIRS)]
+
+
+def as_pandas(job: TinyJob) -> pd.DataFrame:
+    return pd.DataFrame(as_rows(job))
+
+
+FORMS = {
+    "path": lambda job: job.pairs,
+    "polars": lambda job: pl.read_parquet(job.pairs),
+    "lazy": lambda job: pl.scan_parquet(job.pairs),
+    "arrow": lambda job: pq.read_table(job.pairs),
+    "pandas": as_pandas,
+    "rows": as_rows,
+}
+
+
+def same(out: Path, theirs: Tables, model: str = "model") -> None:
+    assert_same_numbers(Tables.read(out, model=model), theirs)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_pairs_of_any_form(form: str, job: TinyJob, by_command: Tables, tmp_path: Path) -> None:
+    run = attribute(str(job.model), FORMS[form](job), tmp_path)
+    same(tmp_path, by_command)
+    assert run.failures().collect().is_empty()
+
+
+def test_a_transformers_model_with_its_tokenizer(job: TinyJob, by_command: Tables, tmp_path: Path) -> None:
+    model = ARCHITECTURES["llama"]()
+    run = attribute(model, job.pairs, tmp_path, tokenizer=tiny_tokenizer())
+    [name] = [item["name"] for item in run.manifest.job["models"]]
+    same(tmp_path, by_command, name)
+    assert not model.training
+    # The same weights go on, others do not.
+    assert attribute(model, job.pairs, tmp_path, tokenizer=tiny_tokenizer()).result.tally.scored == 0
+    model.lm_head.weight.data += 0.1
+    with pytest.raises(RequestError, match=f"model {name}, weights: was"):
+        attribute(model, job.pairs, tmp_path, tokenizer=tiny_tokenizer())
+
+
+def test_an_nnsight_model(job: TinyJob, by_command: Tables, tmp_path: Path) -> None:
+    from nnsight.modeling.transformers import TransformersModel
+
+    model = TransformersModel(ARCHITECTURES["llama"](), task="text-generation", tokenizer=tiny_tokenizer())
+    run = attribute(model, job.pairs, tmp_path)
+    same(tmp_path, by_command, run.manifest.job["models"][0]["name"])
+    assert run.verify(2, progress=False).height, "the run keeps the model that it was made with"
+
+
+def test_methods_of_any_form(job: TinyJob, tmp_path: Path) -> None:
+    methods = [
+        "atp",
+        {"id": "noise", "kind": "atp", "direction": "noise"},
+        MethodSpec(id="ig", kind="atp_ig", ig_steps=2),
+    ]
+    run = attribute(str(job.model), job.pairs, tmp_path, methods=methods, components=["q", "z"], limit=4, verify=2)
+    found = run.scores().group_by("method").agg(pl.col("component").cast(pl.String).unique().sort()).collect()
+    assert dict(found.iter_rows()) == {"atp": ["q", "z"], "noise": ["q", "z"], "ig": ["z"]}
+    assert {stage.name for stage in run.manifest.stages} == {"scoring", "verification"}
+    assert run.agreement_path.exists()
+
+
+def test_token_ids_as_answers(job: TinyJob, by_command: Tables, tmp_path: Path) -> None:
+    tokenizer, rows = tiny_tokenizer(), as_rows(job)
+    for row in rows:
+        for column in ("answers", "wrong_answers"):
+            row[column] = [tokenizer(text)["input_ids"][0] for text in row[column]]
+    attribute(str(job.model), rows, tmp_path)
+    same(tmp_path, by_command)
+
+
+def test_without_a_folder_the_run_is_kept_and_says_where(job: TinyJob) -> None:
+    run = ab.attribute(str(job.model), job.pairs, limit=2, progress=False)
+    assert ab.open_run(run.path).scores().collect().equals(run.scores().collect())
+
+
+PAIR = {"clean": "w1 w2", "corrupted": "w1 w3", "answers": [" w4"], "wrong_answers": [" w5"]}
+
+
+@pytest.mark.parametrize(
+    ("pairs", "says"),
+    [
+        ([], "there is no row"),
+        ([{"clean": "a"}], "row 0 has no corrupted, answers, wrong_answers; it has clean"),
+        ([PAIR, {**PAIR, "clean": 3}], "row 1, clean: expected text, not 3"),
+        ([{**PAIR, "answers": [1.5]}], "row 0, answers: expected texts or token ids, not 1.5"),
+        ([{**PAIR, "answers": [1]}, PAIR], "answers mixes texts and token ids"),
+        ([{**PAIR, "roles": [{"name": "IO"}]}], "row 0, roles: expected name, start and end"),
+        ([{**PAIR, "pair_id": "x"}], "row 0, pair_id: expected a whole number, not 'x'"),
+        (3, "expected a path, a Polars or pandas frame, an Arrow table or a list of dicts, not a int"),
+        ("absent.parquet", "absent.parquet"),
+    ],
+)
+def test_pairs_that_are_none(pairs: Any, says: str, job: TinyJob, tmp_path: Path) -> None:
+    with pytest.raises(DatasetError, match=says):
+        attribute(str(job.model), pairs, tmp_path / "out")
+
+
+def test_models_that_are_none(job: TinyJob, tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="pass its tokenizer too"):
+        attribute(ARCHITECTURES["gpt2"](), job.pairs, tmp_path)
+    with pytest.raises(ModelError, match="not a dict"):
+        attribute({}, job.pairs, tmp_path)
+    with pytest.raises(JobError, match=r"methods\[0\].kind: "):
+        attribute(str(job.model), job.pairs, tmp_path, methods=["nothing"])
+
+
+SCRIPT = """
+import sys, time
+import attrib_batch as ab
+from attrib_batch.attribution.metrics import register_metric, logit_diff
+
+def slow(logits, clean, answers):
+    time.sleep(0.2)
+    return logit_diff(logits, clean, answers)
+
+if __name__ == "__main__":
+    register_metric("slow", slow)
+    model, pairs, out = sys.argv[1:]
+    try:
+        run = ab.attribute(model, pairs, out=out, metric="slow", chunk_pairs=2, batch_tokens=4)
+    except KeyboardInterrupt as stopped:
+        print("interrupted:", stopped)
+        sys.exit(9)
+    assert "ray" not in sys.modules
+    print("scored", run.result.tally.scored)
+"""
+
+
+def test_an_interrupt_leaves_what_is_committed_and_the_same_call_goes_on(job: TinyJob, tmp_path: Path) -> None:
+    import signal
+    import time
+
+    (tmp_path / "script.py").write_text(SCRIPT)
+    out = tmp_path / "out"
+    command = [sys.executable, str(tmp_path / "script.py"), str(job.model), str(job.pairs), str(out)]
+    with subprocess.Popen(
+        command, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    ) as run:
+        deadline = time.monotonic() + 100
+        while not list(out.glob("scores/**/*.parquet")):
+            assert run.poll() is None, run.communicate()[0]
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        run.send_signal(signal.SIGINT)
+        said, _ = run.communicate(timeout=60)
+    assert run.returncode == 9, said
+    assert "interrupted: stopped with" in said
+    committed = len(list(out.glob("scores/**/*.parquet"))) * 2
+    assert 0 < committed < N_PAIRS
+    again = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=100, check=False)
+    assert again.returncode == 0, again.stderr
+    assert f"scored {N_PAIRS - committed}" in again.stdout
