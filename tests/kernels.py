@@ -28,7 +28,7 @@ TESTS = (
     "tests/models/test_sharded.py",
     "tests/execution/workers/test_replica.py",
     "tests/execution/test_shards.py",
-    "tests/execution/planning/test_verify.py",
+    "tests/execution/test_verification.py",
     "tests/test_end_to_end.py",
 )
 

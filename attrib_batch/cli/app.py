@@ -57,9 +57,6 @@ def main() -> None:
         # The parser's own: an unknown verb, a missing argument. It knows how to show itself.
         error.show()  # type: ignore[attr-defined]  # public on every subclass the parser raises
         sys.exit(int(ExitCode.BAD_REQUEST))
-    except KeyboardInterrupt as stopped:
-        _complain(str(stopped) or "interrupted")
-        sys.exit(int(ExitCode.UNFINISHED))
     except typer.Abort:
         sys.exit(int(ExitCode.UNFINISHED))
     sys.exit(int(code or 0))

@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
+from attrib_batch.tables import SCORING
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from attrib_batch.observe.status import RunStatus
+    from attrib_batch.observe.status import CellStatus, RunStatus
 
 Out = Annotated[str, typer.Argument(metavar="OUT", help="The run's directory, or s3:// or gs://bucket/folder.")]
 
@@ -46,7 +48,7 @@ def _show(found: RunStatus) -> None:
 def _lines(found: RunStatus) -> Iterator[str]:
     for cell in found.cells:
         yield (
-            f"{cell.cell}: {cell.scored:,} scored, {cell.failed:,} failed, {cell.waiting:,} waiting "
+            f"{cell.cell}{_of_stage(cell)}: {cell.scored:,} scored, {cell.failed:,} failed, {cell.waiting:,} waiting "
             f"of {cell.expected:,} pairs"
         )
     if found.reasons:
@@ -59,6 +61,10 @@ def _lines(found: RunStatus) -> Iterator[str]:
     for job in found.remote_jobs:
         yield f"{job.model}: {job.n_pairs:,} pairs in job {job.describe()}"
     yield from _history(found)
+
+
+def _of_stage(cell: CellStatus) -> str:
+    return "" if cell.stage == SCORING else f" ({cell.stage})"
 
 
 def _driver(found: RunStatus) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -16,6 +17,8 @@ from attrib_batch.spec import DEFAULT_VERIFIED_PAIRS, load_spec
 from attrib_batch.tables import SCORING, VERIFICATION
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from attrib_batch.api import Run
     from attrib_batch.execution.executor import Executor
 
@@ -66,9 +69,10 @@ def run(
     """Score every pair of a job that is not scored yet; run it again to resume, or with more in the job to go on."""
     from attrib_batch.api import load_job
 
-    made = load_job(job).run(
-        out, executor=_executor(address, local=local), retry_failures=retry_failures, ndif_host=ndif_host
-    )
+    with _stopped_is_an_error():
+        made = load_job(job).run(
+            out, executor=_executor(address, local=local), retry_failures=retry_failures, ndif_host=ndif_host
+        )
     return int(_tell(made, out))
 
 
@@ -80,7 +84,8 @@ def demo(
 
     if not DEMO_JOB.is_file():
         raise RequestError(f"{DEMO_JOB} is not here: run the demo in a checkout of the project")
-    made = load_job(DEMO_JOB).run(out, executor=_executor(None, local=local))
+    with _stopped_is_an_error():
+        made = load_job(DEMO_JOB).run(out, executor=_executor(None, local=local))
     code = _tell(made, out)
     typer.echo(f"report: {made.report()}")
     return int(code)
@@ -112,7 +117,9 @@ def verify(
         dict(named_values("--model", "NAME=PATH", models or [])),
     )
     made = open_run(out)
-    made.verify(pairs, seed=seed, executor=_executor(address, local=local), locations=locations, ndif_host=ndif_host)
+    executor = _executor(address, local=local)
+    with _stopped_is_an_error():
+        made.verify(pairs, seed=seed, executor=executor, locations=locations, ndif_host=ndif_host)
     return int(_tell(made, out))
 
 
@@ -126,6 +133,15 @@ def doctor() -> int:
         mark = "[green]ok[/]  " if finding.ok else "[red]no[/]  "
         console.print(f"{mark}{finding.what}: {finding.detail}", highlight=False, soft_wrap=True)
     return 0 if all(finding.ok for finding in findings if finding.needed) else 2
+
+
+@contextmanager
+def _stopped_is_an_error() -> Iterator[None]:
+    """Turn an interrupt that a run has heeded into the error that says how to go on."""
+    try:
+        yield
+    except KeyboardInterrupt as stopped:
+        raise (stopped.__cause__ or stopped) from None
 
 
 def _executor(address: str | None, *, local: bool) -> Executor:

@@ -12,7 +12,7 @@ from attrib_batch.pairs.making.writer import write_pairs
 from attrib_batch.pairs.reading.reader import Pair, Role
 from attrib_batch.tables import FailureReason
 from tests.support.demo_pairs import random_pairs
-from tests.support.jobs import Ended, TinyJob, attrib_batch, in_words, read_scores, read_table
+from tests.support.jobs import Ended, TinyJob, attrib_batch_here, in_words, read_scores, read_table
 from tests.support.tiny_models import MAX_POSITIONS
 
 GOOD = in_words(random_pairs(3, 9, 4))
@@ -43,7 +43,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[TinyJob, Path, Ended]
     job = TinyJob.make(tmp_path_factory.mktemp("job"))
     write_pairs(job.pairs, numbered([*GOOD, *BAD.values()]))
     out = job.folder / "out"
-    return job, out, attrib_batch("run", job.write(chunk_pairs=5), "--out", out)
+    return job, out, attrib_batch_here("run", job.write(chunk_pairs=5), "--out", out)
 
 
 @pytest.mark.slow
@@ -82,17 +82,17 @@ def test_messages_say_what_is_wrong(run: tuple[TinyJob, Path, Ended]) -> None:
 def test_a_run_with_failures_resumes_to_the_same_end(run: tuple[TinyJob, Path, Ended]) -> None:
     job, out, _ = run
     before = read_scores(out)
-    again = attrib_batch("run", job.write(chunk_pairs=5), "--out", out)
+    again = attrib_batch_here("run", job.write(chunk_pairs=5), "--out", out)
     assert again.code == 3, again.said
     assert read_scores(out).equals(before)
-    assert attrib_batch("status", out).code == 3
-    assert f"3 scored, {len(BAD)} failed, 0 waiting" in attrib_batch("status", out).said
+    assert attrib_batch_here("status", out).code == 3
+    assert f"3 scored, {len(BAD)} failed, 0 waiting" in attrib_batch_here("status", out).said
 
 
 @pytest.mark.slow
 def test_summary_and_report_tell_of_the_failures(run: tuple[TinyJob, Path, Ended]) -> None:
     _, out, _ = run
-    assert attrib_batch("report", out).code == 0
+    assert attrib_batch_here("report", out).code == 0
     page = (out / "report.html").read_text(encoding="utf-8")
     assert "multi_token_answer" in page
     counts = pl.read_parquet(out / "summary/failures.parquet")
@@ -102,12 +102,12 @@ def test_summary_and_report_tell_of_the_failures(run: tuple[TinyJob, Path, Ended
 @pytest.mark.slow
 def test_validate_finds_the_same_without_a_run(run: tuple[TinyJob, Path, Ended]) -> None:
     job, _, _ = run
-    ended = attrib_batch("pairs", "validate", job.pairs, "--model", job.model)
+    ended = attrib_batch_here("pairs", "validate", job.pairs, "--model", job.model)
     assert ended.code == 3, ended.said
     for reason in BAD:
         assert reason in ended.said
     write_pairs(job.folder / "good.parquet", GOOD)
-    assert attrib_batch("pairs", "validate", job.folder / "good.parquet", "--model", job.model).code == 0
+    assert attrib_batch_here("pairs", "validate", job.folder / "good.parquet", "--model", job.model).code == 0
 
 
 @pytest.mark.slow
@@ -115,13 +115,13 @@ def test_validate_allows_what_a_run_allows_and_warns_without_a_failure(tmp_path:
     job = TinyJob.make(tmp_path, n_pairs=4)
     write_pairs(job.pairs, numbered([GOOD[0], replace(_PAIR, answers=("Mary",))]))
     validate = ("pairs", "validate", job.pairs, "--model", job.model)
-    ended = attrib_batch(*validate)
+    ended = attrib_batch_here(*validate)
     assert (ended.code, "boundary: 1" in ended.output) == (3, True), ended.said
-    ended = attrib_batch(*validate, "--allow-boundary")
+    ended = attrib_batch_here(*validate, "--allow-boundary")
     assert (ended.code, "boundary" in ended.output) == (0, False), ended.said
     assert _PAIR.clean is not None
     unknown = replace(_PAIR, clean="zaphod" + _PAIR.clean[_PAIR.clean.index(" ") :], roles=())
     write_pairs(job.pairs, numbered([GOOD[0], unknown]))
-    ended = attrib_batch(*validate)
+    ended = attrib_batch_here(*validate)
     assert ended.code == 0, ended.said
     assert "Warnings, about pairs that can be scored:\n\nunknown_token: 1\n  row 1, pair_id 11: " in ended.output

@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 from attrib_batch.attribution import metrics
 from attrib_batch.cli.app import app
 from attrib_batch.errors import AttribBatchError, ExitCode
-from tests.support.jobs import TinyJob, attrib_batch
+from tests.support.jobs import TinyJob, attrib_batch, attrib_batch_here
 from tests.support.own_metrics import install_package
 
 
@@ -146,7 +146,7 @@ def test_bad_outputs(job: TinyJob, tmp_path: Path) -> None:
     assert "this is not the directory of a run" in refused("run", job.write(), "--out", tmp_path / "other")
     (tmp_path / "torn").mkdir()
     (tmp_path / "torn/manifest.json").write_text("{")
-    assert "cannot be read as a manifest" in refused("run", job.write(), "--out", tmp_path / "torn")
+    assert "is not a run's manifest" in refused("run", job.write(), "--out", tmp_path / "torn")
 
 
 def test_an_output_that_cannot_be_written(job: TinyJob, tmp_path: Path) -> None:
@@ -264,19 +264,19 @@ def test_a_run_that_only_its_workers_can_refuse_is_tried_once_and_blocks_nothing
     (folder / "config.json").write_text(json.dumps(config | own))
     (folder / "modeling_own.py").write_text("import no_such_package\n\nclass OwnForCausalLM: ...\n")
     path = job.write(models=changed_model(job, id=str(folder), trust_remote_code=True))
-    ended = attrib_batch("run", path, "--out", out)
+    ended = attrib_batch_here("run", path, "--out", out)
     assert ended.code == 2, ended.said
     assert "a package is missing" in ended.said
     assert "no_such_package" in ended.said
     assert "could not start" not in ended.said
     assert "Traceback" not in ended.said
-    ended = attrib_batch("run", job.write(models=changed_model(job, dtype="bfloat16")), "--out", out)
+    ended = attrib_batch_here("run", job.write(models=changed_model(job, dtype="bfloat16")), "--out", out)
     assert ended.code == 0, ended.said
     assert not list(out.glob("failures/**/*.parquet"))
 
 
 def test_errors_reach_the_shell_as_one_message_and_a_code() -> None:
-    ended = attrib_batch("run", "none.yaml", "--out", "x")
+    ended = attrib_batch_here("run", "none.yaml", "--out", "x")
     assert ended.code == 2
     assert ended.said.strip() == "error: cannot read the job file none.yaml: No such file or directory"
     assert attrib_batch("no-such-verb").code == 2

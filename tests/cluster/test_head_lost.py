@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 import time
 from pathlib import Path
 
@@ -10,7 +9,7 @@ import pytest
 
 from attrib_batch.execution.ray.head import RAY_PATIENCE
 from tests.support.faulty_runs import assert_same_tables, committed
-from tests.support.jobs import TinyJob, attrib_batch, command, environment
+from tests.support.jobs import TinyJob, attrib_batch, attrib_batch_here, environment, start
 from tests.support.ports import LOOPBACK, free_ports
 from tests.support.ray_cluster import RayCluster
 
@@ -31,19 +30,16 @@ def test_a_run_that_loses_the_head_says_so_and_is_resumed_on_a_new_cluster(tmp_p
     job, out = TinyJob.make(tmp_path / "job", n_pairs=N_PAIRS), tmp_path / "out"
     path = job.write(chunk_pairs=CHUNK)
     undisturbed = tmp_path / "undisturbed"
-    ended = attrib_batch("run", job.write("undisturbed.yaml", chunk_pairs=100), "--out", undisturbed)
+    ended = attrib_batch_here("run", job.write("undisturbed.yaml", chunk_pairs=100), "--out", undisturbed)
     assert ended.code == 0, ended.said
 
     (tmp_path / "first").mkdir()
     with RayCluster(tmp_path / "first") as cluster:
         cluster.add_node()
-        with subprocess.Popen(
-            command("run", path, "--out", out, "--address", cluster.gcs_address), env=joining(cluster),
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-        ) as driver:  # fmt: skip
+        with start("run", path, "--out", out, "--address", cluster.gcs_address, env=joining(cluster)) as driver:
             deadline = time.monotonic() + START_SECONDS
             while len(committed(out)) < 3:
-                assert driver.poll() is None, driver.communicate()[0]
+                assert driver.poll() is None, driver.said()
                 assert time.monotonic() < deadline, "no chunk was committed"
                 time.sleep(0.01)
             cluster.kill_node("head")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import subprocess
 import time
 from pathlib import Path
 
@@ -11,7 +10,7 @@ import psutil
 import pytest
 
 from tests.support.faulty_runs import assert_same_tables, committed
-from tests.support.jobs import TinyJob, attrib_batch, command, environment
+from tests.support.jobs import TinyJob, attrib_batch_here, environment, start
 from tests.support.ray_cluster import RayCluster
 
 pytestmark = pytest.mark.slow
@@ -35,21 +34,19 @@ def test_a_chunk_that_two_workers_commit_is_there_once(tmp_path: Path) -> None:
     """The node's raylet stays frozen, so that nobody can end the worker that was given up."""
     job, out = TinyJob.make(tmp_path / "job", n_pairs=N_PAIRS), tmp_path / "out"
     undisturbed = tmp_path / "undisturbed"
-    ended = attrib_batch("run", job.write("undisturbed.yaml", chunk_pairs=100), "--out", undisturbed)
+    ended = attrib_batch_here("run", job.write("undisturbed.yaml", chunk_pairs=100), "--out", undisturbed)
     assert ended.code == 0, ended.said
     workers = {"count": 2, "timeout_seconds": HUNG_SECONDS}
     models = [{"id": str(job.model), "name": "tiny", "prepend_bos": False, "workers": workers}]
     path = job.write("two.yaml", models=models, chunk_pairs=CHUNK)
     with RayCluster(tmp_path) as cluster:
         nodes = [cluster.add_node(cpus=1), cluster.add_node(cpus=1)]
-        with subprocess.Popen(
-            command("run", path, "--out", out, "--address", cluster.gcs_address), env=environment() | cluster.joining,
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-        ) as driver:  # fmt: skip
+        env = environment() | cluster.joining
+        with start("run", path, "--out", out, "--address", cluster.gcs_address, env=env) as driver:
             deadline = time.monotonic() + START_SECONDS
             there: list[psutil.Process] = []
             while len(committed(out)) < 3 or named(there, "ray::ReplicaWorker.score") is None:
-                assert driver.poll() is None, driver.communicate()[0]
+                assert driver.poll() is None, driver.said()
                 assert time.monotonic() < deadline, "no chunk was committed"
                 there = cluster.processes(nodes[1])
             raylet, worker = named(there, "raylet"), named(there, "ray::ReplicaWorker.score")

@@ -9,13 +9,15 @@ import signal
 import subprocess
 import time
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.support.faulty_runs import assert_same_tables
-from tests.support.jobs import ROOT, Ended, TinyJob, command, environment, read_table
+from tests.support.forked import ForkedCommand
+from tests.support.jobs import ROOT, Ended, TinyJob, environment, read_table, start
 from tests.support.ports import LOOPBACK
 from tests.support.ray_cluster import RayCluster
 from tests.support.worker_here import score_here
@@ -54,15 +56,9 @@ def with_workers(job: TinyJob, name: str, chunk_pairs: int = 100, **workers: Any
 
 def start_submit(
     cluster: RayCluster, path: Path, out: Path, *, cwd: Path = ROOT, **variables: str
-) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        command("submit", path, "--address", cluster.address, "--out", out),
-        cwd=cwd,
-        env=environment() | cluster.credentials | variables,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
+) -> AbstractContextManager[ForkedCommand]:
+    env = environment() | cluster.credentials | variables
+    return start("submit", path, "--address", cluster.address, "--out", out, cwd=cwd, env=env)
 
 
 def submit(cluster: RayCluster, path: Path, out: Path, *, cwd: Path = ROOT, **variables: str) -> Ended:
@@ -78,7 +74,7 @@ def committed(out: Path) -> int:
 def wait_for_chunks(out: Path, count: int, process: subprocess.Popen[str]) -> None:
     deadline = time.monotonic() + SUBMIT_SECONDS
     while committed(out) < count:
-        assert process.poll() is None, process.communicate()[0]
+        assert process.poll() is None, process.said()
         assert time.monotonic() < deadline, "no chunk was committed"
         time.sleep(0.01)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
 import time
 from pathlib import Path
 
@@ -16,7 +15,8 @@ from attrib_batch.spec import Cell
 from attrib_batch.storage.store import Store
 from attrib_batch.tables import Chunk, Table
 from tests.support.faulty_proxy import FaultyProxy
-from tests.support.jobs import SCORE_KEYS, TinyJob, attrib_batch, command, environment
+from tests.support.forked import ForkedCommand
+from tests.support.jobs import SCORE_KEYS, TinyJob, attrib_batch, attrib_batch_here, environment, start
 from tests.support.object_store import SECRET, ObjectStore
 from tests.support.same_tables import Tables, assert_same_numbers
 
@@ -42,7 +42,7 @@ def bucket(object_store_server: ObjectStore, job: TinyJob) -> str:
 def local(job: TinyJob) -> Path:
     """The same run on a disk."""
     out = job.folder / "local"
-    ended = attrib_batch("run", job.write("local.yaml", chunk_pairs=CHUNK), "--out", out)
+    ended = attrib_batch_here("run", job.write("local.yaml", chunk_pairs=CHUNK), "--out", out)
     assert ended.code == 0, ended.said
     return out
 
@@ -63,11 +63,11 @@ def download(out: str, folder: Path) -> Path:
     return folder
 
 
-def wait_for_chunks(store: Store, driver: subprocess.Popen[str]) -> None:
+def wait_for_chunks(store: Store, driver: ForkedCommand) -> None:
     """Wait until some are committed."""
     deadline = time.monotonic() + 120
     while len(store.parts(Table.SCORES, CELL.partition)) < 3:
-        assert driver.poll() is None, driver.communicate()[0]
+        assert driver.poll() is None, driver.said()
         assert time.monotonic() < deadline, "no chunk was committed"
         time.sleep(0.02)
 
@@ -88,7 +88,7 @@ def test_everything_works_on_urls(
     object_store.put(f"{bucket}/whole/{chunk.path(Table.BASELINES)}", b"PAR1 half")
     object_store.put(f"{bucket}/whole/{chunk.path(Table.FAILURES)}", b"PAR1 half")
     store = Store.parse(out)
-    refused = attrib_batch("run", job_file, "--out", out)
+    refused = attrib_batch_here("run", job_file, "--out", out)
     assert refused.code == 2, refused.said
     assert "there is no manifest.json" in refused.said
     store.write_bytes("manifest.json", (local / "manifest.json").read_bytes())  # the content is the same, so is the run
@@ -100,16 +100,16 @@ def test_everything_works_on_urls(
     store.remove(f"{folder}/.tmp-0-{name}.partial")
     assert_same_tables(out, local, tmp_path / "tables")
 
-    there, here = (attrib_batch("status", of) for of in (out, local))
+    there, here = (attrib_batch_here("status", of) for of in (out, local))
     assert there.code == 0
     assert [line for line in there.output.splitlines() if "speed" not in line] == [
         line for line in here.output.splitlines() if "speed" not in line
     ]
-    verified = attrib_batch("verify", out, "--pairs", "4")
+    verified = attrib_batch_here("verify", out, "--pairs", "4")
     assert verified.code == 0, verified.said
     assert f"{out}/verification/agreement.parquet" in verified.output
-    assert f"{out}/summary" in attrib_batch("summarize", out).output
-    report = attrib_batch("report", out)
+    assert f"{out}/summary" in attrib_batch_here("summarize", out).output
+    report = attrib_batch_here("report", out)
     assert report.output.strip() == f"report: {out}/report.html"
     assert b"Can these scores be trusted?" in store.read_bytes("report.html")
 
@@ -133,10 +133,7 @@ def test_a_killed_run_is_resumed(
 ) -> None:
     out = f"s3://{bucket}/killed"
     store = Store.parse(out)
-    with subprocess.Popen(
-        command("run", job_file, "--out", out), env=environment(), stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT, text=True, start_new_session=True,
-    ) as driver:  # fmt: skip
+    with start("run", job_file, "--out", out, env=environment()) as driver:
         wait_for_chunks(store, driver)
         os.kill(driver.pid, signal.SIGKILL)
         driver.communicate(timeout=90)
@@ -145,7 +142,7 @@ def test_a_killed_run_is_resumed(
         count = now
         time.sleep(2)
     assert 0 < count < N_PAIRS // CHUNK
-    assert attrib_batch("status", out).code == 1
+    assert attrib_batch_here("status", out).code == 1
     ended = attrib_batch("run", job_file, "--out", out)
     assert ended.code == 0, ended.said
     assert "resuming" in ended.said
@@ -166,7 +163,7 @@ def test_a_store_that_fails_now_and_then_changes_nothing(
         proxy.answer(503, "PUT", "/runs/now-and-then/scores/", times=3)
         proxy.drop("never", "PUT", "/runs/now-and-then/baselines/")
         proxy.drop("after", "PUT", "/runs/now-and-then/scores/")
-        ended = attrib_batch("run", job_file, "--out", out)
+        ended = attrib_batch_here("run", job_file, "--out", out)
         assert ended.code == 0, ended.said
         assert proxy.faults_left() == 0
     monkeypatch.setenv("AWS_ENDPOINT_URL", object_store.url)
@@ -180,7 +177,7 @@ def test_a_store_that_fails_for_good_ends_the_run_resumably(
     with FaultyProxy(object_store.url) as proxy:
         monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.url)
         proxy.answer(500, "PUT", "/runs/for-good/scores/", times=1000)
-        ended = attrib_batch("run", job_file, "--out", out)
+        ended = attrib_batch_here("run", job_file, "--out", out)
         assert ended.code == 1, ended.said
         assert f"cannot write {out}/scores/" in ended.said
         assert "the same command goes on" in ended.said
@@ -188,7 +185,7 @@ def test_a_store_that_fails_for_good_ends_the_run_resumably(
     store = Store.parse(out)
     assert store.parts(Table.SCORES, CELL.partition) == set()
     assert store.list(Table.FAILURES, recursive=True) == []  # no pair is to blame
-    ended = attrib_batch("run", job_file, "--out", out)
+    ended = attrib_batch_here("run", job_file, "--out", out)
     assert ended.code == 0, ended.said
     assert_same_tables(out, local, tmp_path)
 
@@ -201,10 +198,10 @@ def test_a_store_that_hangs_ends_the_run_and_is_blamed_on_no_pair(
     models = [{"id": str(job.model), "name": "tiny", "prepend_bos": False, "workers": {"timeout_seconds": 30}}]
     path = job.write("hangs.yaml", models=models, chunk_pairs=CHUNK)
     store = Store.parse(out)
-    with FaultyProxy(object_store.url) as proxy, subprocess.Popen(
-        command("run", path, "--out", out), env=environment() | {"AWS_ENDPOINT_URL": proxy.url},
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-    ) as driver:  # fmt: skip
+    with (
+        FaultyProxy(object_store.url) as proxy,
+        start("run", path, "--out", out, env=environment() | {"AWS_ENDPOINT_URL": proxy.url}) as driver,
+    ):
         wait_for_chunks(store, driver)
         # The first thing that a commit asks there. (A write that is not answered takes twice as long.)
         proxy.drop("never", "HEAD", "/runs/hangs/failures/", times=1000)
@@ -225,17 +222,17 @@ def test_buckets_that_cannot_be_used_are_refused_at_once(
     object_store: ObjectStore, bucket: str, job_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for verb in ("status", "summarize", "report"):
-        ended = attrib_batch(verb, f"s3://{bucket}/empty")
+        ended = attrib_batch_here(verb, f"s3://{bucket}/empty")
         assert ended.code == 2, ended.said
         assert "manifest.json" in ended.said
-    ended = attrib_batch("run", job_file, "--out", "s3://no-such-bucket/x")
+    ended = attrib_batch_here("run", job_file, "--out", "s3://no-such-bucket/x")
     assert ended.code == 2, ended.said
     assert "cannot write s3://no-such-bucket/x/lease.json" in ended.messages
     assert ended.messages.count("error:") == 1
     with FaultyProxy(object_store.url) as proxy:
         monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.url)
         proxy.answer(403, "PUT", times=99)
-        ended = attrib_batch("run", job_file, "--out", f"s3://{bucket}/denied")
+        ended = attrib_batch_here("run", job_file, "--out", f"s3://{bucket}/denied")
     assert ended.code == 2, ended.said
     assert "lease.json: 403: Forbidden" in ended.messages
     assert "credentials in the environment" in ended.messages

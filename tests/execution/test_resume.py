@@ -6,7 +6,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
 import time
 from pathlib import Path
 
@@ -16,7 +15,7 @@ import pytest
 from attrib_batch.pairs.making.writer import write_pairs
 from tests.support.demo_pairs import random_pairs
 from tests.support.faulty_runs import assert_same_tables as same_tables
-from tests.support.jobs import TinyJob, attrib_batch, command, environment, in_words, read_scores
+from tests.support.jobs import TinyJob, attrib_batch, attrib_batch_here, in_words, read_scores, start
 
 N_PAIRS, CHUNK = 400, 4
 
@@ -29,7 +28,7 @@ def job(tmp_path_factory: pytest.TempPathFactory) -> TinyJob:
 @pytest.fixture(scope="module")
 def undisturbed(job: TinyJob) -> Path:
     out = job.folder / "undisturbed"
-    ended = attrib_batch("run", job.write(chunk_pairs=CHUNK), "--out", out)
+    ended = attrib_batch_here("run", job.write(chunk_pairs=CHUNK), "--out", out)
     assert ended.code == 0, ended.said
     return out
 
@@ -45,13 +44,10 @@ def executions(out: Path) -> list[dict[str, float]]:
 def start_and_signal(job: TinyJob, out: Path, number: signal.Signals) -> tuple[int, str]:
     """Start a run, send its driver a signal once some chunks are committed, and wait for its end."""
     path = job.write(chunk_pairs=CHUNK)
-    with subprocess.Popen(
-        command("run", path, "--out", out), env=environment(), stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT, text=True, start_new_session=True,
-    ) as driver:  # fmt: skip
+    with start("run", path, "--out", out) as driver:
         deadline = time.monotonic() + 120
         while committed(out) < 5:
-            assert driver.poll() is None, driver.communicate()[0]
+            assert driver.poll() is None, driver.said()
             assert time.monotonic() < deadline, "no chunk was committed"
             time.sleep(0.005)
         os.kill(driver.pid, number)
@@ -68,7 +64,7 @@ def test_a_killed_driver_is_resumed_without_loss_or_repetition(job: TinyJob, und
     before = {path: path.stat().st_mtime_ns for path in out.glob("scores/**/part-*.parquet")}
     assert 0 < len(before) < N_PAIRS // CHUNK
 
-    ended = attrib_batch("run", job.write(chunk_pairs=CHUNK), "--out", out)
+    ended = attrib_batch_here("run", job.write(chunk_pairs=CHUNK), "--out", out)
     assert ended.code == 0, ended.said
     assert "resuming" in ended.said
     [second] = executions(out)  # the killed one left no record
@@ -86,7 +82,7 @@ def test_ctrl_c_stops_cleanly_and_says_how_to_go_on(job: TinyJob, undisturbed: P
     assert "The same command goes on from there" in said
     n_committed = committed(out)
     assert n_committed < N_PAIRS // CHUNK
-    ended = attrib_batch("run", job.write(chunk_pairs=CHUNK), "--out", out)
+    ended = attrib_batch_here("run", job.write(chunk_pairs=CHUNK), "--out", out)
     assert ended.code == 0, ended.said
     assert executions(out)[-1]["pairs_scored"] == N_PAIRS - n_committed * CHUNK
     assert_same_tables(out, undisturbed)
@@ -94,7 +90,7 @@ def test_ctrl_c_stops_cleanly_and_says_how_to_go_on(job: TinyJob, undisturbed: P
 
 @pytest.mark.slow
 def test_a_finished_run_computes_nothing_again(job: TinyJob, undisturbed: Path) -> None:
-    ended = attrib_batch("run", job.write(chunk_pairs=CHUNK), "--out", undisturbed)
+    ended = attrib_batch_here("run", job.write(chunk_pairs=CHUNK), "--out", undisturbed)
     assert ended.code == 0, ended.said
     assert executions(undisturbed)[-1]["pairs_scored"] == 0
 
@@ -129,16 +125,16 @@ def test_what_changed_is_named_and_refused(job: TinyJob, undisturbed: Path, tmp_
         assert ended.code == 2, ended.said
         return ended.said
 
-    assert 'spec.methods[0].direction: was "denoise", is now "noise"' in refused(
+    assert 'method atp, direction: was "denoise", is now "noise"' in refused(
         methods=[{"id": "atp", "direction": "noise"}]
     )
-    assert "spec.chunk_pairs: was 4, is now 8" in refused(chunk_pairs=8)
-    write_pairs(tmp_path / "other.parquet", in_words(random_pairs(N_PAIRS, 9, 4)))
-    assert "datasets.random: was" in refused(datasets=[{"id": "random", "path": str(tmp_path / "other.parquet")}])
-    other = TinyJob.make(tmp_path / "other", architecture="mistral", n_pairs=2)
-    assert "models.tiny: was" in refused(models=[{"id": str(other.model), "name": "tiny", "prepend_bos": False}])
+    pairs = tmp_path / "other.parquet"
+    write_pairs(pairs, in_words(random_pairs(N_PAIRS, 9, 4)))
+    assert "dataset random, content: was" in refused(datasets=[{"id": "random", "path": str(pairs)}])
+    model = TinyJob.make(tmp_path / "other", architecture="mistral", n_pairs=2).model
+    assert "model tiny, weights: was" in refused(models=[{"id": str(model), "name": "tiny", "prepend_bos": False}])
     # How many workers there are is nobody's business but this execution's.
-    ended = attrib_batch("run", job.write("more.yaml", name="renamed", chunk_pairs=CHUNK), "--out", undisturbed)
+    ended = attrib_batch_here("run", job.write("more.yaml", name="renamed", chunk_pairs=CHUNK), "--out", undisturbed)
     assert ended.code == 0, ended.said
 
 
@@ -149,12 +145,12 @@ def test_an_output_that_stops_taking_files_ends_the_run_and_loses_nothing(job: T
     partition = out / "scores/model=tiny/dataset=random/method=atp"
     shutil.rmtree(partition)
     partition.touch()  # a file where the folder must be: nobody can write below it, not even root
-    ended = attrib_batch("run", job.write(chunk_pairs=CHUNK), "--out", out)
+    ended = attrib_batch_here("run", job.write(chunk_pairs=CHUNK), "--out", out)
     assert ended.code == 1, ended.said
     assert "cannot write" in ended.said
     assert not list(out.glob("failures/**/*.parquet"))
     partition.unlink()
-    ended = attrib_batch("run", job.write(chunk_pairs=CHUNK), "--out", out)
+    ended = attrib_batch_here("run", job.write(chunk_pairs=CHUNK), "--out", out)
     assert ended.code == 0, ended.said
     assert_same_tables(out, undisturbed)
 

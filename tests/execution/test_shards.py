@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
 import time
 from pathlib import Path
 
 import psutil
 import pytest
 
-from tests.support.jobs import TinyJob, attrib_batch, command, environment
+from tests.support.forked import ForkedCommand
+from tests.support.jobs import TinyJob, attrib_batch, attrib_batch_here, environment, start
 from tests.support.same_tables import Tables, assert_same_numbers
 
 SHARDED = {"kind": "sharded", "shards": 2, "cpus": 0.5}
@@ -36,7 +36,7 @@ def models(job: TinyJob, **workers: object) -> list[dict[str, object]]:
 @pytest.fixture(scope="module")
 def replica(job: TinyJob) -> Path:
     out = job.folder / "replica"
-    ended = attrib_batch("run", job.write("replica.yaml", methods=METHODS, chunk_pairs=2), "--out", out)
+    ended = attrib_batch_here("run", job.write("replica.yaml", methods=METHODS, chunk_pairs=2), "--out", out)
     assert ended.code == 0, ended.said
     return out
 
@@ -55,7 +55,7 @@ def test_gangs_side_by_side_write_what_a_replica_writes(job: TinyJob, replica: P
     assert 0.5 * whole <= record["worker_parameters"] < 0.6 * whole
 
 
-def ranks_of(driver: subprocess.Popen[str]) -> list[psutil.Process]:
+def ranks_of(driver: ForkedCommand) -> list[psutil.Process]:
     """The processes of the gang's actors, in the order in which they started."""
     found = [
         process
@@ -76,13 +76,10 @@ def test_a_rank_that_is_lost_or_stuck_costs_no_pair(
         methods=METHODS,
         chunk_pairs=4,
     )
-    with subprocess.Popen(
-        command("run", path, "--out", out), env=environment(), stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT, text=True, start_new_session=True,
-    ) as driver:  # fmt: skip
+    with start("run", path, "--out", out, env=environment()) as driver:
         deadline = time.monotonic() + 120
         while len(list(out.glob("scores/**/part-*.parquet"))) < 3:
-            assert driver.poll() is None, driver.communicate()[0]
+            assert driver.poll() is None, driver.said()
             assert time.monotonic() < deadline, "no chunk was committed"
             time.sleep(0.01)
         first = ranks_of(driver)
@@ -97,7 +94,7 @@ def test_a_rank_that_is_lost_or_stuck_costs_no_pair(
 
 def test_an_impossible_number_of_shards_is_refused_before_anything_starts(job: TinyJob, tmp_path: Path) -> None:
     path = job.write("three.yaml", models=models(job, shards=3))
-    ended = attrib_batch("run", path, "--out", tmp_path / "out")
+    ended = attrib_batch_here("run", path, "--out", tmp_path / "out", local=False)
     assert ended.code == 2
     assert "cannot be split into 3 shards" in ended.said
     assert "possible: 2" in ended.said
@@ -106,7 +103,7 @@ def test_an_impossible_number_of_shards_is_refused_before_anything_starts(job: T
 
 def test_a_model_that_cannot_be_split_is_refused(tmp_path: Path) -> None:
     job = TinyJob.make(tmp_path / "job", n_pairs=4, architecture="gpt2")
-    ended = attrib_batch("run", job.write(models=models(job)), "--out", tmp_path / "out")
+    ended = attrib_batch_here("run", job.write(models=models(job)), "--out", tmp_path / "out", local=False)
     assert ended.code == 2
     assert "gpt2 has no tensor-parallel plan" in ended.said
     assert "replica" in ended.said

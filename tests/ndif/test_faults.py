@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 import shutil
 import signal
-import subprocess
 import time
 from collections import Counter
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,14 +24,14 @@ from attrib_batch.ndif.server import JobFailedError
 from attrib_batch.pairs.making.writer import write_pairs
 from tests.support.demo_pairs import random_pairs
 from tests.support.faulty_proxy import BUCKET
+from tests.support.forked import ForkedCommand
 from tests.support.jobs import (
     TinyJob,
     attrib_batch,
-    command,
-    environment,
     in_words,
     read_scores,
     read_table,
+    start,
 )
 from tests.support.ndif_client import kept_busy
 from tests.support.ndif_runs import assert_same, jobs_of, model, proxy_of, served_job
@@ -96,7 +96,7 @@ def assert_same_as_replica(out: Path, replica: Path, tmp_path: Path, *, method: 
     assert read_table(out, "baselines")["pair_id"].to_list() == list(range(N_PAIRS))
 
 
-def until(happened: Callable[[], bool], process: subprocess.Popen[str] | None = None, *, seconds: float = 90) -> None:
+def until(happened: Callable[[], bool], process: ForkedCommand | None = None, *, seconds: float = 90) -> None:
     deadline = time.monotonic() + seconds
     while not happened():
         assert process is None or process.poll() is None, process.communicate()[0]
@@ -104,11 +104,8 @@ def until(happened: Callable[[], bool], process: subprocess.Popen[str] | None = 
         time.sleep(0.02)
 
 
-def start(path: Path, out: Path) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        command("run", path, "--out", out), env=environment(), stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT, text=True, start_new_session=True,
-    )  # fmt: skip
+def begin(path: Path, out: Path) -> AbstractContextManager[ForkedCommand]:
+    return start("run", path, "--out", out)
 
 
 def states(out: Path) -> Counter[str]:
@@ -191,7 +188,7 @@ def test_the_api_dies_with_one_job_running_and_one_waiting(
     before, out = len(ndif_server.jobs_received()), tmp_path / "out"
     entry = model(job, ndif_server.url, count=2, timeout_seconds=20) | {"batch_tokens": 1}
     path = job.write("dies.yaml", models=[entry], methods=[SLOW], chunk_pairs=CHUNK)
-    with start(path, out) as driver:
+    with begin(path, out) as driver:
         until(lambda: states(out) == {"RUNNING": 1, "QUEUED": 1}, driver)
         sent = ndif_server.jobs_received()[before:]
         ndif_server.stop_api()
@@ -226,7 +223,7 @@ def test_a_driver_that_is_killed_leaves_its_job_to_the_next(
     path = job.write("killed.yaml", models=[model(job, ndif_server.url)], chunk_pairs=CHUNK)
     with kept_busy(ndif_server, llama, tmp_path / "gate"):
         before = len(ndif_server.jobs_received())
-        with start(path, out) as driver:
+        with begin(path, out) as driver:
             until(lambda: states(out) == {"QUEUED": 1}, driver)
             actors = [
                 process

@@ -19,7 +19,7 @@ from attrib_batch.observe.sinks import FileSink, ObjectSink, open_sink
 from attrib_batch.spec import Cell
 from attrib_batch.storage.store import Store
 from attrib_batch.tables import MANIFEST, Chunk
-from tests.support.jobs import TinyJob, attrib_batch
+from tests.support.jobs import TinyJob, attrib_batch_here
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -143,7 +143,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = job.write()
     out = job.folder / "out"
     for _ in range(2):
-        ended = attrib_batch("run", path, "--out", out)
+        ended = attrib_batch_here("run", path, "--out", out)
         assert ended.code == 0, ended.said
     return out
 
@@ -175,7 +175,7 @@ def test_a_run_that_cannot_finish_says_so_in_its_log(tmp_path: Path) -> None:
     job = TinyJob.make(tmp_path, n_pairs=4)
     for weights in job.model.glob("*.safetensors"):
         weights.write_bytes(weights.read_bytes()[:-64])
-    ended = attrib_batch("run", job.write(), "--out", tmp_path / "out")
+    ended = attrib_batch_here("run", job.write(), "--out", tmp_path / "out")
     [path] = (tmp_path / "out" / LOGS).glob("*.jsonl")
     last = lines(path)[-1]
     assert (last["event"], last["level"], last["exit_code"]) == ("execution_ended", "error", ended.code)

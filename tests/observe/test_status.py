@@ -24,7 +24,7 @@ from attrib_batch.storage.lease import LEASE, Holder
 from attrib_batch.storage.store import Store
 from attrib_batch.tables import Chunk, Table
 from tests.support.faults import faulty_environment, install_metric
-from tests.support.jobs import TinyJob, attrib_batch, command, environment
+from tests.support.jobs import TinyJob, attrib_batch, attrib_batch_here, environment, start
 from tests.support.synthetic_run import Failure, Pair, failure_table, write_chunk, write_manifest
 
 if TYPE_CHECKING:
@@ -252,9 +252,9 @@ def test_without_a_log_the_parts_of_each_model_tell_its_speed(tmp_path: Path) ->
     done, begun = (Cell(model, "d", "atp") for model in ("done", "begun"))
     write_manifest(tmp_path, {done: 20, begun: 50})
     hold(tmp_path, renewed_at=BEGIN.timestamp() + 120)
-    for cell, start, seconds in ((done, 0, 1), (done, 10, 2), (begun, 0, 110), (begun, 10, 115)):
-        chunk = Chunk(cell, start, start + 10)
-        write_chunk(tmp_path, chunk, pairs(start, start + 10))
+    for cell, begin, seconds in ((done, 0, 1), (done, 10, 2), (begun, 0, 110), (begun, 10, 115)):
+        chunk = Chunk(cell, begin, begin + 10)
+        write_chunk(tmp_path, chunk, pairs(begin, begin + 10))
         os.utime(tmp_path / chunk.path(Table.SCORES), (BEGIN.timestamp() + seconds,) * 2)
     found = read_status(tmp_path)
     assert found.pairs_per_second == pytest.approx(10 / 10)  # the first commit tells when, not how fast
@@ -268,7 +268,7 @@ def test_without_a_log_the_record_of_the_last_execution_tells_its_speed(out: Pat
     found = read_status(out)
     assert (found.pairs_per_second, found.seconds_left) == (3.0, None)
     Store(out).write_bytes(f"{EXECUTIONS}/20990101T000000.000000Z.json", b"{")
-    assert "last speed: 3.0 pairs/s" in attrib_batch("status", out).output
+    assert "last speed: 3.0 pairs/s" in attrib_batch_here("status", out).output
 
 
 def test_the_newest_log_counts_and_only_if_it_is_the_holders(out: Path) -> None:
@@ -283,7 +283,7 @@ def test_status_says_all_of_it(out: Path) -> None:
     hold(out, renewed_at=BEGIN.timestamp())
     lost = line(19, "worker_lost", worker=1, level="warning", message="it\ndied")
     write_log(out, line(0, "worker_ready", worker=0), committed(10, 0), lost, committed(20, 10), given(20, 20))
-    ended = attrib_batch("status", out)
+    ended = attrib_batch_here("status", out)
     assert ended.code == 1
     said = ended.output.splitlines()
     assert said[0] == "m x d x atp: 18 scored, 2 failed, 80 waiting of 100 pairs"
@@ -299,9 +299,9 @@ def test_status_says_all_of_it(out: Path) -> None:
 
 def test_a_driver_that_died_is_named(out: Path) -> None:
     hold(out, pid=DEAD_PID)
-    assert f"process {DEAD_PID} on" in attrib_batch("status", out).output
+    assert f"process {DEAD_PID} on" in attrib_batch_here("status", out).output
     (out / LEASE).unlink()
-    assert "no driver is at work\n" in attrib_batch("status", out).output
+    assert "no driver is at work\n" in attrib_batch_here("status", out).output
 
 
 def test_watch_ends_at_once_without_a_driver(out: Path) -> None:
@@ -315,22 +315,19 @@ def test_watch_follows_a_run_to_its_end(tmp_path: Path) -> None:
     install_metric(packages)
     path, out = job.write(methods=[{"id": "atp", "metric": "faulty"}], chunk_pairs=4), tmp_path / "out"
     slow = faulty_environment(packages, slow=0.1)
-    with subprocess.Popen(command("run", path, "--out", out), env=slow, stderr=subprocess.DEVNULL) as driver:
+    with start("run", path, "--out", out, "--local", env=slow) as driver:
         deadline = time.monotonic() + 100
         while not (out / "manifest.json").exists():
             assert time.monotonic() < deadline
             assert driver.poll() is None
             time.sleep(0.05)
-        ended = subprocess.run(
-            command("status", out, "--watch", "--every", "0.2"), env=environment(), capture_output=True, text=True,
-            timeout=100, check=False,
-        )  # fmt: skip
+        ended = attrib_batch("status", out, "--watch", "--every", "0.2")
         assert driver.wait(60) == 0
-    assert ended.returncode == 0, ended.stderr
-    assert "is at work" in ended.stdout
-    assert "in flight: " in ended.stdout
-    assert " left" in ended.stdout
-    last = ended.stdout.split("\n\n")[-1].splitlines()
+    assert ended.code == 0, ended.said
+    assert "is at work" in ended.output
+    assert "in flight: " in ended.output
+    assert " left" in ended.output
+    last = ended.output.split("\n\n")[-1].splitlines()
     assert last[0] == "tiny x random x atp: 24 scored, 0 failed, 0 waiting of 24 pairs"
     assert last[1] == "no driver is at work"
     assert last[2].startswith("last speed: ")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,7 +14,8 @@ import pytest
 from attrib_batch.pairs.making.writer import write_pairs
 from tests.support.demo_pairs import random_pairs
 from tests.support.faults import METRIC, faulty_environment, install_metric
-from tests.support.jobs import COMMAND_SECONDS, Ended, TinyJob, attrib_batch, command, in_words, read_table
+from tests.support.forked import ForkedCommand
+from tests.support.jobs import COMMAND_SECONDS, Ended, TinyJob, attrib_batch, in_words, read_table, start
 from tests.support.same_tables import Tables, assert_same_numbers
 from tests.support.tiny_models import VOCABULARY
 
@@ -65,25 +65,18 @@ class Runs:
     @contextmanager
     def started(
         self, out: Path, job: Path | None = None, *, more_than: int = 2, slow: float = 0.05, **faults: object
-    ) -> Iterator[subprocess.Popen[str]]:
+    ) -> Iterator[ForkedCommand]:
         """A slow run, some of whose chunks are committed: more than a number."""
-        with subprocess.Popen(
-            command("run", job or self.write(), "--out", out), env=self.environment(slow=slow, **faults),
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
-        ) as driver:  # fmt: skip
-            try:
-                deadline = time.monotonic() + 120
-                while len(committed(out)) <= more_than:
-                    assert driver.poll() is None, driver.communicate()[0]
-                    assert time.monotonic() < deadline, "no chunk was committed"
-                    time.sleep(0.01)
-                yield driver
-            finally:
-                if driver.poll() is None:
-                    driver.kill()
+        with start("run", job or self.write(), "--out", out, env=self.environment(slow=slow, **faults)) as driver:
+            deadline = time.monotonic() + 120
+            while len(committed(out)) <= more_than:
+                assert driver.poll() is None, driver.said()
+                assert time.monotonic() < deadline, "no chunk was committed"
+                time.sleep(0.01)
+            yield driver
 
 
-def worker_of(driver: subprocess.Popen[str]) -> psutil.Process:
+def worker_of(driver: ForkedCommand) -> psutil.Process:
     """The process of the one replica of a run."""
     (worker,) = (
         process

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import atexit
 import io
 import os
-import subprocess
 import sys
-from contextlib import redirect_stderr, redirect_stdout
+import tempfile
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -19,6 +22,7 @@ from attrib_batch.cli import main
 from attrib_batch.pairs.making.writer import write_pairs
 from attrib_batch.pairs.reading.reader import Pair, Role
 from tests.support.demo_pairs import TokenPair, random_pairs
+from tests.support.forked import ForkedCommand, Forker
 from tests.support.tiny_models import VOCABULARY, save_tiny
 
 ROOT = Path(__file__).parents[2]
@@ -43,15 +47,9 @@ def attrib_batch(
     *arguments: str | Path, cwd: Path = ROOT, seconds: float = COMMAND_SECONDS, env: dict[str, str] | None = None
 ) -> Ended:
     """Run ``attrib-batch`` in a process of its own, for so many seconds at most."""
-    done = subprocess.run(
-        command(*arguments),
-        cwd=cwd,
-        env=env or environment(),
-        capture_output=True,
-        text=True,
-        timeout=seconds,
-    )
-    return Ended(done.returncode, done.stdout, done.stderr)
+    with start(*arguments, env=env, cwd=cwd) as process:
+        code = process.wait(seconds)
+        return Ended(code, *process.streams())
 
 
 def attrib_batch_here(*arguments: str | Path, local: bool = True) -> Ended:
@@ -71,6 +69,33 @@ def attrib_batch_here(*arguments: str | Path, local: bool = True) -> Ended:
         except SystemExit as ended:
             code = int(ended.code or 0)
     return Ended(code, output.getvalue(), messages.getvalue())
+
+
+def start(
+    *arguments: str | Path, env: dict[str, str] | None = None, cwd: Path = ROOT
+) -> AbstractContextManager[ForkedCommand]:
+    """Start ``attrib-batch`` in a process of its own; what it prints is told together; it is killed in the end."""
+    return _running(forker().start([str(part) for part in arguments], env or environment(), cwd))
+
+
+@contextmanager
+def _running(process: ForkedCommand) -> Iterator[ForkedCommand]:
+    try:
+        yield process
+    finally:
+        if process.poll() is None:
+            process.kill()
+            process.wait(30)
+        process.close()
+
+
+@cache
+def forker() -> Forker:
+    """Return the process that commands are forked from."""
+    # Short, since the path of a socket has to be.
+    made = Forker(Path(tempfile.mkdtemp(prefix="forker-")))
+    atexit.register(made.close)
+    return made
 
 
 def command(*arguments: str | Path) -> list[str]:
