@@ -28,6 +28,7 @@ from tests.support.forked import ForkedCommand
 from tests.support.jobs import (
     TinyJob,
     attrib_batch,
+    attrib_batch_here,
     in_words,
     read_scores,
     read_table,
@@ -121,7 +122,7 @@ def test_what_passes_is_waited_for(ndif_server: NdifServer, job: TinyJob, replic
         proxy.drop("before", "GET", "/response")
         proxy.drop("after", "GET", BUCKET)
         path = job.write("faults.yaml", models=[model(job, proxy.url)], chunk_pairs=CHUNK)
-        ended = attrib_batch("run", path, "--out", tmp_path / "out")
+        ended = attrib_batch_here("run", path, "--out", tmp_path / "out")
         assert ended.code == 0, ended.said
         assert proxy.faults_left() == 0
         first, second, *_ = proxy.exchanges("POST")
@@ -234,7 +235,7 @@ def test_a_driver_that_is_killed_leaves_its_job_to_the_next(
         assert len(actors) == 1
         until(lambda: all(map(is_gone, actors)), seconds=30)
         ((waiting),) = jobs_of(out)
-        status = attrib_batch("status", out)
+        status = attrib_batch_here("status", out)
         assert status.code == 1
         assert f"{CHUNK} pairs in job {waiting['job_id']} on {ndif_server.url}: QUEUED (Added to Queue" in status.said
         assert ndif_server.jobs_received()[before:] == [waiting["job_id"]]
@@ -256,7 +257,9 @@ def test_a_job_that_is_too_long_is_divided_and_a_pair_that_is_too_long_is_named(
     methods = [{"id": "exact", "components": ["z", "q", "k", "v", "mlp_out"]}]
     models = [model(job, ndif_server.url) | {"batch_tokens": 1}]
     before = len(ndif_server.jobs_received())
-    ended = attrib_batch("run", job.write(models=models, methods=methods, chunk_pairs=7), "--out", tmp_path / "out")
+    ended = attrib_batch_here(
+        "run", job.write(models=models, methods=methods, chunk_pairs=7), "--out", tmp_path / "out"
+    )
     assert ended.code == 3, ended.said
     failures = read_table(tmp_path / "out", "failures")
     assert failures["pair_id"].to_list() == [6]

@@ -16,7 +16,7 @@ from attrib_batch.execution.planning.opening import open_run
 from attrib_batch.spec import load_spec
 from tests.support.demo_pairs import random_pairs
 from tests.support.faulty_proxy import BUCKET, Exchange
-from tests.support.jobs import Ended, TinyJob, attrib_batch, read_scores
+from tests.support.jobs import Ended, TinyJob, attrib_batch, attrib_batch_here, read_scores
 from tests.support.ndif_client import bytes_of_activations
 from tests.support.ndif_runs import (
     assert_same,
@@ -178,7 +178,9 @@ def test_a_key_that_is_refused_ends_the_run_and_is_not_shown(
     before = ndif_server.jobs_received()
     with proxy_of(ndif_server) as proxy:
         proxy.answer(400, "POST", "/request", echo="ndif-api-key", times=100)
-        ended = attrib_batch("run", job.write("key.yaml", models=[model(job, proxy.url)]), "--out", tmp_path / "out")
+        ended = attrib_batch_here(
+            "run", job.write("key.yaml", models=[model(job, proxy.url)]), "--out", tmp_path / "out"
+        )
         assert proxy.requests("POST") == 1
     assert ended.code == 2
     assert "refuses the key" in ended.messages
@@ -216,7 +218,7 @@ def test_a_model_that_is_not_deployed_is_named_beside_those_that_are(ndif_server
 
 def test_a_server_that_is_not_there_ends_the_run_in_time(job: TinyJob, tmp_path: Path) -> None:
     models = [model(job, "http://127.0.0.1:9", timeout_seconds=2)]
-    ended = attrib_batch("run", job.write("absent.yaml", models=models), "--out", tmp_path / "out")
+    ended = attrib_batch_here("run", job.write("absent.yaml", models=models), "--out", tmp_path / "out")
     assert ended.code == 1
     assert "http://127.0.0.1:9 cannot be used: ConnectError" in ended.said
     assert "for 2 s" in ended.said
