@@ -10,10 +10,10 @@ from rich.console import Console
 from rich.table import Table as RichTable
 
 from attrib_batch.cli.named import named_values
-from attrib_batch.errors import ExitCode, RequestError
-from attrib_batch.spec import load_spec
+from attrib_batch.spec import load_demo, load_spec
 
 if TYPE_CHECKING:
+    from attrib_batch.errors import ExitCode
     from attrib_batch.execution.driver import RunResult
     from attrib_batch.execution.planning.inputs import Places
     from attrib_batch.spec import SweepSpec
@@ -28,7 +28,6 @@ NdifHost = Annotated[
     ),
 ]
 
-DEMO_JOB = Path("jobs/demo.yaml")
 DEMO_VERIFIED_PAIRS = 8
 
 
@@ -66,12 +65,10 @@ def run(
 
 
 def demo(out: Annotated[str, typer.Option("--out", help="The run's directory.")] = "runs/demo") -> int:
-    """Run jobs/demo.yaml on the bundled model, summarise it and write its report."""
+    """Run the demo's job on the bundled model, from any folder, and write its report."""
     from attrib_batch.report import write_report
 
-    if not DEMO_JOB.is_file():
-        raise RequestError(f"{DEMO_JOB} is not here: run the demo in a checkout of the project")
-    result = _run(load_spec(DEMO_JOB), out)
+    result = _run(load_demo(), out)
     verified = _verify(out, DEMO_VERIFIED_PAIRS, 0)
     page = write_report(out)
     typer.echo(f"report: {page}")

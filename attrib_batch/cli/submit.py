@@ -26,7 +26,7 @@ def submit(
     """Run a job on a Ray cluster and follow it; submit it again to resume.
 
     A copy of this folder goes with it, with the tables and models that the job names, but without other data, runs,
-    hidden files and keys. The job ends with the exit code of run.
+    hidden files and keys; outside a checkout also the installed attrib_batch. The job ends with the exit code of run.
 
     Ray shows the variables of a job to everyone who may ask about it. So NDIF_API_KEY does not travel: set it where the
     cluster's head starts Ray (cluster.yaml reads ~/.ndif_api_key there); workers get it from the run.

@@ -1,4 +1,8 @@
-"""What of a folder travels to a cluster: code and job files, what the job reads, and neither data nor secrets."""
+"""What of a folder travels to a cluster: code and job files, what the job reads, and neither data nor secrets.
+
+The folder of a checkout holds this package. From any other folder the installed package travels too, so that the
+cluster runs the same code as this machine.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import attrib_batch
 from attrib_batch.errors import RequestError
 
 if TYPE_CHECKING:
@@ -30,6 +35,8 @@ LEFT_OUT_FILES = {
 SUBMITTED = "submitted"
 """The folder of the package that a job file from elsewhere lies in."""
 SHOWN_FILES = 3
+INSTALLED = Path(attrib_batch.__file__).resolve().parent
+"""The folder of this package, wherever it is installed."""
 _EPOCH = (1980, 1, 1, 0, 0, 0)
 
 
@@ -43,6 +50,8 @@ class Package:
     n_files: int
     size: int
     """Bytes of the archive."""
+    with_installed: bool
+    """Whether the installed package is in it, because the folder has none."""
 
 
 def outside_paths(spec: SweepSpec, folder: Path) -> list[str]:
@@ -57,7 +66,7 @@ def local_paths(spec: SweepSpec, folder: Path) -> list[str]:
 
 
 def write_package(folder: Path, spec: SweepSpec, job_file: Path, target: Path) -> Package:
-    """Pack what a job needs of ``folder``; the same files give the same bytes.
+    """Pack what a job needs of ``folder``, and this package if it is not there; the same files give the same bytes.
 
     Args:
         folder: the folder the command runs in; paths in the job are relative to it.
@@ -73,6 +82,9 @@ def write_package(folder: Path, spec: SweepSpec, job_file: Path, target: Path) -
     job_file = job_file.resolve()
     name = str(job_file.relative_to(folder)) if job_file.is_relative_to(folder) else f"{SUBMITTED}/{job_file.name}"
     files[name] = job_file
+    with_installed = f"{INSTALLED.name}/__init__.py" not in files
+    if with_installed:
+        files |= {str(path.relative_to(INSTALLED.parent)): path for path in sorted(_chosen(INSTALLED, []))}
     with zipfile.ZipFile(target, "w", zipfile.ZIP_DEFLATED) as archive:
         for arcname, path in files.items():
             entry = zipfile.ZipInfo(arcname, _EPOCH)
@@ -83,7 +95,7 @@ def write_package(folder: Path, spec: SweepSpec, job_file: Path, target: Path) -
     size = target.stat().st_size
     if size >= LARGEST_PACKAGE:
         raise RequestError(_too_large(files))
-    return Package(target, name, len(files), size)
+    return Package(target, name, len(files), size, with_installed)
 
 
 def _is_inside(path: str, folder: Path) -> bool:

@@ -1,8 +1,8 @@
 """Hand a job to a Ray cluster through its job API, and follow it to its end.
 
-What is submitted is ``attrib-batch run`` itself, in a copy of the folder: it resumes by itself when it is submitted
-again. The runtime environment of a job is shown to everyone who may ask the cluster about it, its variables in clear
-to Ray's own client, so no key is ever put there.
+What is submitted is ``attrib-batch run`` itself, in a copy of the folder and with this package: it resumes by itself
+when it is submitted again. The runtime environment of a job is shown to everyone who may ask the cluster about it, its
+variables in clear to Ray's own client, so no key is ever put there.
 """
 
 from __future__ import annotations
@@ -181,7 +181,7 @@ def check_places(job: SweepSpec, out: str, folder: Path, *, shared: Callable[[],
 def submit_job(
     job: SweepSpec, job_file: Path, jobs: ClusterJobs, *, out: str, ndif_host: str | None, tell: Callable[[str], None]
 ) -> str:
-    """Pack the folder of the command and submit the job.
+    """Pack the folder of the command, with this package, and submit the job.
 
     Returns:
         The job's id.
@@ -189,7 +189,8 @@ def submit_job(
     folder = Path.cwd().resolve()
     with tempfile.TemporaryDirectory() as scratch:
         package = write_package(folder, job, job_file, Path(scratch) / "package.zip")
-        tell(f"{package.n_files} files of this folder, {package.size / 2**20:.1f} MiB packed")
+        sources = "of this folder and of the installed package" if package.with_installed else "of this folder"
+        tell(f"{package.n_files} files {sources}, {package.size / 2**20:.1f} MiB packed")
         command = ["python", "-m", "attrib_batch", "run", package.job_file, "--address", "auto", "--out", out]
         job_id = jobs.submit(command, package.path, passed_on(ndif_host), {"job": job.name, "out": out})
     tell(f"submitted as {job_id} to {jobs.address}")
