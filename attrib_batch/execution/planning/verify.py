@@ -18,7 +18,7 @@ from attrib_batch.errors import OutputError, RequestError, ResumeMismatchError
 from attrib_batch.execution.planning.inputs import find_inputs
 from attrib_batch.execution.planning.manifest import MANIFEST, read_manifest
 from attrib_batch.execution.planning.prepare import PreparedRun, prepare_run
-from attrib_batch.pairs.making.writer import encode_pairs
+from attrib_batch.pairs.making.writer import serialize_pairs
 from attrib_batch.pairs.reading.reader import PairTable
 from attrib_batch.spec import Cell, MethodSpec, SweepSpec, parse_spec
 from attrib_batch.storage.store import Store
@@ -156,7 +156,7 @@ def _sample(store: Store, job: SweepSpec, dataset: str, *, n_pairs: int, seed: i
         chosen |= units[unit]
     rows = (pair for batch in table.batches(READ_PAIRS) for pair in batch if pair.pair_id in chosen)
     name = f"{FOLDER}/pairs/{dataset}.parquet"
-    store.write_bytes(name, encode_pairs(rows, id_columns=table.id_columns))
+    store.write_bytes(name, serialize_pairs(rows, id_columns=table.id_columns))
     return str(store.path(name))
 
 

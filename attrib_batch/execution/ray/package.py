@@ -55,12 +55,12 @@ class Package:
 
 
 def outside_paths(spec: SweepSpec, folder: Path) -> list[str]:
-    """Datasets and model folders of a job that a copy of ``folder`` does not bring along."""
+    """Return the datasets and model folders of a job that a copy of ``folder`` does not bring along."""
     return [path for path in local_paths(spec, folder) if Path(path).is_absolute() or not _is_inside(path, folder)]
 
 
 def local_paths(spec: SweepSpec, folder: Path) -> list[str]:
-    """Datasets and model folders that a job names by a path, as it names them."""
+    """Return the datasets and model folders that a job names by a path, as it names them."""
     datasets = [dataset.path for dataset in spec.datasets if "://" not in dataset.path]
     return datasets + [model.id for model in spec.models if (folder / Path(model.id).expanduser()).is_dir()]
 
@@ -103,7 +103,7 @@ def _is_inside(path: str, folder: Path) -> bool:
 
 
 def _chosen(folder: Path, read: list[Path]) -> Iterator[Path]:
-    """Files that travel; ``read`` are files and folders that do so whatever they look like."""
+    """Yield the files that travel; files and folders in ``read`` do so whatever their names are."""
     for path in read:
         yield from (file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
     for here, folders, names in os.walk(folder):
@@ -117,7 +117,7 @@ def _chosen(folder: Path, read: list[Path]) -> Iterator[Path]:
 
 
 def _is_left_out(folder: Path) -> bool:
-    """Hidden folders, environments, caches, build products, and the directories of runs."""
+    """Return whether a folder stays: hidden, an environment, a cache, a build product, or the directory of a run."""
     name = folder.name
     is_run = (folder / "manifest.json").is_file() and (folder / "scores").is_dir()
     is_environment = (folder / "pyvenv.cfg").is_file()

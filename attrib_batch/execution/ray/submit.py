@@ -73,7 +73,7 @@ class ClusterJobs:
             ) from error
 
     def is_here(self) -> bool:
-        """Whether every node is this machine: a loopback address may lead elsewhere, through a tunnel."""
+        """Return whether every node is this machine: a loopback address may lead elsewhere, through a tunnel."""
         from ray.util.state import list_nodes
 
         if not _is_loopback(urlsplit(self.address).hostname or ""):
@@ -139,7 +139,7 @@ class ClusterJobs:
 
 
 def how_to_go_on(jobs: ClusterJobs, job_id: str) -> str:
-    """How to follow or stop a job that is not followed any more."""
+    """Explain how to follow or stop a job that is not followed any more."""
     return (
         f"The job goes on. Follow it: ray job logs --address {jobs.address} --follow {job_id}; "
         f"stop it: ray job stop --address {jobs.address} {job_id}; the same submission then goes on from there."
@@ -147,7 +147,7 @@ def how_to_go_on(jobs: ClusterJobs, job_id: str) -> str:
 
 
 def check_places(job: SweepSpec, out: str, folder: Path, *, shared: Callable[[], bool]) -> None:
-    """Whether a job finds its inputs, and leaves its output, where other machines look too.
+    """Check that a job reads its inputs, and leaves its output, where other machines look too.
 
     Args:
         job: the job.
@@ -198,7 +198,7 @@ def submit_job(
 
 
 def passed_on(ndif_host: str | None) -> dict[str, str]:
-    """The variables a job gets; everyone who may ask the cluster about its jobs can read them.
+    """Return the variables that a job gets; everyone who may ask the cluster about its jobs can read them.
 
     Raises:
         RequestError: the address of the NDIF server holds a password.
@@ -226,7 +226,7 @@ def _is_loopback(host: str) -> bool:
 
 
 def _is_own_address(ip: str) -> bool:
-    """Whether an address is this machine's: only such a one can be listened on."""
+    """Return whether an address is this machine's: only such a one can be listened on."""
     with socket.socket(socket.AF_INET6 if ":" in ip else socket.AF_INET) as trial:
         try:
             trial.bind((ip, 0))
