@@ -33,13 +33,13 @@ def submit(
 
     Where the cluster asks for a token, set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH here too.
     """
-    from attrib_batch.execution.ray.submit import ClusterJobs, check_places, how_to_go_on, submit_job
+    from attrib_batch.execution.ray.submit import ClusterJobs, check_paths, how_to_go_on, submit_job
 
     checked = load_spec(job)
     # What is wrong whatever the cluster is like is said before it is asked.
-    check_places(checked, out, Path.cwd(), shared=lambda: True)
+    check_paths(checked, out, Path.cwd(), shared=lambda: True)
     jobs = ClusterJobs(address)
-    check_places(checked, out, Path.cwd(), shared=lambda: out_is_shared or jobs.is_here())
+    check_paths(checked, out, Path.cwd(), shared=lambda: out_is_shared or jobs.is_here())
 
     def tell(line: str) -> None:
         typer.echo(line, err=True)

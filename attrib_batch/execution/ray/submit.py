@@ -146,7 +146,7 @@ def how_to_go_on(jobs: ClusterJobs, job_id: str) -> str:
     )
 
 
-def check_places(job: SweepSpec, out: str, folder: Path, *, shared: Callable[[], bool]) -> None:
+def check_paths(job: SweepSpec, out: str, folder: Path, *, shared: Callable[[], bool]) -> None:
     """Check that a job reads its inputs, and leaves its output, where other machines look too.
 
     Args:
