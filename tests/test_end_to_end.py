@@ -1,4 +1,4 @@
-"""The demo on the real model: the tutorial's maps, the report, the exit code; and the report in a real browser."""
+"""The demo on the real model, from a wheel in an empty folder: the tutorial's maps, the report, and it in a browser."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from tests.support.browser import assert_quiet, open_page
 from tests.support.jobs import ROOT, attrib_batch, read_scores
 from tests.support.near import assert_near, estimated_terms
 from tests.support.terms import terms_of
+from tests.support.wheel import wheel_environment
 
 DEMO_SECONDS = 900
 """A bound for a very busy machine; a quiet one with two processors takes a minute or two."""
@@ -27,12 +28,12 @@ OTHER_OF_TWO = [1, 0, 3, 2, 5, 4, 7, 6]
 
 
 @pytest.fixture(scope="module")
-def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("demo") / "run"
-    ended = attrib_batch("demo", "--out", out, seconds=DEMO_SECONDS)
+def demo(tmp_path_factory: pytest.TempPathFactory, unpacked_wheel: Path) -> Path:
+    folder = tmp_path_factory.mktemp("demo")
+    ended = attrib_batch("demo", cwd=folder, env=wheel_environment(unpacked_wheel), seconds=DEMO_SECONDS)
     assert ended.code == 0, ended.said
-    assert ended.output.rstrip().endswith(f"report: {out / 'report.html'}")
-    return out
+    assert ended.output.rstrip().endswith("report: runs/demo/report.html")
+    return folder / "runs/demo"
 
 
 def test_all_pairs_are_scored(demo: Path) -> None:

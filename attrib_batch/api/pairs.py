@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from attrib_batch.errors import DatasetError
-from attrib_batch.pairs.making.writer import encode_pairs
+from attrib_batch.pairs.making.writer import serialize_pairs
 from attrib_batch.pairs.reading.reader import Pair, Role
 from attrib_batch.storage.store import Store
 from attrib_batch.tables import REQUIRED_PAIR_COLUMNS
@@ -39,7 +39,7 @@ def pairs_path(pairs: Any, out: str | Path | Store, name: str) -> str:
     ids = [column for column in _ID_COLUMNS if _holds_ids(column, rows)]
     store = Store.parse(out)
     relative = f"{FOLDER}/{name}.parquet"
-    store.write_bytes(relative, encode_pairs(rows, id_columns=ids))
+    store.write_bytes(relative, serialize_pairs(rows, id_columns=ids))
     return str(store.path(relative))
 
 

@@ -13,7 +13,7 @@ from rich.table import Table as RichTable
 from attrib_batch.cli.named import named_values
 from attrib_batch.errors import ExitCode, RequestError
 from attrib_batch.observe.progress import duration
-from attrib_batch.spec import DEFAULT_VERIFIED_PAIRS, load_spec
+from attrib_batch.spec import DEFAULT_VERIFIED_PAIRS, load_demo, load_spec
 from attrib_batch.tables import SCORING, VERIFICATION
 
 if TYPE_CHECKING:
@@ -32,7 +32,6 @@ NdifHost = Annotated[
     ),
 ]
 
-DEMO_JOB = Path("jobs/demo.yaml")
 Local = Annotated[bool, typer.Option("--local", help="Work in this process, with one worker and without Ray.")]
 
 
@@ -79,13 +78,11 @@ def run(
 def demo(
     out: Annotated[str, typer.Option("--out", help="The run's directory.")] = "runs/demo", *, local: Local = False
 ) -> int:
-    """Run jobs/demo.yaml on the bundled model, check a sample of it, and write its report."""
-    from attrib_batch.api import load_job
+    """Run the demo's job on the bundled model, from any folder, check a sample of it, and write its report."""
+    from attrib_batch.api import Job
 
-    if not DEMO_JOB.is_file():
-        raise RequestError(f"{DEMO_JOB} is not here: run the demo in a checkout of the project")
     with _stopped_is_an_error():
-        made = load_job(DEMO_JOB).run(out, executor=_executor(None, local=local))
+        made = Job(load_demo()).run(out, executor=_executor(None, local=local))
     code = _tell(made, out)
     typer.echo(f"report: {made.report()}")
     return int(code)

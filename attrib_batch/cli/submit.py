@@ -26,20 +26,20 @@ def submit(
     """Run a job on a Ray cluster and follow it; submit it again to resume.
 
     A copy of this folder goes with it, with the tables and models that the job names, but without other data, runs,
-    hidden files and keys. The job ends with the exit code of run.
+    hidden files and keys; outside a checkout also the installed attrib_batch. The job ends with the exit code of run.
 
     Ray shows the variables of a job to everyone who may ask about it. So NDIF_API_KEY does not travel: set it where the
     cluster's head starts Ray (cluster.yaml reads ~/.ndif_api_key there); workers get it from the run.
 
     Where the cluster asks for a token, set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH here too.
     """
-    from attrib_batch.execution.ray.submit import ClusterJobs, check_places, how_to_go_on, submit_job
+    from attrib_batch.execution.ray.submit import ClusterJobs, check_paths, how_to_go_on, submit_job
 
     checked = load_spec(job)
     # What is wrong whatever the cluster is like is said before it is asked.
-    check_places(checked, out, Path.cwd(), shared=lambda: True)
+    check_paths(checked, out, Path.cwd(), shared=lambda: True)
     jobs = ClusterJobs(address)
-    check_places(checked, out, Path.cwd(), shared=lambda: out_is_shared or jobs.is_here())
+    check_paths(checked, out, Path.cwd(), shared=lambda: out_is_shared or jobs.is_here())
 
     def tell(line: str) -> None:
         typer.echo(line, err=True)

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Literal
 import platformdirs
 
 from attrib_batch.errors import ModelError
-from attrib_batch.storage.hub_errors import hub_errors
+from attrib_batch.storage.hub import hub_errors
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

@@ -12,7 +12,7 @@ from attrib_batch.models.capabilities import check_config
 from attrib_batch.models.load import load_tokenizer, model_files
 from attrib_batch.models.sources import find_model
 from attrib_batch.models.vocabulary import check_vocabulary
-from attrib_batch.storage.hub_errors import hub_errors
+from attrib_batch.storage.hub import hub_errors
 
 if TYPE_CHECKING:
     from nnsight.modeling.transformers import TransformersModel

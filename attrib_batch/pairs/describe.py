@@ -1,4 +1,4 @@
-"""What is in a table of pairs, told without a tokenizer."""
+"""Describe a table of pairs by counts that need no tokenizer."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def describe(table: PairTable) -> TableDescription:
 
 
 def render_description(description: TableDescription) -> str:
-    """The description as plain text, without a line feed at its end."""
+    """Return the description as plain text, without a line feed at its end."""
     n_groups, n_ungrouped = description.n_groups, description.n_ungrouped
     units = f"{n_groups + n_ungrouped:,} sampling units"
     lines = [
@@ -91,7 +91,7 @@ def render_description(description: TableDescription) -> str:
 
 
 def _range(histogram: Mapping[int, int]) -> str:
-    """Smallest, median and largest of a sorted histogram."""
+    """Format the smallest, largest and median value of a sorted histogram."""
     if not histogram:
         return "no"
     half, seen, median = sum(histogram.values()) / 2, 0, 0

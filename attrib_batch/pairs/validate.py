@@ -1,4 +1,4 @@
-"""Check a whole table of pairs against a tokenizer, before a model is paid for."""
+"""Check a whole table of pairs against a tokenizer, without loading a model."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ def validate(
 
 
 class _Tally(Generic[Kind]):
-    """Counts rows by kind and keeps the first of each."""
+    """Numbers of rows by kind, and the first rows of each kind."""
 
     def __init__(self, n_kept: int) -> None:
         self._n_kept = n_kept
@@ -122,11 +122,11 @@ class _Tally(Generic[Kind]):
             kept.append(example)
 
     def counts(self) -> dict[Kind, int]:
-        """The counts, the largest first."""
+        """Return the counts, the largest first."""
         return dict(self._counts.most_common())
 
     def examples(self) -> dict[Kind, tuple[Example, ...]]:
-        """The rows kept, in the order of the counts."""
+        """Return the rows kept, in the order of the counts."""
         return {kind: tuple(self._kept[kind]) for kind in self.counts()}
 
 
@@ -146,7 +146,7 @@ def _results(
 
 
 def render_validation(report: ValidationReport) -> str:
-    """The report as plain text, without a line feed at its end."""
+    """Return the report as plain text, without a line feed at its end."""
     lines = [f"{report.n_fine:,} of {report.n_rows:,} pairs can be scored."]
     lines += _counted(report.counts, report.examples)
     if report.warnings:

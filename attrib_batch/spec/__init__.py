@@ -3,6 +3,7 @@
 from attrib_batch.spec.base import Name, PartitionName
 from attrib_batch.spec.cell import Cell, Component
 from attrib_batch.spec.dataset import DatasetSpec
+from attrib_batch.spec.demo import load_demo
 from attrib_batch.spec.job_file import load_spec, parse_spec
 from attrib_batch.spec.method import DEFAULT_IG_STEPS, Direction, MethodKind, MethodSpec, run_together
 from attrib_batch.spec.model import Dtype, ModelSpec
@@ -29,6 +30,7 @@ __all__ = [
     "VerificationSpec",
     "WorkerKind",
     "WorkersSpec",
+    "load_demo",
     "load_spec",
     "parse_spec",
     "run_together",

@@ -29,7 +29,7 @@ FIRST_PAUSE_SECONDS = 0.25
 """Before a request to Google's store is sent again; each pause is twice the one before."""
 
 _CHANGED = {HTTPStatus.CONFLICT, HTTPStatus.PRECONDITION_FAILED}
-"""What a store answers where an object is not as it was, or is just being written by another."""
+"""Statuses of an answer where an object is not as it was, or is just being written by another."""
 _CONTENT = {"Content-Type": "application/octet-stream"}
 _PASSING = {HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_MANY_REQUESTS}
 """Refusals that may not come again."""
@@ -81,7 +81,7 @@ def check_conditions(url: ObjectUrl, version: Version) -> None:
 
 
 def _stale(url: ObjectUrl) -> str:
-    """A tag that no version of an object has."""
+    """Return a tag that no version of an object has."""
     return "1" if url.scheme == "gs" else f'"{0:032x}"'
 
 

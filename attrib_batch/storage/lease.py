@@ -52,7 +52,7 @@ class Holder:
 
     @classmethod
     def here(cls, execution: str) -> Holder:
-        """This process, now."""
+        """Describe this process, now."""
         return cls(execution, socket.gethostname(), os.getpid(), _started(os.getpid()), time.time())
 
     @property
@@ -71,7 +71,7 @@ class Holder:
         return self.process_is_there() if self.is_here else self.fresh
 
     def process_is_there(self) -> bool:
-        """Whether the process is there; asked on its own machine."""
+        """Return whether the process exists; asked on its own machine."""
         try:
             os.kill(self.pid, 0)
         except ProcessLookupError:
@@ -107,7 +107,7 @@ class Lease:
         return lease
 
     def check(self) -> None:
-        """Do nothing while this process has the lease.
+        """Check that this process still has the lease.
 
         Raises:
             RunInterruptedError: another driver has taken over: this one could not renew its lease in time.
@@ -119,7 +119,7 @@ class Lease:
             )
 
     def release(self) -> str | None:
-        """Let others have it; return what went wrong, None where nothing did.
+        """Give the lease back; return what went wrong, None where nothing did.
 
         It raises nothing: what it met must not hide how the run ended.
         """
@@ -227,7 +227,7 @@ def _holder(content: bytes) -> Holder | None:
 
 
 def _started(pid: int) -> str:
-    """When a process of this machine started; empty where the system does not tell."""
+    """Return when a process of this machine started; empty where the system does not tell."""
     try:
         state = Path(f"/proc/{pid}/stat").read_text(encoding="ascii", errors="replace")
     except OSError:

@@ -38,7 +38,7 @@ SINGLE_PUT_BYTES = 5 << 20
 
 SHORT_READ_PAUSES = (0.5, 1.0, 2.0, 4.0)
 _SHORT_READ = "Failed to flush response stream"
-"""What becomes of an error message that does not fit where the content of an object was to go."""
+"""pyarrow's message where the store's error does not fit into the buffer for the content of an object."""
 
 T = TypeVar("T")
 
@@ -48,7 +48,7 @@ _REFUSED = re.compile(
     "|UNRECOGNIZED_CLIENT|MISSING_AUTHENTICATION|HTTP status 4|PERMISSION_DENIED|UNAUTHENTICATED|NOT_FOUND"
     "|INVALID_ARGUMENT"
 )
-"""What a store says that it will say again: of the request, not of the store's own state."""
+"""Texts of errors that are the request's fault, so that asking again brings the same."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ class ObjectUrl:
         return cls(match["scheme"], bucket, key)
 
     def below(self, relative: str) -> ObjectUrl:
-        """The URL of what lies below this one."""
+        """Return the URL of a path below this one."""
         return ObjectUrl(self.scheme, self.bucket, "/".join(part for part in (self.key, relative) if part))
 
     @property
@@ -94,17 +94,17 @@ class ObjectUrl:
 
 
 def is_object_url(text: object) -> bool:
-    """Whether a path as the user wrote it is the URL of an object or a folder of them."""
+    """Return whether a path as the user wrote it is the URL of an object or a folder of them."""
     return re.match(r"^(s3|gs):/", str(text)) is not None
 
 
 def file_system(url: ObjectUrl) -> fs.FileSystem:
-    """The file system that holds an object: one per process, bucket and endpoint."""
+    """Return the file system that holds an object: one per process, bucket and endpoint."""
     return _file_system(url.scheme, url.bucket, endpoint_of(url.scheme), single_put=False)
 
 
-def persistently(read: Callable[[], T]) -> T:
-    """Read something again that pyarrow did not, because the answer that failed was longer than what it asked for."""
+def retrying_short_reads(read: Callable[[], T]) -> T:
+    """Read again where pyarrow does not retry: the store's error was longer than the content that was asked for."""
     for pause in SHORT_READ_PAUSES:
         try:
             return read()
@@ -156,7 +156,7 @@ def put(url: ObjectUrl, data: bytes | pa.Buffer, *, in_turn: bool = False) -> No
     thread.start()
     thread.join()
     if failed:
-        with complaining("write", url):
+        with translating_errors("write", url):
             if isinstance(failed[0], FileNotFoundError):  # what Google's store says of the bucket
                 raise OutputError(f"cannot write {url}: there is no bucket {url.bucket}.") from failed[0]
             raise failed[0]
@@ -169,7 +169,7 @@ def put_file(url: ObjectUrl, path: Path) -> None:
 
 
 @contextmanager
-def complaining(verb: str, place: object) -> Iterator[None]:
+def translating_errors(verb: str, place: object) -> Iterator[None]:
     """Turn what pyarrow raises for an object store into errors of ours; that there is no such object passes.
 
     Raises:
@@ -204,7 +204,7 @@ def unanswered(verb: str, place: object, said: str) -> StorageError:
 
 
 def endpoint_of(scheme: str) -> str | None:
-    """The server that the environment names in the place of Amazon's or Google's; of the latter an emulator."""
+    """Return the server that the environment names in place of Amazon's or of Google's, or None."""
     if scheme == "gs":
         return os.environ.get("STORAGE_EMULATOR_HOST") or None
     # Not every release of the SDK in pyarrow reads these by itself.
@@ -228,7 +228,7 @@ def _file_system(
 
 
 def _emulator(endpoint: str | None) -> dict[str, Any]:
-    """An emulator of Google's store asks for no credentials."""
+    """Return the options for an emulator of Google's store, which asks for no credentials."""
     if endpoint is None:
         return {}
     scheme, separator, address = endpoint.rstrip("/").rpartition("://")
@@ -236,7 +236,7 @@ def _emulator(endpoint: str | None) -> dict[str, Any]:
 
 
 def place_of(bucket: str, endpoint: str | None) -> dict[str, Any]:
-    """Where a bucket is: the endpoint that the environment names, or else the bucket's own region."""
+    """Return where a bucket is: the endpoint that the environment names, or else the bucket's own region."""
     named = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
     if endpoint is not None:
         # What Amazon's own servers check by default, many others store as if it were content.

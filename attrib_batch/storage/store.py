@@ -19,7 +19,14 @@ from pyarrow import fs
 from attrib_batch.errors import OutputError
 from attrib_batch.storage.conditional import Version, check_conditions, read_object, write_object
 from attrib_batch.storage.local import create_file, replace_file, write_file
-from attrib_batch.storage.objects import ObjectUrl, complaining, file_system, is_object_url, persistently, put
+from attrib_batch.storage.objects import (
+    ObjectUrl,
+    file_system,
+    is_object_url,
+    put,
+    retrying_short_reads,
+    translating_errors,
+)
 from attrib_batch.tables import Table, parse_part_name
 
 if TYPE_CHECKING:
@@ -41,7 +48,7 @@ class Store:
 
     @classmethod
     def parse(cls, out: str | Path | Store) -> Store:
-        """The store that a user names: a folder, ``s3://bucket/folder`` or ``gs://bucket/folder``.
+        """Return the store that a user names: a folder, ``s3://bucket/folder`` or ``gs://bucket/folder``.
 
         Raises:
             RequestError: it is no such URL.
@@ -51,7 +58,7 @@ class Store:
         return cls(ObjectUrl.parse(str(out)) if is_object_url(out) else Path(out).expanduser())
 
     def resolved(self) -> Store:
-        """The store under a name that does not depend on the current folder."""
+        """Return the store under a name that does not depend on the current folder."""
         return self if isinstance(self.root, ObjectUrl) else Store(self.root.resolve())
 
     @property
@@ -60,27 +67,27 @@ class Store:
         return isinstance(self.root, ObjectUrl)
 
     def path(self, relative: str) -> Path | str:
-        """Where a person finds a file of the run: its full path, or the URL of an object."""
+        """Return where a person finds a file of the run: its full path, or the URL of an object."""
         return str(self.root.below(relative)) if isinstance(self.root, ObjectUrl) else self.root / relative
 
     def below(self, relative: str) -> Store:
-        """The store in a folder of this one."""
+        """Return the store in a folder of this one."""
         return Store(self.root.below(relative) if isinstance(self.root, ObjectUrl) else self.root / relative)
 
     def file(self, relative: str) -> StoredFile:
-        """A file of the run, whether or not it is there."""
+        """Return a file of the run, whether or not it exists."""
         return StoredFile(self, relative)
 
     def exists(self, relative: str) -> bool:
-        """Whether a file is committed, or a folder holds something."""
+        """Return whether a file is committed, or a folder holds something."""
         if not isinstance(self.root, ObjectUrl):
             return (self.root / relative).exists()
         url = self.root.below(relative)
-        with complaining("read", url):
+        with translating_errors("read", url):
             return bool(file_system(url).get_file_info(url.path).type != fs.FileType.NotFound)
 
     def read_bytes(self, relative: str) -> bytes:
-        """The content of a file.
+        """Return the content of a file.
 
         Raises:
             FileNotFoundError: it is not there.
@@ -89,16 +96,16 @@ class Store:
         return self._read(relative, lambda file: bytes(file.read()))
 
     def read_table(self, relative: str, columns: list[str] | None = None) -> pa.Table:
-        """A Parquet file of the run; raises what :meth:`read_bytes` raises."""
+        """Read a Parquet file of the run; raises what :meth:`read_bytes` raises."""
         # Not by a path: pyarrow would take partitions from the names of folders.
         return self._read(relative, lambda file: pq.ParquetFile(file, pre_buffer=True).read(columns=columns))
 
     def count_rows(self, relative: str) -> int:
-        """The rows of a Parquet file, from its end; raises what :meth:`read_bytes` raises."""
+        """Count the rows of a Parquet file from its footer; raises what :meth:`read_bytes` raises."""
         return self._read(relative, lambda file: int(pq.read_metadata(file).num_rows))
 
     def write_bytes(self, relative: str, data: bytes | pa.Buffer) -> int:
-        """Commit ``data`` under its final name in one step; returns its size in bytes.
+        """Commit ``data`` under its final name in one step, and return its size in bytes.
 
         Raises:
             OutputError: the folder cannot be written.
@@ -153,7 +160,7 @@ class Store:
             check_conditions(self.root.below(relative), version)
 
     def write_table(self, relative: str, table: pa.Table) -> int:
-        """Commit an Arrow table as Parquet; returns its size in bytes."""
+        """Commit an Arrow table as Parquet, and return its size in bytes."""
         return self.write_bytes(relative, encode_parquet(table))
 
     def remove(self, relative: str) -> None:
@@ -162,15 +169,15 @@ class Store:
             (self.root / relative).unlink(missing_ok=True)
             return
         url = self.root.below(relative)
-        with contextlib.suppress(FileNotFoundError), complaining("remove", url):
+        with contextlib.suppress(FileNotFoundError), translating_errors("remove", url):
             file_system(url).delete_file(url.path)
 
     def list(self, folder: str, *, recursive: bool = False) -> list[StoredFile]:
-        """The files of a folder by name, none where there is no such folder; temporary files are left out."""
+        """List the files of a folder by name, none where there is no such folder; temporary files are left out."""
         if isinstance(self.root, ObjectUrl):
             url = self.root.below(folder)
             selector = fs.FileSelector(url.path, allow_not_found=True, recursive=recursive)
-            with complaining("list", url):
+            with translating_errors("list", url):
                 found = file_system(url).get_file_info(selector)
             files = [(info.path, info.mtime_ns) for info in found if info.type == fs.FileType.File]
             prefix = self.root.path
@@ -185,7 +192,7 @@ class Store:
         return [StoredFile(self, name, modified) for name, modified in sorted(kept)]
 
     def parts(self, table: Table, partition: str) -> set[tuple[int, int]]:
-        """The pair ranges committed in one partition of a table."""
+        """Return the pair ranges [start, stop) committed in one partition of a table."""
         folder = f"{table}/{partition}"
         if isinstance(self.root, ObjectUrl):
             names = [file.name for file in self.list(folder)]
@@ -199,13 +206,13 @@ class Store:
             with self._open(relative) as file:
                 return use(file)
 
-        return persistently(read) if self.is_remote else read()
+        return retrying_short_reads(read) if self.is_remote else read()
 
     @contextlib.contextmanager
     def _open(self, relative: str) -> Iterator[Any]:
         if isinstance(self.root, ObjectUrl):
             url = self.root.below(relative)
-            with complaining("read", url), file_system(url).open_input_file(url.path) as file:
+            with translating_errors("read", url), file_system(url).open_input_file(url.path) as file:
                 yield file
             return
         path = self.root / relative
@@ -258,7 +265,7 @@ def encode_parquet(table: pa.Table) -> pa.Buffer:
 
 
 def _walk(folder: Path, *, recursive: bool) -> Iterable[os.DirEntry[str]]:
-    """The files of a folder; one that is removed meanwhile may be missing."""
+    """Yield the files of a folder; one that is removed meanwhile may be missing."""
     try:
         entries = list(os.scandir(folder))
     except (FileNotFoundError, NotADirectoryError):

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 from attrib_batch.cli.app import app
 from attrib_batch.errors import RequestError
 from attrib_batch.execution.ray import submit
-from attrib_batch.execution.ray.submit import check_places, passed_on
+from attrib_batch.execution.ray.submit import check_paths, passed_on
 from attrib_batch.spec import load_spec
 from tests.cli.test_bad_requests import refused
 from tests.support.jobs import TinyJob
@@ -57,7 +57,7 @@ def test_paths_of_one_machine_need_a_word(shared: bool, job: TinyJob, tmp_path: 
 
     def check(what: object, out: str) -> str:
         try:
-            check_places(what, out, job.folder, shared=lambda: shared)  # type: ignore[arg-type]  # a stand-in
+            check_paths(what, out, job.folder, shared=lambda: shared)  # type: ignore[arg-type]  # a stand-in
         except RequestError as error:
             return str(error)
         return ""

@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from attrib_batch._version import __version__
 from tests.support.faulty_runs import assert_same_tables
 from tests.support.forked import ForkedCommand
 from tests.support.jobs import ROOT, Ended, TinyJob, environment, read_table, start
@@ -71,6 +72,11 @@ def committed(out: Path) -> int:
     return len(list(out.glob("scores/**/part-*.parquet")))
 
 
+def versions_that_ran(out: Path) -> list[str]:
+    lines = [json.loads(line) for log in (out / "logs").iterdir() for line in log.read_text().splitlines()]
+    return [line["version"] for line in lines if line["event"] == "execution_started"]
+
+
 def wait_for_chunks(out: Path, count: int, process: subprocess.Popen[str]) -> None:
     deadline = time.monotonic() + SUBMIT_SECONDS
     while committed(out) < count:
@@ -101,9 +107,14 @@ def test_a_submitted_job_runs_to_its_end_and_is_resumed(cluster: RayCluster, und
     assert "working_dir_files" in manifest["job"]["datasets"][0]["path"]
     assert manifest["named"] == {"datasets": {"random": "pairs.parquet"}, "models": {"tiny": "model"}}
 
-    again = submit(cluster, path, out, cwd=here)
+    # From a folder without the package: the one that is installed here travels, whatever the nodes have.
+    (here / "attrib_batch").rename(tmp_path / "attrib_batch")
+    (tmp_path / "attrib_batch/_version.py").write_text('__version__ = "0.0.1"\n')
+    again = submit(cluster, path, out, cwd=here, PYTHONPATH=str(tmp_path))
     assert again.code == 0, again.said
+    assert "files of this folder and of the installed package" in again.said
     assert f"resuming: {N_PAIRS} of {N_PAIRS} pairs are committed" in again.said
+    assert sorted(versions_that_ran(out)) == ["0.0.1", __version__]
 
     shown = subprocess.run(
         cluster.ray("job", "list", "--address", cluster.address),

@@ -11,6 +11,7 @@ from attrib_batch.pairs.making.ioi import generate_ioi
 from attrib_batch.pairs.making.tutorial import tutorial_pairs
 from attrib_batch.pairs.reading.reader import PairTable
 from attrib_batch.pairs.validate import validate
+from attrib_batch.spec.demo import DEMO_FOLDER
 
 DATASETS = Path(__file__).parents[2] / "datasets"
 
@@ -18,6 +19,11 @@ DATASETS = Path(__file__).parents[2] / "datasets"
 def test_the_generators_make_the_same_rows_again() -> None:
     assert PairTable.open(DATASETS / "ioi.parquet").rows(0, 9999) == list(generate_ioi(2000, 0))
     assert PairTable.open(DATASETS / "ioi_tutorial.parquet").rows(0, 99) == tutorial_pairs()
+
+
+def test_the_demo_has_the_same_tables() -> None:
+    for path in DEMO_FOLDER.glob("*.parquet"):
+        assert path.read_bytes() == (DATASETS / path.name).read_bytes(), path.name
 
 
 @pytest.mark.parametrize("name", ["ioi", "ioi_tutorial"])

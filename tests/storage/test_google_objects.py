@@ -15,7 +15,7 @@ import pytest
 
 from attrib_batch.errors import DatasetError, OutputError
 from attrib_batch.pairs.making.ioi import generate_ioi
-from attrib_batch.pairs.making.writer import encode_pairs, write_pairs
+from attrib_batch.pairs.making.writer import serialize_pairs, write_pairs
 from attrib_batch.pairs.reading.pinned import PinnedTable
 from attrib_batch.pairs.reading.reader import PairTable
 from attrib_batch.storage.store import Store
@@ -65,7 +65,7 @@ def test_a_table_of_pairs_is_written_read_and_known_by_its_content(google: str) 
     table = PairTable.open(url)
     table.check_ids()
     assert table.rows(3, 9) == pairs[3:9]
-    assert table.fingerprint() == hashlib.sha256(encode_pairs(pairs)).hexdigest()
+    assert table.fingerprint() == hashlib.sha256(serialize_pairs(pairs)).hexdigest()
     pinned = PinnedTable(url, None, table.pin())
     assert pinned.rows(0, 20) == pairs
     write_pairs(url, generate_ioi(20, 1))

@@ -19,7 +19,7 @@ from attrib_batch.execution.planning.paths import with_ndif_host
 from attrib_batch.execution.planning.plan import uncommitted
 from attrib_batch.execution.planning.request import check_models, find_fingerprints
 from attrib_batch.execution.planning.stages import OpenRun, PlannedStage, StageWork
-from attrib_batch.pairs.making.writer import encode_pairs
+from attrib_batch.pairs.making.writer import serialize_pairs
 from attrib_batch.pairs.reading.reader import PairTable
 from attrib_batch.spec import DEFAULT_VERIFIED_PAIRS, Cell, parse_spec
 from attrib_batch.storage.lease import Lease
@@ -174,7 +174,7 @@ class Verification:
         if new:
             table = PairTable.open(spec.path, spec.limit)
             rows = (pair for batch in table.batches(READ_PAIRS) for pair in batch if pair.pair_id in new)
-            run.store.write_bytes(name, encode_pairs(chain(kept, rows), id_columns=table.id_columns))
+            run.store.write_bytes(name, serialize_pairs(chain(kept, rows), id_columns=table.id_columns))
         return str(run.store.path(name))
 
     def _kept(self, store: Store, dataset: str, before: StageEntry | None) -> list[Pair]:

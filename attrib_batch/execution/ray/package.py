@@ -1,4 +1,8 @@
-"""What of a folder travels to a cluster: code and job files, what the job reads, and neither data nor secrets."""
+"""What of a folder travels to a cluster: code and job files, what the job reads, and neither data nor secrets.
+
+The folder of a checkout holds this package. From any other folder the installed package travels too, so that the
+cluster runs the same code as this machine.
+"""
 
 from __future__ import annotations
 
@@ -30,6 +34,8 @@ LEFT_OUT_FILES = {
 SUBMITTED = "submitted"
 """The folder of the package that a job file from elsewhere lies in."""
 SHOWN_FILES = 3
+INSTALLED = Path(__file__).resolve().parents[2]
+"""The folder of this package, wherever it is installed."""
 _EPOCH = (1980, 1, 1, 0, 0, 0)
 
 
@@ -43,21 +49,23 @@ class Package:
     n_files: int
     size: int
     """Bytes of the archive."""
+    with_installed: bool
+    """Whether the installed package is in it, because the folder has none."""
 
 
 def outside_paths(spec: SweepSpec, folder: Path) -> list[str]:
-    """Datasets and model folders of a job that a copy of ``folder`` does not bring along."""
+    """Return the datasets and model folders of a job that a copy of ``folder`` does not bring along."""
     return [path for path in local_paths(spec, folder) if Path(path).is_absolute() or not _is_inside(path, folder)]
 
 
 def local_paths(spec: SweepSpec, folder: Path) -> list[str]:
-    """Datasets and model folders that a job names by a path, as it names them."""
+    """Return the datasets and model folders that a job names by a path, as it names them."""
     datasets = [dataset.path for dataset in spec.datasets if "://" not in dataset.path]
     return datasets + [model.id for model in spec.models if (folder / Path(model.id).expanduser()).is_dir()]
 
 
 def write_package(folder: Path, spec: SweepSpec, job_file: Path, target: Path) -> Package:
-    """Pack what a job needs of ``folder``; the same files give the same bytes.
+    """Pack what a job needs of ``folder``, and this package if it is not there; the same files give the same bytes.
 
     Args:
         folder: the folder the command runs in; paths in the job are relative to it.
@@ -73,6 +81,9 @@ def write_package(folder: Path, spec: SweepSpec, job_file: Path, target: Path) -
     job_file = job_file.resolve()
     name = str(job_file.relative_to(folder)) if job_file.is_relative_to(folder) else f"{SUBMITTED}/{job_file.name}"
     files[name] = job_file
+    with_installed = f"{INSTALLED.name}/__init__.py" not in files
+    if with_installed:
+        files |= {str(path.relative_to(INSTALLED.parent)): path for path in sorted(_chosen(INSTALLED, []))}
     with zipfile.ZipFile(target, "w", zipfile.ZIP_DEFLATED) as archive:
         for arcname, path in files.items():
             entry = zipfile.ZipInfo(arcname, _EPOCH)
@@ -83,7 +94,7 @@ def write_package(folder: Path, spec: SweepSpec, job_file: Path, target: Path) -
     size = target.stat().st_size
     if size >= LARGEST_PACKAGE:
         raise RequestError(_too_large(files))
-    return Package(target, name, len(files), size)
+    return Package(target, name, len(files), size, with_installed)
 
 
 def _is_inside(path: str, folder: Path) -> bool:
@@ -91,7 +102,7 @@ def _is_inside(path: str, folder: Path) -> bool:
 
 
 def _chosen(folder: Path, read: list[Path]) -> Iterator[Path]:
-    """Files that travel; ``read`` are files and folders that do so whatever they look like."""
+    """Yield the files that travel; files and folders in ``read`` do so whatever their names are."""
     for path in read:
         yield from (file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
     for here, folders, names in os.walk(folder):
@@ -105,7 +116,7 @@ def _chosen(folder: Path, read: list[Path]) -> Iterator[Path]:
 
 
 def _is_left_out(folder: Path) -> bool:
-    """Hidden folders, environments, caches, build products, and the directories of runs."""
+    """Return whether a folder stays: hidden, an environment, a cache, a build product, or the directory of a run."""
     name = folder.name
     is_run = (folder / "manifest.json").is_file() and (folder / "scores").is_dir()
     is_environment = (folder / "pyvenv.cfg").is_file()

@@ -1,8 +1,8 @@
 """Hand a job to a Ray cluster through its job API, and follow it to its end.
 
-What is submitted is ``attrib-batch run`` itself, in a copy of the folder: it resumes by itself when it is submitted
-again. The runtime environment of a job is shown to everyone who may ask the cluster about it, its variables in clear
-to Ray's own client, so no key is ever put there.
+What is submitted is ``attrib-batch run`` itself, in a copy of the folder and with this package: it resumes by itself
+when it is submitted again. The runtime environment of a job is shown to everyone who may ask the cluster about it, its
+variables in clear to Ray's own client, so no key is ever put there.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ class ClusterJobs:
             ) from error
 
     def is_here(self) -> bool:
-        """Whether every node is this machine: a loopback address may lead elsewhere, through a tunnel."""
+        """Return whether every node is this machine: a loopback address may lead elsewhere, through a tunnel."""
         from ray.util.state import list_nodes
 
         if not _is_loopback(urlsplit(self.address).hostname or ""):
@@ -139,15 +139,15 @@ class ClusterJobs:
 
 
 def how_to_go_on(jobs: ClusterJobs, job_id: str) -> str:
-    """How to follow or stop a job that is not followed any more."""
+    """Explain how to follow or stop a job that is not followed any more."""
     return (
         f"The job goes on. Follow it: ray job logs --address {jobs.address} --follow {job_id}; "
         f"stop it: ray job stop --address {jobs.address} {job_id}; the same submission then goes on from there."
     )
 
 
-def check_places(job: SweepSpec, out: str, folder: Path, *, shared: Callable[[], bool]) -> None:
-    """Whether a job finds its inputs, and leaves its output, where other machines look too.
+def check_paths(job: SweepSpec, out: str, folder: Path, *, shared: Callable[[], bool]) -> None:
+    """Check that a job reads its inputs, and leaves its output, where other machines look too.
 
     Args:
         job: the job.
@@ -181,7 +181,7 @@ def check_places(job: SweepSpec, out: str, folder: Path, *, shared: Callable[[],
 def submit_job(
     job: SweepSpec, job_file: Path, jobs: ClusterJobs, *, out: str, ndif_host: str | None, tell: Callable[[str], None]
 ) -> str:
-    """Pack the folder of the command and submit the job.
+    """Pack the folder of the command, with this package, and submit the job.
 
     Returns:
         The job's id.
@@ -189,7 +189,8 @@ def submit_job(
     folder = Path.cwd().resolve()
     with tempfile.TemporaryDirectory() as scratch:
         package = write_package(folder, job, job_file, Path(scratch) / "package.zip")
-        tell(f"{package.n_files} files of this folder, {package.size / 2**20:.1f} MiB packed")
+        sources = "of this folder and of the installed package" if package.with_installed else "of this folder"
+        tell(f"{package.n_files} files {sources}, {package.size / 2**20:.1f} MiB packed")
         command = ["python", "-m", "attrib_batch", "run", package.job_file, "--address", "auto", "--out", out]
         job_id = jobs.submit(command, package.path, passed_on(ndif_host), {"job": job.name, "out": out})
     tell(f"submitted as {job_id} to {jobs.address}")
@@ -197,7 +198,7 @@ def submit_job(
 
 
 def passed_on(ndif_host: str | None) -> dict[str, str]:
-    """The variables a job gets; everyone who may ask the cluster about its jobs can read them.
+    """Return the variables that a job gets; everyone who may ask the cluster about its jobs can read them.
 
     Raises:
         RequestError: the address of the NDIF server holds a password.
@@ -225,7 +226,7 @@ def _is_loopback(host: str) -> bool:
 
 
 def _is_own_address(ip: str) -> bool:
-    """Whether an address is this machine's: only such a one can be listened on."""
+    """Return whether an address is this machine's: only such a one can be listened on."""
     with socket.socket(socket.AF_INET6 if ":" in ip else socket.AF_INET) as trial:
         try:
             trial.bind((ip, 0))

@@ -10,8 +10,9 @@ sees text that goes on with this answer. Such a pair is refused as ``boundary``,
 answer counts as the token that it is on its own. That is its token alone; or, where it begins with a space and is
 several tokens alone (tokenizers with a dummy prefix, such as Llama 2's), its token after another word.
 
-The clean prompt decides which token an answer is. Behind the corrupted prompt it must be the same one, since both runs
-are measured by it; otherwise that is a ``boundary`` too, and where the caller allows it the one after clean counts.
+The clean prompt decides which token an answer is. Behind the corrupted prompt it must be the same one, since both
+forward passes are measured by it; otherwise that is a ``boundary`` too, and where the caller allows it the one after
+clean counts.
 """
 
 from __future__ import annotations

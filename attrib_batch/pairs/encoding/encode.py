@@ -67,7 +67,7 @@ class PairProblem:
 
 @dataclass(frozen=True)
 class _Model:
-    """What a model and its tokenizer allow."""
+    """The limits that a model and its tokenizer set."""
 
     tokenizer: Tokenizer
     bos: tuple[int, ...]

@@ -1,4 +1,4 @@
-"""Ask the tokenizer: many texts at once, each distinct text once, and nothing added to them."""
+"""Call the tokenizer: many texts at once, each distinct text once, without special tokens."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 class Tokenizer(Protocol):
-    """What is used of a Hugging Face fast tokenizer."""
+    """The part of a Hugging Face fast tokenizer that is used here."""
 
     @property
     def bos_token_id(self) -> int | None:
@@ -31,7 +31,7 @@ class Tokenizer(Protocol):
         """Tokenise texts: ``input_ids`` and, where asked for, ``offset_mapping``, one list per text."""
 
     def convert_ids_to_tokens(self, ids: list[int]) -> list[str]:
-        """The vocabulary's entries of tokens."""
+        """Return the vocabulary's entries of tokens."""
 
 
 class PairProblemError(Exception):
@@ -51,7 +51,7 @@ class PromptTokens:
 
 
 def tokenize_prompts(pairs: Sequence[Pair], tokenizer: Tokenizer) -> PromptTokens:
-    """Tokenise each distinct text once: beside its mirror a pair costs nothing."""
+    """Tokenise each distinct text once; a pair and its mirror share theirs."""
     with_roles = dict.fromkeys(pair.clean for pair in pairs if pair.roles and pair.clean is not None)
     others = dict.fromkeys(
         text for pair in pairs for text in (pair.clean, pair.corrupted) if text is not None and text not in with_roles

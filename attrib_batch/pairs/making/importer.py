@@ -118,7 +118,7 @@ def _pairs(
 
 
 def _renamed(columns: tuple[str, ...], mapping: Mapping[str, str], where: str) -> dict[str, str]:
-    """Source column to our column, for the columns that are used."""
+    """Map the source's columns that are used to ours."""
     present = ", ".join(columns)
     for theirs in mapping:
         if theirs not in columns:

@@ -8,8 +8,8 @@ object, IO) is the right continuation. A counterfactual exchanges names alone:
 ``s2_to_random``
     The second mention of S becomes a third name, so both IO and S are possible.
 ``abc``
-    All three mentions become three other names (the paper's p_ABC): the sentence stays, whom it is about
-    goes.
+    All three mentions become three other names (the paper's p_ABC): the sentence stays, the
+    people are others.
 
 **Mirrors.** A pair is followed by its mirror, in which clean and corrupted change places, in the same
 ``group``. The mirror's ``answers`` are the pair's ``wrong_answers`` and the other way round. Under
@@ -67,7 +67,7 @@ class NamedPrompt:
     spans: tuple[tuple[int, int], tuple[int, int], tuple[int, int]]
 
     def roles(self, order: Order) -> tuple[Role, ...]:
-        """IO, S1, S1+1 (the word after S1), S2 and end (the last word) as spans in ``text``."""
+        """Return IO, S1, S1+1 (the word after S1), S2 and end (the last word) as spans in ``text``."""
         (io, s1), s2 = self.spans[:2] if order is Order.ABBA else self.spans[1::-1], self.spans[2]
         after = _WORD.search(self.text, s1[1])
         if after is None:
@@ -157,7 +157,7 @@ def ioi_pair(
     template: str,
     group: int | None,
 ) -> Pair:
-    """A pair from its clean and corrupted prompt, its right and wrong name, and the clean prompt's order."""
+    """Make a pair of its clean and corrupted prompt, its right and wrong name, and the clean prompt's order."""
     clean, corrupted = prompts
     right, wrong = answers
     return Pair(

@@ -25,7 +25,7 @@ _FIRST_SUBJECTS = ("John", "James", "Sid", "Amy")
 
 
 def tutorial_pairs() -> list[Pair]:
-    """The eight pairs in the tutorial's order; rows 2g and 2g + 1 are group g."""
+    """Return the eight pairs in the tutorial's order; rows 2g and 2g + 1 are group g."""
     pairs: list[Pair] = []
     for group, ((frame, names), subject) in enumerate(zip(_SENTENCES, _FIRST_SUBJECTS, strict=True)):
         other = names[1] if subject == names[0] else names[0]

@@ -35,7 +35,7 @@ def write_pairs(
     id_columns: Collection[str] = (),
     row_group_rows: int = ROW_GROUP_ROWS,
 ) -> int:
-    """Write pairs to a Parquet file; returns how many.
+    """Write pairs to a Parquet file, and return how many.
 
     The file appears under its name when it is complete: an error, also one raised by ``pairs``, leaves no
     file, and leaves one of that name as it was. At most ``row_group_rows`` pairs are in memory. What goes into an
@@ -74,8 +74,8 @@ def write_pairs(
     return n_rows
 
 
-def encode_pairs(pairs: Iterable[Pair], *, id_columns: Collection[str] = ()) -> bytes:
-    """The file that :func:`write_pairs` would write, for few pairs."""
+def serialize_pairs(pairs: Iterable[Pair], *, id_columns: Collection[str] = ()) -> bytes:
+    """Return the bytes of the Parquet file that :func:`write_pairs` would write, for a few thousand pairs at most."""
     file = io.BytesIO()
     _write(file, pairs, pairs_schema(id_columns), ROW_GROUP_ROWS)
     return file.getvalue()

@@ -1,4 +1,4 @@
-"""Which columns and types a table of pairs may have: wider than what is written, so few files need a cast."""
+"""Check the columns and types of a table of pairs: more types are read than are written, so few files need a cast."""
 
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ def check_columns(schema: pa.Schema, path: str) -> None:
     missing = [name for name in REQUIRED_PAIR_COLUMNS if name not in schema.names]
     if missing:
         raise DatasetError(
-            f"{path} has no column {_and(missing)}. A table of pairs has at least "
-            f"{_and(REQUIRED_PAIR_COLUMNS)}; this file has {_and(schema.names) or 'none'}. Rename its "
+            f"{path} has no column {_listed(missing)}. A table of pairs has at least "
+            f"{_listed(REQUIRED_PAIR_COLUMNS)}; this file has {_listed(schema.names) or 'none'}. Rename its "
             "columns with `attrib-batch pairs import`."
         )
     wrong: list[str] = []
@@ -120,11 +120,11 @@ if set(_EXPECTED) != set(PAIRS.names):
     raise AssertionError("the columns checked are not those of schema.PAIRS")
 
 
-def _and(names: list[str] | tuple[str, ...]) -> str:
+def _listed(names: list[str] | tuple[str, ...]) -> str:
     return ", ".join(names)
 
 
 def one_line(error: BaseException) -> str:
-    """A library's message, short enough to stand inside one of ours."""
+    """Return a library's message in one line, short enough to stand inside one of ours."""
     text = " ".join(str(error).split())
     return text if len(text) <= 200 else text[:200] + "..."

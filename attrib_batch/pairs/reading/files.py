@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 from urllib.parse import unquote
 
 from attrib_batch.errors import DatasetError, OutputError, StorageError
-from attrib_batch.storage.objects import ObjectUrl, complaining, is_object_url
-from attrib_batch.storage.streams import BLOCK_BYTES, HubReader, ObjectReader, asking_the_hub, sha256_of
+from attrib_batch.storage.hub import HubReader, translating_hub_errors
+from attrib_batch.storage.objects import ObjectUrl, is_object_url, translating_errors
+from attrib_batch.storage.streams import BLOCK_BYTES, ObjectReader, sha256_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -34,24 +35,24 @@ class PairFile(Protocol):
     """One file, as a reader needs it."""
 
     def open(self) -> Any:
-        """What pyarrow reads it from.
+        """Return what pyarrow reads it from: a path or a stream.
 
         Raises:
             DatasetError: there is no such file, or it cannot be read.
         """
 
     def fingerprint(self) -> str:
-        """What tells its content from any other."""
+        """Return a hash of its content, or what else identifies it."""
 
     def pin(self) -> str:
-        """What workers compare: the fingerprint, or what is cheaper and changes whenever the content does."""
+        """Return what workers compare: the fingerprint, or what is cheaper and changes whenever the content does."""
 
     def stamp(self) -> object:
-        """What changes when it is written or replaced; None where it is gone."""
+        """Return what changes when it is written or replaced; None where it is gone."""
 
 
 def find_file(path: str | Path) -> PairFile:
-    """The file that a job names.
+    """Return the file that a job names.
 
     Raises:
         DatasetError: it is a URL of no known form.
@@ -67,7 +68,7 @@ def find_file(path: str | Path) -> PairFile:
 
 
 def resolve_path(path: str, before: str | None = None) -> str:
-    """A dataset's path, the same from any folder and at any time: absolute, or pinned to a commit of the Hub.
+    """Return a dataset's path that holds in any folder and at any time: absolute, or pinned to a commit of the Hub.
 
     Args:
         path: as the job states it.
@@ -85,7 +86,7 @@ def resolve_path(path: str, before: str | None = None) -> str:
 
 
 def is_local(path: str) -> bool:
-    """Whether a dataset's path leads to a file system, and not to an object store or the Hub."""
+    """Return whether a dataset's path leads to a file system, and not to an object store or the Hub."""
     return isinstance(find_file(path), LocalFile)
 
 
@@ -99,7 +100,7 @@ class LocalFile:
         return str(self.path)
 
     def open(self) -> Path:
-        """The path."""
+        """Return the path, after a check that a file is there."""
         if not self.path.exists():
             raise DatasetError(
                 f"{self.path}: no such file. Paths are relative to the folder the command runs in ({Path.cwd()})."
@@ -109,16 +110,16 @@ class LocalFile:
         return self.path
 
     def fingerprint(self) -> str:
-        """The SHA-256 of its bytes, in hexadecimal."""
+        """Return the SHA-256 of its bytes, in hexadecimal."""
         with self.path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
 
     def pin(self) -> str:
-        """The fingerprint."""
+        """Return the fingerprint."""
         return self.fingerprint()
 
     def stamp(self) -> tuple[int, int, int] | None:
-        """Inode, size and time of change."""
+        """Return inode, size and time of change."""
         try:
             state = self.path.stat()
         except OSError:
@@ -136,7 +137,7 @@ class ObjectFile:
         return str(self.url)
 
     def open(self) -> ObjectReader:
-        """A stream that reads any range, and asks again for what did not come."""
+        """Return a stream that reads any range, and asks again for what did not come."""
         try:
             with _reading(self.url):
                 return ObjectReader(self.url)
@@ -144,7 +145,7 @@ class ObjectFile:
             raise DatasetError(f"{self.url}: no such object, or no such bucket.") from error
 
     def fingerprint(self) -> str:
-        """The SHA-256 of its bytes in hexadecimal; of a large object its entity tag and size.
+        """Return the SHA-256 of its bytes in hexadecimal; of a large object its entity tag and size.
 
         Raises:
             DatasetError: it is replaced while it is read.
@@ -159,7 +160,7 @@ class ObjectFile:
         return digest
 
     def pin(self) -> str:
-        """Its entity tag and size."""
+        """Return its entity tag and size."""
         with self.open() as stream, _reading(self.url):
             metadata = stream.metadata()
             tag = metadata.get("etag") or metadata.get("generation") or metadata.get("last-modified", "")
@@ -167,7 +168,7 @@ class ObjectFile:
             return f"etag:{tag};size:{stream.size}"
 
     def stamp(self) -> str | None:
-        """The pin."""
+        """Return the pin."""
         try:
             return self.pin()
         except DatasetError:
@@ -200,27 +201,27 @@ class HubFile:
         return f"hf://datasets/{self.repo}{revision}/{self.path}"
 
     def pinned(self, before: HubFile | None = None) -> HubFile:
-        """The same file at the commit its revision stands for now, or stood for ``before``."""
+        """Return the same file at the commit that its revision names now, or that ``before`` names."""
         if self.revision is not None and _COMMIT.match(self.revision):
             return self
         if before is not None and self.revision is None and replace(before, revision=None) == self:
             return before
-        with asking_the_hub(self):
+        with translating_hub_errors(self):
             import huggingface_hub
 
             commit = huggingface_hub.HfApi().dataset_info(self.repo, revision=self.revision).sha
         return replace(self, revision=commit)
 
     def open(self) -> HubReader:
-        """A stream that reads any range."""
-        with asking_the_hub(self):
+        """Return a stream that reads any range."""
+        with translating_hub_errors(self):
             import huggingface_hub
 
             return HubReader(self, huggingface_hub.HfFileSystem().open(str(self), "rb", block_size=BLOCK_BYTES))
 
     def fingerprint(self) -> str:
-        """The SHA-256 of its bytes, from the Hub's metadata where it has it."""
-        with asking_the_hub(self):
+        """Return the SHA-256 of its bytes, from the Hub's metadata where it has it."""
+        with translating_hub_errors(self):
             import huggingface_hub
 
             known = huggingface_hub.HfFileSystem().info(str(self)).get("lfs") or {}
@@ -230,19 +231,19 @@ class HubFile:
             return sha256_of(stream)
 
     def pin(self) -> str:
-        """The commit, which is in the URL."""
+        """Return the URL, which holds the commit."""
         return str(self)
 
     def stamp(self) -> str:
-        """The commit."""
+        """Return the URL, which holds the commit."""
         return str(self)
 
 
 @contextmanager
 def _reading(url: ObjectUrl) -> Iterator[None]:
-    """Refusals of a store that holds a dataset are the dataset's; no answer at all is the store's."""
+    """Raise DatasetError where a store refuses, and StorageError where it gives no answer."""
     try:
-        with complaining("read", url):
+        with translating_errors("read", url):
             yield
     except StorageError:
         raise

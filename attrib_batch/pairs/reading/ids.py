@@ -38,7 +38,7 @@ def check_ids(file: pq.ParquetFile, path: str, n_rows: int) -> None:
 
 
 def repeated_id_rows(file: pq.ParquetFile, path: str, n_rows: int) -> npt.NDArray[np.int64]:
-    """The rows, in order, whose id an earlier row has already; no memory is needed where ids rise.
+    """Return the rows, in order, whose id an earlier row has already; no memory is needed where ids rise.
 
     Raises:
         DatasetError: a null id.
@@ -52,7 +52,7 @@ def repeated_id_rows(file: pq.ParquetFile, path: str, n_rows: int) -> npt.NDArra
 
 
 def int64_ids(ids: pa.Array, first_row: int, path: str) -> npt.NDArray[np.int64]:
-    """The ids of consecutive rows as an array.
+    """Return the ids of consecutive rows as an array.
 
     Raises:
         DatasetError: a null id, with its row.

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 class PinnedTable:
-    """Reads rows of a file whose content is known.
+    """A table whose content is known, for reading rows of it.
 
     It is compared at the first read (a local file by its hash), and again only when it looks touched: rows of two
     versions of a dataset must never meet in one run's tables.
@@ -35,7 +35,7 @@ class PinnedTable:
         """The file as it was when it held something else."""
 
     def rows(self, start: int, stop: int) -> list[Pair]:
-        """The pairs of the rows [start, stop).
+        """Return the pairs of the rows [start, stop).
 
         Raises:
             DatasetError: they cannot be read, or the file does not hold what was planned.

@@ -115,7 +115,7 @@ class PairTable:
         return "pair_id" in self._columns
 
     def rows(self, start: int, stop: int) -> list[Pair]:
-        """The pairs of the rows [start, stop), cut off at ``n_rows``.
+        """Return the pairs of the rows [start, stop), cut off at ``n_rows``.
 
         A role with a null in it comes back with an empty span, which no tokenizer can align, so that the pair
         is reported and not silently scored without it.
@@ -142,7 +142,7 @@ class PairTable:
         return pairs
 
     def batches(self, size: int) -> Iterator[list[Pair]]:
-        """All rows in order, ``size`` at a time.
+        """Yield all rows in order, ``size`` at a time.
 
         Raises:
             DatasetError: as for :meth:`rows`.
@@ -151,7 +151,7 @@ class PairTable:
             yield self.rows(start, start + size)
 
     def fingerprint(self) -> str:
-        """What tells the file's content from any other: the SHA-256 of its bytes, in hexadecimal (see `files`)."""
+        """Return a hash of the file's content: the SHA-256 of its bytes, in hexadecimal (see `files`)."""
         return self._source.fingerprint()
 
     @property
@@ -160,11 +160,11 @@ class PairTable:
         return isinstance(self._source, LocalFile)
 
     def pin(self) -> str:
-        """What a worker compares to know that the file is still the one that was planned with."""
+        """Return what a worker compares to know that the file is still the one that was planned with."""
         return self._source.pin()
 
     def stamp(self) -> object:
-        """What changes when the file is written or replaced; None where it is gone."""
+        """Return what changes when the file is written or replaced; None where it is gone."""
         return self._source.stamp()
 
     def check_ids(self) -> None:
@@ -177,7 +177,7 @@ class PairTable:
             check_ids(self._file, self.path, self.n_rows)
 
     def repeated_id_rows(self) -> npt.NDArray[np.int64]:
-        """The rows, in order, whose ``pair_id`` an earlier row has already.
+        """Return the rows, in order, whose ``pair_id`` an earlier row has already.
 
         Raises:
             DatasetError: a null id.
@@ -202,7 +202,7 @@ class PairTable:
             yield from self._file.iter_batches(_DECODE_ROWS, row_groups=[index], columns=self._columns)
 
     def _peek(self) -> pa.RecordBatch:
-        """The batch that begins with the next row; it has at least one."""
+        """Return the batch that begins with the next row; it has at least one."""
         while self._current is None or self._current.num_rows == 0:
             self._current = next(self._batches, None)
             if self._current is None:

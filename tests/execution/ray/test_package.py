@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import shutil
+import subprocess
+import sys
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -15,6 +18,7 @@ from attrib_batch.execution.ray.package import Package, local_paths, outside_pat
 from attrib_batch.spec import SweepSpec, parse_spec
 
 TRAVELS = [
+    "attrib_batch/__init__.py",
     "attrib_batch/cli.py",
     "attrib_batch/py.typed",
     "constraints.txt",
@@ -91,6 +95,40 @@ def test_a_job_file_from_elsewhere_travels_too(folder: Path, tmp_path: Path) -> 
     packed, contents = pack(folder, job("datasets/mine.parquet"), tmp_path / "mine.yaml")
     assert contents[packed.job_file] == "elsewhere"
     assert packed.job_file == "submitted/mine.yaml"
+
+
+def test_the_installed_package_travels_with_a_folder_that_has_none(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    packed, contents = pack(folder, job("datasets/mine.parquet"))
+    assert not packed.with_installed
+    assert contents["attrib_batch/__init__.py"] == "attrib_batch/__init__.py"  # the checkout's own, not the installed
+    # As in a virtual environment inside the folder, whose packages do not travel with it.
+    shutil.move(folder / "attrib_batch", folder / ".venv/lib/attrib_batch")
+    monkeypatch.setattr(package, "INSTALLED", folder / ".venv/lib/attrib_batch")
+    packed, contents = pack(folder, job("datasets/mine.parquet"))
+    assert packed.with_installed
+    assert {name: text for name, text in contents.items() if name.startswith("attrib_batch/")} == {
+        name: name for name in TRAVELS if name.startswith("attrib_batch/")
+    }
+    assert packed.n_files == len(contents)
+
+
+def test_what_travels_runs_by_itself(tmp_path: Path) -> None:
+    """The zip is unpacked where no other copy of the package comes first, as a node of a cluster does."""
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder/job.yaml").write_text("{}")
+    packed = write_package(
+        tmp_path / "folder", job("s3://bucket/a.parquet"), tmp_path / "folder/job.yaml", tmp_path / "z"
+    )
+    shutil.unpack_archive(packed.path, tmp_path / "node", "zip")
+    code = "import attrib_batch.report.page as page; from attrib_batch.cli.app import app; print(page.__file__)"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path / "node", capture_output=True, text=True, check=True,
+        env={name: value for name, value in os.environ.items() if name != "PYTHONPATH"}, timeout=60,
+    )  # fmt: skip
+    assert done.stdout.strip() == str(tmp_path / "node/attrib_batch/report/page.py")
+    assert (tmp_path / "node/attrib_batch/report/templates/page.html.j2").is_file()
 
 
 def test_a_link_out_of_the_folder_is_not_followed(folder: Path, tmp_path: Path) -> None:

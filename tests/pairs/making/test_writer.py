@@ -45,7 +45,7 @@ def test_token_ids_are_written_and_read_back_as_integers(tmp_path: Path) -> None
     assert table.rows(0, 2) == pairs
     assert table.id_columns == {"answers"}
     assert pq.read_schema(tmp_path / "p.parquet").field("answers").type == pa.list_(pa.int64())
-    assert writer.encode_pairs(table.rows(0, 2), id_columns=table.id_columns).startswith(b"PAR1")
+    assert writer.serialize_pairs(table.rows(0, 2), id_columns=table.id_columns).startswith(b"PAR1")
 
 
 def test_rows_are_in_row_groups_of_the_schema(tmp_path: Path) -> None:

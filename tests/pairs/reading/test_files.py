@@ -11,7 +11,7 @@ import huggingface_hub
 import pytest
 
 from attrib_batch.errors import DatasetError, RequestError, StorageError
-from attrib_batch.pairs.making.writer import encode_pairs
+from attrib_batch.pairs.making.writer import serialize_pairs
 from attrib_batch.pairs.reading import files
 from attrib_batch.pairs.reading.files import HubFile, find_file, resolve_path
 from attrib_batch.pairs.reading.pinned import PinnedTable
@@ -26,7 +26,7 @@ URL = "hf://datasets/someone/pairs"
 
 
 def table_bytes(seed: int = 0, n_pairs: int = 12) -> bytes:
-    return encode_pairs(in_words(random_pairs(n_pairs, 9, 4, seed=seed)))
+    return serialize_pairs(in_words(random_pairs(n_pairs, 9, 4, seed=seed)))
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ import pytest
 from attrib_batch.errors import DatasetError, ModelError, StorageError
 from attrib_batch.models.sources import find_model
 from attrib_batch.pairs.making.ioi import generate_ioi
-from attrib_batch.pairs.making.writer import encode_pairs
+from attrib_batch.pairs.making.writer import serialize_pairs
 from attrib_batch.pairs.reading.files import resolve_path
 from attrib_batch.pairs.reading.pinned import PinnedTable
 from attrib_batch.pairs.reading.reader import PairTable
@@ -23,7 +23,7 @@ COMMIT, LATER = "ab" * 20, "cd" * 20
 N_PAIRS = 20
 PATH = "data/pairs.parquet"
 URL = f"hf://datasets/someone/pairs/{PATH}"
-CONTENTS = {commit: encode_pairs(generate_ioi(N_PAIRS, seed)) for seed, commit in enumerate((COMMIT, LATER))}
+CONTENTS = {commit: serialize_pairs(generate_ioi(N_PAIRS, seed)) for seed, commit in enumerate((COMMIT, LATER))}
 
 
 @pytest.fixture

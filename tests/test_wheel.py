@@ -1,0 +1,53 @@
+"""A wheel works alone: in an empty folder, without a checkout. The demo from a wheel is in test_end_to_end."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.support.jobs import TinyJob, attrib_batch, read_table
+from tests.support.wheel import wheel_environment
+
+DATA = {
+    "attrib_batch/py.typed",
+    "attrib_batch/demo/demo.yaml",
+    "attrib_batch/demo/ioi.parquet",
+    "attrib_batch/demo/ioi_tutorial.parquet",
+    "attrib_batch/report/templates/page.html.j2",
+    "attrib_batch/report/templates/style.css",
+}
+
+
+def test_it_holds_the_package_with_its_data_and_nothing_else(unpacked_wheel: Path) -> None:
+    files = {str(path.relative_to(unpacked_wheel)) for path in unpacked_wheel.rglob("*") if path.is_file()}
+    assert files >= DATA
+    assert {name.partition("/")[0].partition("-")[0] for name in files} == {"attrib_batch"}
+
+
+def test_doctor_needs_no_checkout(unpacked_wheel: Path, tmp_path: Path) -> None:
+    ended = attrib_batch("doctor", cwd=tmp_path, env=wheel_environment(unpacked_wheel))
+    assert ended.code == 0, ended.said
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow
+def test_a_job_is_run_and_reported_in_an_empty_folder(unpacked_wheel: Path, tmp_path: Path) -> None:
+    job, folder, environment = (
+        TinyJob.make(tmp_path / "job", n_pairs=8),
+        tmp_path / "empty",
+        wheel_environment(unpacked_wheel),
+    )
+    folder.mkdir()
+    where = subprocess.run(
+        [sys.executable, "-c", "import attrib_batch; print(attrib_batch.__file__)"],
+        cwd=folder, env=environment, capture_output=True, text=True, check=True, timeout=60,
+    )  # fmt: skip
+    assert where.stdout.strip() == str(unpacked_wheel / "attrib_batch/__init__.py")
+    for verb in (["run", job.write(), "--out", "out"], ["report", "out"]):
+        ended = attrib_batch(*verb, cwd=folder, env=environment)
+        assert ended.code == 0, ended.said
+    assert read_table(folder / "out", "baselines").height == 8
+    assert (folder / "out/report.html").stat().st_size > 1_000_000  # plotly is in it
