@@ -64,10 +64,18 @@ class Runs:
 
     @contextmanager
     def started(
-        self, out: Path, job: Path | None = None, *, more_than: int = 2, slow: float = 0.05, **faults: object
+        self,
+        out: Path,
+        job: Path | None = None,
+        *options: str,
+        more_than: int = 2,
+        slow: float = 0.05,
+        **faults: object,
     ) -> Iterator[ForkedCommand]:
         """A slow run, some of whose chunks are committed: more than a number."""
-        with start("run", job or self.write(), "--out", out, env=self.environment(slow=slow, **faults)) as driver:
+        with start(
+            "run", job or self.write(), "--out", out, *options, env=self.environment(slow=slow, **faults)
+        ) as driver:
             deadline = time.monotonic() + 120
             while len(committed(out)) <= more_than:
                 assert driver.poll() is None, driver.said()
@@ -103,7 +111,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
 def undisturbed(runs: Runs) -> Path:
     """What it writes when nothing goes wrong."""
     out = runs.job.folder / "undisturbed"
-    ended = runs.run(out)
+    ended = runs.run(out, "--local")
     assert ended.code == 0, ended.said
     return out
 
