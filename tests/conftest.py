@@ -15,6 +15,7 @@ from tests.support.groups import Groups, sort_long_first
 from tests.support.ndif_server import ndif_server  # noqa: F401 - a fixture
 from tests.support.near import most_used
 from tests.support.object_store import object_store, object_store_server  # noqa: F401 - fixtures
+from tests.support.shared_ray import shared_ray  # noqa: F401 - a fixture
 from tests.support.wheel import unpacked_wheel  # noqa: F401 - a fixture
 
 if TYPE_CHECKING:

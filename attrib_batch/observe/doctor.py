@@ -14,7 +14,16 @@ from attrib_batch.models.sources import BUNDLED, cache_folder
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-_RUN_PACKAGES = ("torch", "nnsight", "transformers", "ray", "einops", "accelerate", "gguf")
+_EXTRA_OF = {
+    "torch": "local",
+    "nnsight": "local",
+    "transformers": "local",
+    "einops": "local",
+    "accelerate": "local",
+    "gguf": "local",
+    "ray": "run",
+}
+"""The packages that jobs need beside the base, and the extra that each comes with; Ray is for several workers."""
 
 
 @dataclass(frozen=True)
@@ -39,11 +48,13 @@ def _python() -> Iterator[Finding]:
 
 
 def _packages() -> Iterator[Finding]:
-    for package in _RUN_PACKAGES:
+    for package, extra in _EXTRA_OF.items():
         try:
             yield Finding(package, ok=True, detail=importlib.metadata.version(package))
         except importlib.metadata.PackageNotFoundError:
-            yield Finding(package, ok=False, detail="not installed; pip install 'attrib_batch[run]'")
+            yield Finding(
+                package, ok=False, detail=f"not installed; pip install 'attrib_batch[{extra}]'", needed=extra == "local"
+            )
 
 
 def _bundled() -> Iterator[Finding]:

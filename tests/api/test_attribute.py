@@ -160,6 +160,7 @@ def slow(logits, clean, answers):
     return logit_diff(logits, clean, answers)
 
 if __name__ == "__main__":
+    sys.modules["ray"] = None  # as where it is not installed
     register_metric("slow", slow)
     model, pairs, out = sys.argv[1:]
     try:
@@ -167,7 +168,7 @@ if __name__ == "__main__":
     except KeyboardInterrupt as stopped:
         print("interrupted:", stopped)
         sys.exit(9)
-    assert "ray" not in sys.modules
+    assert sys.modules["ray"] is None
     print("scored", run.result.tally.scored)
 """
 

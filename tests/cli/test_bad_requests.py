@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import sys
 from pathlib import Path
@@ -19,6 +18,7 @@ from attrib_batch.cli.app import app
 from attrib_batch.errors import AttribBatchError, ExitCode
 from tests.support.jobs import TinyJob, attrib_batch, attrib_batch_here
 from tests.support.own_metrics import install_package
+from tests.support.shared_ray import SharedRay
 
 
 @pytest.fixture(scope="module")
@@ -162,10 +162,10 @@ def test_a_folder_that_is_no_run(verb: str, tmp_path: Path) -> None:
     assert "manifest" in refused(verb, tmp_path)
 
 
-def test_more_workers_than_the_machine_holds(job: TinyJob, tmp_path: Path) -> None:
-    cpus = (os.cpu_count() or 1) + 1
+def test_more_workers_than_the_machine_holds(shared_ray: SharedRay, job: TinyJob, tmp_path: Path) -> None:
+    cpus = 3
     path = job.write(models=changed_model(job, workers={"count": 2, "cpus": cpus}), chunk_pairs=1)
-    ended = attrib_batch("run", path, "--out", tmp_path / "out")
+    ended = shared_ray.run("run", path, "--out", tmp_path / "out")
     assert ended.code == 2, ended.said
     assert f"2 workers ask for {2 * cpus} CPUs together, and Ray has" in " ".join(ended.said.split())
 
@@ -177,8 +177,10 @@ def test_more_workers_than_the_machine_holds(job: TinyJob, tmp_path: Path) -> No
         ({"resources": {"fast_disk": 2}}, "1 workers ask for 2 fast_disk together, and Ray has 0. Lower workers.count"),
     ],
 )
-def test_what_no_machine_has(asked: dict[str, Any], message: str, job: TinyJob, tmp_path: Path) -> None:
-    ended = attrib_batch("run", job.write(models=changed_model(job, workers=asked)), "--out", tmp_path / "out")
+def test_what_no_machine_has(
+    asked: dict[str, Any], message: str, shared_ray: SharedRay, job: TinyJob, tmp_path: Path
+) -> None:
+    ended = shared_ray.run("run", job.write(models=changed_model(job, workers=asked)), "--out", tmp_path / "out")
     assert ended.code == 2, ended.said
     assert message in " ".join(ended.said.split())
 

@@ -14,8 +14,9 @@ from attrib_batch.execution.workers.task import LoadReport, TaskReport
 from attrib_batch.observe.progress import describe
 from attrib_batch.spec import Cell
 from attrib_batch.tables import Chunk
-from tests.support.faults import METRIC, faulty_environment, install_metric
-from tests.support.jobs import TinyJob, attrib_batch
+from tests.support.faults import METRIC, faulty_environment
+from tests.support.jobs import TinyJob
+from tests.support.shared_ray import SharedRay
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -130,9 +131,8 @@ def test_what_is_given_up_or_cannot_be_read_is_not_waited_for() -> None:
     assert run.tally.seconds_left == pytest.approx(100 / 6)
 
 
-def test_a_run_of_two_models_records_figures_that_can_be(tmp_path: Path) -> None:
-    job, packages = TinyJob.make(tmp_path, n_pairs=40), tmp_path / "packages"
-    install_metric(packages)
+def test_a_run_of_two_models_records_figures_that_can_be(shared_ray: SharedRay, tmp_path: Path) -> None:
+    job = TinyJob.make(tmp_path, n_pairs=40)
     # Every micro-batch takes its time, and the first model has 40 of them where the second has 10.
     budgets = {"first": 1, "second": 4096}
     models = [
@@ -140,8 +140,8 @@ def test_a_run_of_two_models_records_figures_that_can_be(tmp_path: Path) -> None
         for name, tokens in budgets.items()
     ]
     path = job.write(models=models, methods=[{"id": "atp", "metric": METRIC}])
-    slow = faulty_environment(packages, slow=0.02)
-    ended = attrib_batch("run", path, "--out", tmp_path / "out", env=slow)
+    slow = faulty_environment(shared_ray.packages, slow=0.02)
+    ended = shared_ray.run("run", path, "--out", tmp_path / "out", env=slow)
     assert ended.code == 0, ended.said
     [record] = [json.loads(path.read_text()) for path in (tmp_path / "out/executions").glob("*.json")]
     [log] = (tmp_path / "out/logs").glob("*.jsonl")

@@ -25,7 +25,8 @@ def test_a_pair_that_hangs_its_worker_is_left_out_and_a_killed_worker_costs_noth
 ) -> None:
     out, job = runs.job.folder / "hangs", runs.write("hangs.yaml", chunk_pairs=2, timeout_seconds=HUNG_SECONDS)
     with runs.started(out, job, poison=poison({HANGS: "hang"})) as driver:
-        worker_of(driver).kill()  # as the system does when memory runs out
+        [worker] = runs.shared.workers()
+        worker.kill()  # as the system does when memory runs out
         said, _ = driver.communicate(timeout=500)
     assert driver.returncode == 3, said
     assert ALL_BUT_ONE in said
@@ -56,7 +57,7 @@ def test_a_worker_out_of_reach_is_ended_before_its_chunk_is_done_again(
     for name, value in KEEPALIVE.items():
         monkeypatch.setenv(name, value)
     out = runs.job.folder / "unavailable"
-    with runs.started(out, slow=0.2) as driver:
+    with runs.started(out, slow=0.2, own_ray=True) as driver:
         worker = worker_of(driver)
         worker.suspend()
         said, _ = driver.communicate(timeout=150)

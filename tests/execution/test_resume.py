@@ -15,7 +15,8 @@ import pytest
 from attrib_batch.pairs.making.writer import write_pairs
 from tests.support.demo_pairs import random_pairs
 from tests.support.faulty_runs import assert_same_tables as same_tables
-from tests.support.jobs import TinyJob, attrib_batch, attrib_batch_here, in_words, read_scores, start
+from tests.support.jobs import TinyJob, attrib_batch, attrib_batch_here, in_words, read_scores
+from tests.support.shared_ray import SharedRay
 
 N_PAIRS, CHUNK = 400, 4
 
@@ -41,10 +42,10 @@ def executions(out: Path) -> list[dict[str, float]]:
     return [json.loads(path.read_text()) for path in sorted(out.glob("executions/*.json"))]
 
 
-def start_and_signal(job: TinyJob, out: Path, number: signal.Signals) -> tuple[int, str]:
+def start_and_signal(ray: SharedRay, job: TinyJob, out: Path, number: signal.Signals) -> tuple[int, str]:
     """Start a run, send its driver a signal once some chunks are committed, and wait for its end."""
     path = job.write(chunk_pairs=CHUNK)
-    with start("run", path, "--out", out) as driver:
+    with ray.start("run", path, "--out", out) as driver:
         deadline = time.monotonic() + 120
         while committed(out) < 5:
             assert driver.poll() is None, driver.said()
@@ -56,9 +57,11 @@ def start_and_signal(job: TinyJob, out: Path, number: signal.Signals) -> tuple[i
 
 
 @pytest.mark.slow
-def test_a_killed_driver_is_resumed_without_loss_or_repetition(job: TinyJob, undisturbed: Path) -> None:
+def test_a_killed_driver_is_resumed_without_loss_or_repetition(
+    shared_ray: SharedRay, job: TinyJob, undisturbed: Path
+) -> None:
     out = job.folder / "killed"
-    code, _ = start_and_signal(job, out, signal.SIGKILL)
+    code, _ = start_and_signal(shared_ray, job, out, signal.SIGKILL)
     assert code == -signal.SIGKILL
     wait_until_quiet(out)
     before = {path: path.stat().st_mtime_ns for path in out.glob("scores/**/part-*.parquet")}
@@ -75,9 +78,9 @@ def test_a_killed_driver_is_resumed_without_loss_or_repetition(job: TinyJob, und
 
 
 @pytest.mark.slow
-def test_ctrl_c_stops_cleanly_and_says_how_to_go_on(job: TinyJob, undisturbed: Path) -> None:
+def test_ctrl_c_stops_cleanly_and_says_how_to_go_on(shared_ray: SharedRay, job: TinyJob, undisturbed: Path) -> None:
     out = job.folder / "interrupted"
-    code, said = start_and_signal(job, out, signal.SIGINT)
+    code, said = start_and_signal(shared_ray, job, out, signal.SIGINT)
     assert code == 1, said
     assert "The same command goes on from there" in said
     n_committed = committed(out)
@@ -96,7 +99,7 @@ def test_a_finished_run_computes_nothing_again(job: TinyJob, undisturbed: Path) 
 
 
 @pytest.mark.slow
-def test_workers_chunks_and_row_order_change_no_score(job: TinyJob, undisturbed: Path) -> None:
+def test_workers_chunks_and_row_order_change_no_score(shared_ray: SharedRay, job: TinyJob, undisturbed: Path) -> None:
     out = job.folder / "other-way"
     rows = in_words(random_pairs(N_PAIRS // 2, 9, 4) + random_pairs(N_PAIRS // 2, 11, 5, seed=1))
     write_pairs(job.folder / "reversed.parquet", rows[::-1])
@@ -111,7 +114,7 @@ def test_workers_chunks_and_row_order_change_no_score(job: TinyJob, undisturbed:
         datasets=[{"id": "random", "path": str(job.folder / "reversed.parquet")}],
         chunk_pairs=64,
     )  # fmt: skip
-    ended = attrib_batch("run", path, "--out", out)
+    ended = shared_ray.run("run", path, "--out", out)
     assert ended.code == 0, ended.said
     assert_same_tables(out, undisturbed)
 

@@ -11,9 +11,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.support.forked import ForkedCommand
-from tests.support.jobs import TinyJob, attrib_batch, attrib_batch_here, environment, start
+from tests.support.jobs import TinyJob, attrib_batch_here
 from tests.support.same_tables import Tables, assert_same_numbers
+from tests.support.shared_ray import SharedRay
 
 SHARDED = {"kind": "sharded", "shards": 2, "cpus": 0.5}
 METHODS = [
@@ -45,9 +45,11 @@ def assert_same_tables(out: Path, expected: Path) -> None:
     assert_same_numbers(Tables.read(out), Tables.read(expected))
 
 
-def test_gangs_side_by_side_write_what_a_replica_writes(job: TinyJob, replica: Path, tmp_path: Path) -> None:
+def test_gangs_side_by_side_write_what_a_replica_writes(
+    shared_ray: SharedRay, job: TinyJob, replica: Path, tmp_path: Path
+) -> None:
     path = job.write("gang.yaml", models=models(job, count=2, cpus=0.25), methods=METHODS, chunk_pairs=10)
-    ended = attrib_batch("run", path, "--out", tmp_path / "out")
+    ended = shared_ray.run("run", path, "--out", tmp_path / "out")
     assert ended.code == 0, ended.said
     assert_same_tables(tmp_path / "out", replica)
     (record,) = (json.loads(file.read_text()) for file in (tmp_path / "out/executions").glob("*.json"))
@@ -55,36 +57,26 @@ def test_gangs_side_by_side_write_what_a_replica_writes(job: TinyJob, replica: P
     assert 0.5 * whole <= record["worker_parameters"] < 0.6 * whole
 
 
-def ranks_of(driver: ForkedCommand) -> list[psutil.Process]:
-    """The processes of the gang's actors, in the order in which they started."""
-    found = [
-        process
-        for process in psutil.Process(driver.pid).children(recursive=True)
-        if "".join(process.cmdline()[:1]).startswith("ray::ShardWorker")
-    ]
-    return sorted(found, key=lambda process: process.pid)
-
-
-@pytest.mark.parametrize(("blow", "which"), [(signal.SIGKILL, 0), (signal.SIGSTOP, 0), (signal.SIGSTOP, 1)], ids=str)
+@pytest.mark.parametrize("blow", [(signal.SIGKILL, 0), (signal.SIGSTOP, 0), (signal.SIGSTOP, 1)], ids=str)
 def test_a_rank_that_is_lost_or_stuck_costs_no_pair(
-    blow: signal.Signals, which: int, job: TinyJob, replica: Path, tmp_path: Path
+    blow: tuple[signal.Signals, int], shared_ray: SharedRay, job: TinyJob, replica: Path, tmp_path: Path
 ) -> None:
-    out = tmp_path / "out"
+    out, (number, which) = tmp_path / "out", blow
     path = job.write(
-        f"{blow.name}-{which}.yaml",
+        f"{number.name}-{which}.yaml",
         models=models(job, collective_seconds=COLLECTIVE_SECONDS),
         methods=METHODS,
         chunk_pairs=4,
     )
-    with start("run", path, "--out", out, env=environment()) as driver:
+    with shared_ray.start("run", path, "--out", out) as driver:
         deadline = time.monotonic() + 120
         while len(list(out.glob("scores/**/part-*.parquet"))) < 3:
             assert driver.poll() is None, driver.said()
             assert time.monotonic() < deadline, "no chunk was committed"
             time.sleep(0.01)
-        first = ranks_of(driver)
+        first = shared_ray.workers("ShardWorker")
         assert len(first) == 2
-        os.kill(first[which].pid, blow)
+        os.kill(first[which].pid, number)
         said, _ = driver.communicate(timeout=150)
     assert driver.returncode == 0, said
     assert "a worker was lost" in said
@@ -109,8 +101,8 @@ def test_a_model_that_cannot_be_split_is_refused(tmp_path: Path) -> None:
     assert "replica" in ended.said
 
 
-def test_a_gang_that_fits_on_no_node_is_refused(job: TinyJob, tmp_path: Path) -> None:
-    path = job.write("large.yaml", models=models(job, cpus=os.cpu_count() or 1))
-    ended = attrib_batch("run", path, "--out", tmp_path / "out")
+def test_a_gang_that_fits_on_no_node_is_refused(shared_ray: SharedRay, job: TinyJob, tmp_path: Path) -> None:
+    path = job.write("large.yaml", models=models(job, cpus=2))
+    ended = shared_ray.run("run", path, "--out", tmp_path / "out")
     assert ended.code == 2
     assert "1 workers of 2 shards each ask for" in " ".join(ended.said.split())

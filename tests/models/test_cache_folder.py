@@ -64,6 +64,6 @@ def test_the_command_says_so_in_one_sentence(tmp_path: Path, unwritable: str) ->
 def test_a_run_of_a_local_model_goes_through(tmp_path: Path, unwritable: str) -> None:
     job = TinyJob.make(tmp_path / "job", n_pairs=4)
     ended = attrib_batch(
-        "run", job.write(), "--out", tmp_path / "out", env=environment() | {"XDG_CACHE_HOME": unwritable}
+        "run", job.write(), "--out", tmp_path / "out", "--local", env=environment() | {"XDG_CACHE_HOME": unwritable}
     )
     assert ended.code == 0, ended.said

@@ -13,6 +13,7 @@ from tests.support.jobs import ROOT, environment
 
 FAULTY = ROOT / "tests/support/faulty"
 METRIC = "faulty"
+FAULTS_FILE = "faults.json"
 
 
 def install_metric(folder: Path) -> None:
@@ -38,18 +39,31 @@ def faulty_environment(
         poison: what happens to the worker that meets a pair with this answer.
         slow: seconds that every computation of the metric takes.
     """
-    marks = packages / f"marks-{len(list(packages.glob('marks-*')))}"
-    marks.mkdir()
+    write_faults(packages, faults=faults, poison=poison, slow=slow)
     return {
         **environment(),
         "PYTHONPATH": f"{ROOT}:{FAULTY}:{packages}",
-        "TEST_FAULTS": json.dumps({"folder": str(marks), "faults": faults or []}),
-        "POISON": json.dumps(poison or {}),
-        "SLOW": str(slow),
+        "TEST_FAULTS_FILE": str(packages / FAULTS_FILE),
     }
+
+
+def write_faults(
+    packages: Path,
+    *,
+    faults: list[dict[str, str]] | None = None,
+    poison: dict[int, str] | None = None,
+    slow: float = 0.0,
+) -> None:
+    """Say what goes wrong from now on, with marks of its own; arguments as for `faulty_environment`."""
+    marks = packages / f"marks-{len(list(packages.glob('marks-*')))}"
+    marks.mkdir(parents=True)
+    data = {"folder": str(marks), "faults": faults or [], "poison": poison or {}, "slow": slow}
+    file = packages / FAULTS_FILE
+    file.with_suffix(".new").write_text(json.dumps(data))
+    file.with_suffix(".new").replace(file)
 
 
 def marks(environment: dict[str, str]) -> set[int]:
     """Which faults have struck."""
-    folder = Path(json.loads(environment["TEST_FAULTS"])["folder"])
+    folder = Path(json.loads(Path(environment["TEST_FAULTS_FILE"]).read_text())["folder"])
     return {int(path.name.removeprefix("struck-")) for path in folder.glob("struck-*")}

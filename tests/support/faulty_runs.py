@@ -13,10 +13,11 @@ import pytest
 
 from attrib_batch.pairs.making.writer import write_pairs
 from tests.support.demo_pairs import random_pairs
-from tests.support.faults import METRIC, faulty_environment, install_metric
+from tests.support.faults import METRIC, faulty_environment
 from tests.support.forked import ForkedCommand
 from tests.support.jobs import COMMAND_SECONDS, Ended, TinyJob, attrib_batch, in_words, read_table, start
 from tests.support.same_tables import Tables, assert_same_numbers
+from tests.support.shared_ray import SharedRay
 from tests.support.tiny_models import VOCABULARY
 
 N_PAIRS, CHUNK = 160, 8
@@ -38,7 +39,13 @@ class Runs:
     """A job, and everything to run it with."""
 
     job: TinyJob
-    packages: Path
+    shared: SharedRay
+    """The Ray of runs that have none of their own."""
+
+    @property
+    def packages(self) -> Path:
+        """Where the metric is installed."""
+        return self.shared.packages
 
     def write(self, file: str = "job.yaml", *, chunk_pairs: int = CHUNK, **workers: object) -> Path:
         """Write the job file."""
@@ -57,10 +64,13 @@ class Runs:
         env: dict[str, str] | None = None,
         job: Path | None = None,
         seconds: float = COMMAND_SECONDS,
+        fresh: bool = False,
     ) -> Ended:
-        """Run the job to its end, whatever that is."""
+        """Run the job to its end, whatever that is: on the shared Ray, unless the options say ``--local``."""
         arguments = ("run", job or self.write(), "--out", out, *options)
-        return attrib_batch(*arguments, env=env or self.environment(), seconds=seconds)
+        if "--local" in options:
+            return attrib_batch(*arguments, env=env or self.environment(), seconds=seconds)
+        return self.shared.run(*arguments, env=env or self.environment(), seconds=seconds, fresh=fresh)
 
     @contextmanager
     def started(
@@ -85,7 +95,7 @@ class Runs:
 
 
 def worker_of(driver: ForkedCommand) -> psutil.Process:
-    """The process of the one replica of a run."""
+    """The process of the one replica of a run that has a Ray of its own."""
     (worker,) = (
         process
         for process in psutil.Process(driver.pid).children(recursive=True)
@@ -95,7 +105,7 @@ def worker_of(driver: ForkedCommand) -> psutil.Process:
 
 
 @pytest.fixture(scope="session")
-def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
+def runs(tmp_path_factory: pytest.TempPathFactory, shared_ray: SharedRay) -> Runs:
     """The job, made once."""
     folder = tmp_path_factory.mktemp("job")
     job = TinyJob.make(folder, n_pairs=N_PAIRS)
@@ -103,8 +113,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
     for pair, answer in ANSWERS.items():
         rows[pair] = replace(rows[pair], answers=(f" {answer}",))
     write_pairs(job.pairs, rows, row_group_rows=40)
-    install_metric(folder / "packages")
-    return Runs(job, folder / "packages")
+    return Runs(job, shared_ray)
 
 
 @pytest.fixture(scope="session")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import io
 import os
+import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -44,9 +45,18 @@ class Ended:
 
 
 def attrib_batch(
-    *arguments: str | Path, cwd: Path = ROOT, seconds: float = COMMAND_SECONDS, env: dict[str, str] | None = None
+    *arguments: str | Path,
+    cwd: Path = ROOT,
+    seconds: float = COMMAND_SECONDS,
+    env: dict[str, str] | None = None,
+    fresh: bool = False,
 ) -> Ended:
-    """Run ``attrib-batch`` in a process of its own, for so many seconds at most."""
+    """Run ``attrib-batch`` in a process of its own, for so many seconds at most; ``fresh`` forks it from nothing."""
+    if fresh:
+        done = subprocess.run(
+            command(*arguments), cwd=cwd, env=env or environment(), capture_output=True, text=True, timeout=seconds
+        )
+        return Ended(done.returncode, done.stdout, done.stderr)
     with start(*arguments, env=env, cwd=cwd) as process:
         code = process.wait(seconds)
         return Ended(code, *process.streams())

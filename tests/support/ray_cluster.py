@@ -38,8 +38,11 @@ listens there; the variable that keeps the head from doing so makes it refuse to
 class RayCluster:
     """Every process is a service of its own: killing one with all it started is the loss of a node."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, head_cpus: int = 0, variables: Mapping[str, str] | None = None) -> None:
+        """Take a folder for logs, the processors of the head, and variables of every node's environment."""
         self._folder = folder
+        self._head_cpus = head_cpus
+        self._variables = dict(variables or {})
         self._nodes: dict[str, Service] = {}
         self._n_started = 0
         self._stopping = ExitStack()
@@ -64,7 +67,7 @@ class RayCluster:
                 "head",
                 ports,
                 "--head",
-                "--num-cpus=0",
+                f"--num-cpus={self._head_cpus}",
                 f"--dashboard-host={LOOPBACK}",
                 "--no-monitor",
                 "--include-log-monitor=false",
@@ -161,6 +164,7 @@ class RayCluster:
             # On a machine that others fill, Ray would kill the workers.
             "RAY_memory_monitor_refresh_ms": "0",
             **self.credentials,
+            **self._variables,
         }
 
     def _end_all(self) -> None:

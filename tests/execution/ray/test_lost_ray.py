@@ -30,7 +30,7 @@ def test_a_run_that_loses_a_part_of_ray_ends_and_is_resumed(
         ("gcs_server", "the head of the Ray cluster at 127.0.0.1:"),
         ("raylet", "the Ray node that this driver belongs to is gone"),
     ):
-        with runs.started(out, slow=SLOW, more_than=before) as driver:
+        with runs.started(out, slow=SLOW, more_than=before, own_ray=True) as driver:
             [process] = (child for child in psutil.Process(driver.pid).children(recursive=True) if child.name() == part)
             process.kill()
             said, _ = driver.communicate(timeout=90)
@@ -41,6 +41,6 @@ def test_a_run_that_loses_a_part_of_ray_ends_and_is_resumed(
         assert not (out / "lease.json").exists()
         assert before < len(committed(out)) < N_PAIRS // CHUNK
         before = len(committed(out))
-    ended = runs.run(out)
+    ended = runs.run(out, "--local")
     assert ended.code == 0, ended.said
     assert_same_tables(out, undisturbed)

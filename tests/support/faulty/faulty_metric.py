@@ -1,18 +1,20 @@
-"""A metric that is the logit difference, except for pairs with an answer that POISON names: those it reacts to.
+"""A metric that is the logit difference, except for pairs with an answer that is poison: those it reacts to.
 
-POISON is a JSON object from token ids to ``raise``, ``break``, ``nan``, ``exit``, ``segfault`` or ``hang``; SLOW are
-seconds that every call takes.
+TEST_FAULTS_FILE names a JSON file: ``poison`` leads from token ids to ``raise``, ``break``, ``nan``, ``exit``,
+``segfault`` or ``hang``; ``slow`` are seconds that every call takes.
 """
 
 import ctypes
 import json
 import os
 import time
+from pathlib import Path
 
 from attrib_batch.attribution.metrics import logit_diff
 
-_POISON = {int(token): how for token, how in json.loads(os.environ.get("POISON", "{}")).items()}
-_SLOW = float(os.environ.get("SLOW", "0"))
+_FAULTS = json.loads(Path(os.environ["TEST_FAULTS_FILE"]).read_text()) if "TEST_FAULTS_FILE" in os.environ else {}
+_POISON = {int(token): how for token, how in _FAULTS.get("poison", {}).items()}
+_SLOW = float(_FAULTS.get("slow", 0))
 
 
 def faulty(logits, clean_logits, answers):

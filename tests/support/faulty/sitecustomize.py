@@ -1,7 +1,7 @@
 """Every Python process of a run under test reads this first: it makes the process die where the test says.
 
-TEST_FAULTS is a JSON object: ``folder`` for marks, and ``faults``, each of which strikes once in the whole run, in the
-first process that comes to it:
+TEST_FAULTS_FILE names a JSON file: ``folder`` for marks, and ``faults``, each of which strikes once in the whole run,
+in the first process that comes to it. A worker may be started before the run begins: it reads the file when it matters.
 
     {"at": "before" | "after", "path": "scores/.*", "target": "worker" | "driver"}
         A worker (or the driver itself) gives a file a name that matches, by renaming or linking: the target dies before
@@ -19,16 +19,28 @@ import signal
 import sys
 from pathlib import Path
 
-_SPEC = json.loads(os.environ.get("TEST_FAULTS", '{"folder": "", "faults": []}'))
+_FILE = os.environ.get("TEST_FAULTS_FILE")
 _IS_WORKER = any("default_worker.py" in argument for argument in sys.orig_argv)
 _IS_DRIVER = "attrib_batch" in sys.orig_argv
-_DRIVER = Path(_SPEC["folder"], "driver.pid")
+
+
+def _read():
+    """Read what is to go wrong."""
+    return json.loads(Path(_FILE).read_text()) if _FILE else {"folder": "", "faults": []}
+
+
+_AT_START = _read()
+
+
+def _spec():
+    # Not again in a driver: its hooks watch the files that it opens.
+    return _read() if _IS_WORKER else _AT_START
 
 
 def _strikes(index):
     """Whether this process is the first to come to a fault."""
     try:
-        os.close(os.open(Path(_SPEC["folder"], f"struck-{index}"), os.O_CREAT | os.O_EXCL))
+        os.close(os.open(Path(_spec()["folder"], f"struck-{index}"), os.O_CREAT | os.O_EXCL))
     except FileExistsError:
         return False
     return True
@@ -36,7 +48,7 @@ def _strikes(index):
 
 def _kill(target):
     if target == "driver":
-        os.kill(int(_DRIVER.read_text()), signal.SIGKILL)
+        os.kill(int(Path(_spec()["folder"], "driver.pid").read_text()), signal.SIGKILL)
     else:
         os._exit(13)
 
@@ -46,7 +58,7 @@ def _faulty(publish):
 
     def faulty(source, target, **options):
         for moment in ("before", "after"):
-            for index, fault in enumerate(_SPEC["faults"]):
+            for index, fault in enumerate(_spec()["faults"]):
                 if fault["at"] == moment and re.search(fault["path"], str(target)) and _strikes(index):
                     _kill(fault["target"])
             if moment == "before":
@@ -58,7 +70,7 @@ def _faulty(publish):
 def _faulty_open(event, arguments):
     if event != "open":
         return
-    for index, fault in enumerate(_SPEC["faults"]):
+    for index, fault in enumerate(_spec()["faults"]):
         if fault["at"] == "open" and re.search(fault["path"], str(arguments[0])) and _strikes(index):
             _kill(fault["target"])
 
@@ -66,15 +78,15 @@ def _faulty_open(event, arguments):
 class _NoTorch:
     def find_spec(self, name, path=None, target=None):  # noqa: ARG002 - the protocol's
         if name == "torch":
-            for index, fault in enumerate(_SPEC["faults"]):
+            for index, fault in enumerate(_spec()["faults"]):
                 if fault["at"] == "start" and _strikes(index):
                     raise ImportError("libcudart.so.99: cannot open shared object file")
 
 
-if _SPEC["faults"] and (_IS_WORKER or _IS_DRIVER):
+if _FILE and (_IS_WORKER or (_IS_DRIVER and _AT_START["faults"])):
     os.replace, os.link = _faulty(os.replace), _faulty(os.link)
-if _SPEC["faults"] and _IS_WORKER:
+if _FILE and _IS_WORKER:
     sys.meta_path.insert(0, _NoTorch())
-if _SPEC["folder"] and _IS_DRIVER:
-    _DRIVER.write_text(str(os.getpid()))
+if _FILE and _IS_DRIVER:
+    Path(_AT_START["folder"], "driver.pid").write_text(str(os.getpid()))
     sys.addaudithook(_faulty_open)
