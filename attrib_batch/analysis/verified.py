@@ -15,6 +15,7 @@ from attrib_batch.analysis.manifest import RunManifest, read_manifest
 from attrib_batch.analysis.tables import committed_parts, scan
 from attrib_batch.errors import OutputError
 from attrib_batch.spec import Cell, Component
+from attrib_batch.spec.methods import find_method_entry
 from attrib_batch.storage.store import Store, StoredFile
 from attrib_batch.tables import Chunk, Table
 
@@ -29,7 +30,6 @@ END = "end"
 
 _KEYS = ("pair_id", "component", "layer", "head", "position")
 _COMPONENTS = pl.Enum([str(component) for component in Component])
-_UNSIGNED_KINDS = {"atp_star"}
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,8 @@ def read_verified(out: str | Path | Store, cell: Cell, manifest: RunManifest | N
     joined = estimates.join(exact, on=_KEYS, how="full", nulls_equal=True, coalesce=True)
     _check(cell, joined, exact, estimates)
     has_role = bool(joined.get_column("is_end").any())
-    magnitudes = manifest.method(cell.method).get("kind") in _UNSIGNED_KINDS
+    entry = find_method_entry(str(manifest.method(cell.method).get("kind")))
+    magnitudes = entry is not None and entry.magnitudes
     truth = pl.col("exact").cast(pl.Float64)
     position = pl.col("position")
     rows = (

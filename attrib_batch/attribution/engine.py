@@ -6,20 +6,17 @@ import gc
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
 from attrib_batch.attribution.batches import micro_batches, suffix_tokens
-from attrib_batch.attribution.methods.atp import attribution_patching
-from attrib_batch.attribution.methods.atp_ig import integrated_gradients
-from attrib_batch.attribution.methods.atp_star import attribution_patching_star
-from attrib_batch.attribution.methods.exact import activation_patching
+from attrib_batch.attribution.groups import MethodGroup, group_methods
 from attrib_batch.attribution.metrics import metric_named
 from attrib_batch.errors import RequestError
+from attrib_batch.models.capabilities import check_layers
 from attrib_batch.models.rotary import prefix_is_reusable
-from attrib_batch.spec import run_together
 from attrib_batch.tables import FailureReason
 
 if TYPE_CHECKING:
@@ -28,24 +25,7 @@ if TYPE_CHECKING:
     from attrib_batch.attribution.scores import BatchScores
     from attrib_batch.models.load import LoadedModel
     from attrib_batch.pairs.encoding.encode import EncodedPair
-    from attrib_batch.spec import MethodKind, MethodSpec
-
-
-class Method(Protocol):
-    """Scores pairs of one length and one first difference, at the positions from there on."""
-
-    def __call__(
-        self, model: LoadedModel, pairs: Sequence[EncodedPair], method: MethodSpec, *, batch_tokens: int
-    ) -> BatchScores:
-        """Score ``pairs``, whose suffixes fit into ``batch_tokens``; rows beyond those are run in parts that fit."""
-        ...
-
-
-METHODS: dict[MethodKind, Method] = {
-    "atp_ig": integrated_gradients,
-    "atp_star": attribution_patching_star,
-    "exact": activation_patching,
-}
+    from attrib_batch.spec import MethodSpec
 
 
 @dataclass(frozen=True)
@@ -120,25 +100,38 @@ def score_pairs(
     """
     for method in methods:
         metric_named(method.metric)
-    for together in run_together(methods):
-        given, whole = _prompts_to_run_whole(model, pairs, together)
+        check_layers(method, model.dimensions.n_layers, where=f"method {method.id!r}")
+    yield from score_groups(model, pairs, group_methods(methods), budget, agree=agree)
+
+
+def score_groups(
+    model: LoadedModel,
+    pairs: Sequence[EncodedPair],
+    groups: Sequence[MethodGroup],
+    budget: TokenBudget,
+    *,
+    agree: Agree = _alone,
+) -> Iterator[tuple[MethodSpec, Outcome]]:
+    """Score pairs as `score_pairs` does, by methods that were checked and grouped before: no registry is read here."""
+    for group in groups:
+        given, whole = _prompts_to_compute_whole(model, pairs, group)
         for batch in micro_batches(given, budget.tokens):
             for part in micro_batches(batch, budget.tokens):
-                for method, outcome in _score_or_split(model, part, together, budget, agree, attempts=1):
+                for method, outcome in _score_or_split(model, part, group, budget, agree, attempts=1):
                     for restored in _with_prefix(outcome, whole) if whole else (outcome,):
                         yield method, restored
 
 
-def _prompts_to_run_whole(
-    model: LoadedModel, pairs: Sequence[EncodedPair], methods: Sequence[MethodSpec]
+def _prompts_to_compute_whole(
+    model: LoadedModel, pairs: Sequence[EncodedPair], group: MethodGroup
 ) -> tuple[Sequence[EncodedPair], dict[int, EncodedPair]]:
-    """Have pairs run from their first position whose prefix, computed alone, is not that of the whole prompt.
+    """Have pairs computed from their first position whose prefix, computed alone, is not that of the whole prompt.
 
     Returns:
-        The pairs as they are to be run, and those of them that are changed for it, as they were, by their id.
+        The pairs as they are to be computed, and those of them that are changed for it, as they were, by their id.
     """
-    if methods[0].kind == "exact":
-        return pairs, {}  # it takes keys and values from whole prompts alone
+    if group.reads_whole_prompts:
+        return pairs, {}
     config = model.module.config
     whole = {
         pair.pair_id: pair for pair in pairs if not prefix_is_reusable(config, pair.first_difference, pair.n_tokens)
@@ -147,7 +140,7 @@ def _prompts_to_run_whole(
 
 
 def _with_prefix(outcome: Outcome, whole: dict[int, EncodedPair]) -> Iterator[Outcome]:
-    """Give the outcome of pairs that were run whole as that of the pairs they are; any other as it is.
+    """Give the outcome of pairs that were computed whole as that of the pairs they are; any other as it is.
 
     Scores before the first difference go: the two prompts are the same there, and what is not 0 is rounding.
     """
@@ -167,14 +160,14 @@ def _with_prefix(outcome: Outcome, whole: dict[int, EncodedPair]) -> Iterator[Ou
 def _score_or_split(
     model: LoadedModel,
     batch: list[EncodedPair],
-    methods: Sequence[MethodSpec],
+    group: MethodGroup,
     budget: TokenBudget,
     agree: Agree,
     *,
     attempts: int,
 ) -> Iterator[tuple[MethodSpec, Outcome]]:
     try:
-        results = _score(model, batch, methods, budget)
+        results = group.score(model, batch, batch_tokens=budget.tokens)
     except RequestError:
         raise  # whatever the pairs, it would be the same
     except Exception as error:  # noqa: BLE001 - whatever one pair raises must cost only that pair; it is recorded
@@ -182,7 +175,7 @@ def _score_or_split(
         out_of_memory = is_out_of_memory(error)
     else:
         agree(SUCCESS)
-        for method, result in zip(methods, results, strict=True):
+        for method, result in zip(group.methods, results, strict=True):
             for outcome in _finite_and_not(model, method, batch, result, attempts):
                 yield method, outcome
         return
@@ -191,24 +184,16 @@ def _score_or_split(
     if out_of_memory:
         _release_cached_memory()
         if budget.ran_out_at(batch) and len(batch) == 1:
-            # A method may run further rows for one pair, and runs them in smaller parts now.
-            yield from _score_or_split(model, batch, methods, budget, agree, attempts=attempts + 1)
+            # A method may compute further rows for one pair, and computes them in smaller parts now.
+            yield from _score_or_split(model, batch, group, budget, agree, attempts=attempts + 1)
             return
     if len(batch) == 1:
-        for method in methods:
+        for method in group.methods:
             yield method, FailedPair(batch[0], FailureReason.SCORING_ERROR, message, attempts)
         return
     middle = len(batch) // 2
     for half in (batch[:middle], batch[middle:]):
-        yield from _score_or_split(model, half, methods, budget, agree, attempts=attempts + 1)
-
-
-def _score(
-    model: LoadedModel, batch: list[EncodedPair], methods: Sequence[MethodSpec], budget: TokenBudget
-) -> list[BatchScores]:
-    if methods[0].kind == "atp":
-        return attribution_patching(model, batch, methods)
-    return [METHODS[method.kind](model, batch, method, batch_tokens=budget.tokens) for method in methods]
+        yield from _score_or_split(model, half, group, budget, agree, attempts=attempts + 1)
 
 
 def _finite_and_not(

@@ -17,13 +17,9 @@ import torch
 from torch import Tensor
 
 from attrib_batch.errors import JobError
-from attrib_batch.spec.metric_names import (
-    BUILT_IN_METRICS,
-    ENTRY_POINT_GROUP,
-    entry_point_metrics,
-    known_metrics,
-    registered_names,
-)
+from attrib_batch.spec.entry_points import load_offered, load_reference, offered
+from attrib_batch.spec.methods import method_entry
+from attrib_batch.spec.metrics import METRIC_GROUP, METRICS, known_metrics, registered_names
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -112,16 +108,8 @@ def kl(logits: Tensor, clean_logits: Tensor, answers: AnswerSets) -> Tensor:  # 
     return (clean.exp() * (clean - _log_probs(logits))).sum(-1)
 
 
-_METRICS: dict[str, Metric] = {
-    "logit_diff": logit_diff,
-    "prob_diff": prob_diff,
-    "log_prob": log_prob,
-    "kl": kl,
-}
-
-
-OF_ANSWERS_ALONE = frozenset({"logit_diff"})
-"""Metrics that read the logits of the answers and no others."""
+_loaded: dict[str, Metric] = {}
+"""Metrics by name, as far as they were asked for: what was loaded here travels with the code that computes them."""
 
 
 def register_metric(name: str, function: Metric) -> None:
@@ -138,9 +126,9 @@ def register_metric(name: str, function: Metric) -> None:
     Raises:
         JobError: the name belongs to another metric.
     """
-    if name in _METRICS or name in entry_point_metrics():
+    if name in METRICS or name in _loaded or name in offered(METRIC_GROUP):
         raise JobError(f"a metric {name!r} exists already; choose another name")
-    _METRICS[name] = _checked(name, function)
+    _loaded[name] = _checked(name, function)
     registered_names.add(name)
 
 
@@ -150,26 +138,21 @@ def metric_named(name: str) -> Metric:
     Raises:
         JobError: there is none, it cannot be loaded, or several packages claim the name.
     """
-    if name in _METRICS:
-        return _METRICS[name]
-    entries = entry_point_metrics().get(name, [])
-    if not entries:
+    if name not in _loaded:
+        _loaded[name] = load_reference(METRICS[name].function) if name in METRICS else _load_own(name)
+    return _loaded[name]
+
+
+def _load_own(name: str) -> Metric:
+    if name not in offered(METRIC_GROUP):
         raise JobError(
             f"metric {name!r} is not known in this process; known: {', '.join(known_metrics())}. A metric that workers "
-            f"are to know is offered by an installed package, in the entry-point group {ENTRY_POINT_GROUP!r}"
+            f"are to know is offered by an installed package, in the entry-point group {METRIC_GROUP!r}"
         )
-    if len({entry.value for entry in entries}) > 1:
-        raise JobError(f"metric {name!r} is claimed by {', '.join(sorted(entry.value for entry in entries))}")
-    try:
-        function = entries[0].load()
-    except Exception as error:  # importing it runs its author's code, which may raise anything
-        raise JobError(
-            f"metric {name!r} cannot be loaded from {entries[0].value}: {type(error).__name__}: {error}"
-        ) from error
+    function, reference = load_offered(METRIC_GROUP, name, "metric")
     if not callable(function):
-        raise JobError(f"metric {name!r}: {entries[0].value} is not a function. A metric is {SIGNATURE}")
-    _METRICS[name] = _checked(name, function)
-    return _METRICS[name]
+        raise JobError(f"metric {name!r}: {reference} is not a function. A metric is {SIGNATURE}")
+    return _checked(name, function)
 
 
 def try_metrics(methods: Iterable[MethodSpec], d_vocab: int) -> None:
@@ -180,7 +163,8 @@ def try_metrics(methods: Iterable[MethodSpec], d_vocab: int) -> None:
     """
     differentiated: dict[str, bool] = {}
     for method in methods:
-        differentiated[method.metric] = differentiated.get(method.metric, False) or method.kind != "exact"
+        needed = method_entry(method.kind).differentiates
+        differentiated[method.metric] = differentiated.get(method.metric, False) or needed
     for name, needs_gradient in differentiated.items():
         try_metric(name, d_vocab, needs_gradient=needs_gradient)
 
@@ -198,7 +182,7 @@ def try_metric(name: str, d_vocab: int, *, needs_gradient: bool) -> None:
             differentiated, with a finite gradient.
     """
     metric = metric_named(name)
-    if name in BUILT_IN_METRICS:
+    if name in METRICS:
         return
     generator = torch.Generator().manual_seed(0)
     logits, clean = (3 * torch.randn(2, TRIED_PAIRS, d_vocab, generator=generator)).unbind()

@@ -8,10 +8,12 @@ metrics for each pair.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
-from attrib_batch.attribution.engine import FailedPair, ScoredBatch, TokenBudget, score_pairs
+from attrib_batch.attribution.engine import FailedPair, ScoredBatch, TokenBudget, score_groups
+from attrib_batch.attribution.groups import MethodGroup, group_methods
 from attrib_batch.attribution.metrics import metric_named
 from attrib_batch.attribution.scores import BatchScores
 from attrib_batch.models.load import LoadedModel
@@ -31,6 +33,9 @@ PACKAGE = "attrib_batch"
 RESULT = "answer"
 """The variable of the session that holds what comes back."""
 
+_FIELDS_READ_THERE = ("id", "components", "metric", "direction", "parameters")
+"""What scoring reads of a method."""
+
 Answer = dict[str, Any]
 """Plain types and arrays alone: the server knows none of this package's classes once a request has ended."""
 
@@ -43,7 +48,7 @@ def ask(
     Args:
         model: the model, without weights.
         pairs: pairs of any shapes.
-        methods: methods that share forward runs.
+        methods: methods that share forward passes.
         batch_tokens: most suffix positions in a micro-batch on the server.
         backend: nnsight's, which sends the request.
 
@@ -54,19 +59,27 @@ def ask(
 
     for method in methods:
         metric_named(method.metric)  # one's own metric must be loaded here to travel
-    # Otherwise the server would import this package, which it does not have.
-    nnsight.register(PACKAGE)
+    groups = [_travelling(group) for group in group_methods(methods)]
+    # Otherwise the server would import this package, which it does not have, or that of a method of one's own.
+    for package in {PACKAGE, *(group.function.__module__.partition(".")[0] for group in groups)}:
+        nnsight.register(package)
     traced, architecture, dimensions = model.traced, model.architecture, model.dimensions
-    # Data classes of the job file check themselves with a library that does not travel.
-    wanted = [SimpleNamespace(**method.model_dump() | {"components": method.components}) for method in methods]
     given = list(pairs)
     answer: Answer | None = None
     with traced.session(backend=backend):
         answer = score_on_server(
-            traced, architecture, dimensions, pairs=given, methods=wanted, batch_tokens=batch_tokens
+            traced, architecture, dimensions, pairs=given, groups=groups, batch_tokens=batch_tokens
         )
         nnsight.save(answer)
     return answer
+
+
+def _travelling(group: MethodGroup) -> MethodGroup:
+    """Return a group whose methods are plain values: models of the job file need a library that does not travel."""
+    plain: Any = tuple(
+        SimpleNamespace(**{name: getattr(method, name) for name in _FIELDS_READ_THERE}) for method in group.methods
+    )
+    return replace(group, methods=plain)
 
 
 def score_on_server(
@@ -75,7 +88,7 @@ def score_on_server(
     dimensions: Dimensions,
     *,
     pairs: list[EncodedPair],
-    methods: list[Any],
+    groups: list[MethodGroup],
     batch_tokens: int,
 ) -> Answer:
     """The body of a request: score with the server's own model, and pack the outcomes."""
@@ -84,7 +97,7 @@ def score_on_server(
     model = LoadedModel(traced, module, traced.tokenizer, architecture, dimensions, weight.device)
     scored: list[Answer] = []
     failed: list[Answer] = []
-    for method, outcome in score_pairs(model, pairs, methods, TokenBudget(batch_tokens)):
+    for method, outcome in score_groups(model, pairs, groups, TokenBudget(batch_tokens)):
         if isinstance(outcome, ScoredBatch):
             scored.append(
                 {

@@ -7,6 +7,7 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
 from attrib_batch.report.formats import plain
+from attrib_batch.spec.methods import find_method_entry
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -52,11 +53,8 @@ class Verdict:
     detail: str
 
 
-_ADVICE = {
-    "atp": "use exact, or try atp_ig (saturation) or atp_star (queries and keys) and verify them too",
-    "atp_ig": "use exact, or more ig_steps and verify again",
-    "atp_star": "use exact",
-}
+_ADVICE = "use exact"
+"""For a kind that is not known here."""
 
 _FOLLOW = {
     Grade.CLOSELY: "follow activation patching closely",
@@ -77,10 +75,11 @@ def judge(agreement: Agreement, method: Mapping[str, Any], at: str) -> Verdict:
     grade = Grade.of(end.value)
     if grade is Grade.UNKNOWN:
         return Verdict(grade, f"At {at} nothing can be said: the scores hardly vary.", _about_all(grade, everywhere))
+    entry = find_method_entry(str(method.get("kind")))
     advice = {
         Grade.CLOSELY: "",
         Grade.EXCEPTIONS: ": look at the points far from the line before relying on a single score",
-        Grade.NOT: f": {_ADVICE.get(str(method.get('kind')), 'use exact')}",
+        Grade.NOT: f": {entry.advice if entry else _ADVICE}",
     }[grade]
     means = agreement.get("map_pearson@end", _UNDEFINED)
     details = [

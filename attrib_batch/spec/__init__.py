@@ -4,7 +4,7 @@ from attrib_batch.spec.base import Name, PartitionName
 from attrib_batch.spec.cell import Cell, Component
 from attrib_batch.spec.dataset import DatasetSpec
 from attrib_batch.spec.job_file import load_spec, parse_spec
-from attrib_batch.spec.method import DEFAULT_IG_STEPS, Direction, MethodKind, MethodSpec, run_together
+from attrib_batch.spec.method import Direction, MethodSpec, forward_group, share_forward_passes
 from attrib_batch.spec.model import Dtype, ModelSpec
 from attrib_batch.spec.sweep import SweepSpec
 from attrib_batch.spec.workers import BUILT_IN_RESOURCES, DEFAULT_COLLECTIVE_SECONDS, WorkerKind, WorkersSpec
@@ -12,13 +12,11 @@ from attrib_batch.spec.workers import BUILT_IN_RESOURCES, DEFAULT_COLLECTIVE_SEC
 __all__ = [
     "BUILT_IN_RESOURCES",
     "DEFAULT_COLLECTIVE_SECONDS",
-    "DEFAULT_IG_STEPS",
     "Cell",
     "Component",
     "DatasetSpec",
     "Direction",
     "Dtype",
-    "MethodKind",
     "MethodSpec",
     "ModelSpec",
     "Name",
@@ -26,7 +24,8 @@ __all__ = [
     "SweepSpec",
     "WorkerKind",
     "WorkersSpec",
+    "forward_group",
     "load_spec",
     "parse_spec",
-    "run_together",
+    "share_forward_passes",
 ]

@@ -11,6 +11,7 @@ from pydantic import ValidationError
 from attrib_batch.errors import JobError
 from attrib_batch.spec.dataset import DatasetSpec
 from attrib_batch.spec.method import MethodSpec
+from attrib_batch.spec.methods import built_in_parameters
 from attrib_batch.spec.model import ModelSpec
 from attrib_batch.spec.sweep import SweepSpec
 from attrib_batch.spec.workers import WorkersSpec
@@ -64,7 +65,7 @@ def _explain(item: Any) -> str:
     key = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in item["loc"]).lstrip(".")
     owner = _owner(item["loc"])
     if item["type"] == "extra_forbidden":
-        return f"{key}: unknown key; known here: {', '.join(owner.model_fields)}"
+        return f"{key}: unknown key; known here: {', '.join(_known_keys(owner))}"
     if item["type"] == "missing":
         field = owner.model_fields[item["loc"][-1]]
         return f"{key}: missing; expected {field.description}"
@@ -73,6 +74,10 @@ def _explain(item: Any) -> str:
         return message
     got = item["input"]
     return f"{key}: {message}" + (f", not {got!r}" if isinstance(got, str | int | float | bool | None) else "")
+
+
+def _known_keys(owner: type[BaseModel]) -> list[str]:
+    return [*owner.model_fields, *(built_in_parameters() if owner is MethodSpec else ())]
 
 
 def _owner(loc: tuple[int | str, ...]) -> type[BaseModel]:

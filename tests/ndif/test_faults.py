@@ -293,9 +293,9 @@ def raises_for_all(logits: Tensor, clean_logits: Tensor, answers: Any) -> Tensor
 def own_metrics(monkeypatch: pytest.MonkeyPatch) -> None:
     """Metrics of one's own; other tests do not know them."""
     names: set[str] = set()
-    monkeypatch.setattr(metrics, "_METRICS", dict(metrics._METRICS))
+    monkeypatch.setattr(metrics, "_loaded", dict(metrics._loaded))
     monkeypatch.setattr(metrics, "registered_names", names)
-    monkeypatch.setattr("attrib_batch.spec.metric_names.registered_names", names)
+    monkeypatch.setattr("attrib_batch.spec.metrics.registered_names", names)
     for function in (fails_for_some, raises_for_some, raises_for_all):
         register_metric(function.__name__, function)
 

@@ -21,7 +21,7 @@ from torch import Tensor
 from attrib_batch.attribution.batches import Request, plan_rows
 from attrib_batch.attribution.contrast import Objective, rows_at, sites_in_order
 from attrib_batch.attribution.forward import PrefixCache, run_suffixes
-from attrib_batch.attribution.metrics import OF_ANSWERS_ALONE
+from attrib_batch.spec.metrics import metric_entry
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -36,14 +36,19 @@ if TYPE_CHECKING:
 
 
 def attribution_patching(
-    model: LoadedModel, pairs: Sequence[EncodedPair], methods: Sequence[MethodSpec]
+    model: LoadedModel,
+    pairs: Sequence[EncodedPair],
+    methods: Sequence[MethodSpec],
+    *,
+    batch_tokens: int,  # noqa: ARG001 - a SharedScoringFunction; what it computes for the pairs fits by their choice
 ) -> list[BatchScores]:
     """Score pairs of one shape (equal length, equal first difference) in one forward and one backward pass.
 
     Args:
         model: the model.
         pairs: pairs of one shape.
-        methods: what is asked of every pair; both directions together share their forward runs.
+        methods: what is asked of every pair; both directions together share their forward passes.
+        batch_tokens: most suffix positions at once; those of the pairs are no more.
 
     Returns:
         For each method, scores at the positions from the first difference on; before it every score is exactly 0.
@@ -121,7 +126,7 @@ class _Patch:
 
 def _vocabulary(pairs: Sequence[EncodedPair], methods: Sequence[MethodSpec]) -> list[int] | None:
     """The tokens whose logits are needed, None for all."""
-    if any(method.metric not in OF_ANSWERS_ALONE for method in methods):
+    if not all(metric_entry(method.metric).of_answers_alone for method in methods):
         return None
     return sorted({token for pair in pairs for token in (*pair.answers, *pair.wrong_answers)})
 

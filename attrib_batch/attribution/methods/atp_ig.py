@@ -38,13 +38,8 @@ def integrated_gradients(
     """Score pairs of one shape (equal length, equal first difference), ``ig_steps`` gradient runs each.
 
     Every step of every pair is a row; rows are run together as far as ``batch_tokens`` suffix positions go.
-
-    Raises:
-        ValueError: the method has no ``ig_steps``.
     """
-    if method.ig_steps is None:
-        raise ValueError("integrated gradients need ig_steps")
-    steps = method.ig_steps
+    steps: int = method.parameters["ig_steps"]
     sites = sites_in_order(model, method.components)
     contrast = Contrast.of(model, pairs, method, list(sites.values()))
     start = read_start(model, contrast.base_rows, contrast.prefix)

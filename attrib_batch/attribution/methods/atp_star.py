@@ -38,7 +38,6 @@ from attrib_batch.attribution.contrast import Contrast, sites_in_order
 from attrib_batch.attribution.forward import run_suffixes
 from attrib_batch.attribution.metrics import at_least_float32
 from attrib_batch.attribution.scores import BatchScores
-from attrib_batch.errors import ModelError
 from attrib_batch.spec import Component
 
 if TYPE_CHECKING:
@@ -60,14 +59,8 @@ _RESIDUAL = (Component.RESID_PRE, Component.RESID_MID, Component.RESID_POST)
 def attribution_patching_star(
     model: LoadedModel, pairs: Sequence[EncodedPair], method: MethodSpec, *, batch_tokens: int
 ) -> BatchScores:
-    """Score pairs of one shape (equal length, equal first difference).
-
-    Raises:
-        ModelError: the model has one layer, so no node survives a drop.
-    """
+    """Score pairs of one shape (equal length, equal first difference); the model has two layers or more."""
     n_layers = model.dimensions.n_layers
-    if n_layers < 2:
-        raise ModelError("atp_star needs a model of two layers or more: its scores are means over the other layers")
     size = len(pairs)
     if any(component in _FIXED for component in method.components):
         # The QK fix keeps the gradients on z of every drop: at each layer those of the drops above it.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from attrib_batch.spec import Cell, run_together
+from attrib_batch.spec import Cell, share_forward_passes
 from attrib_batch.tables import Chunk
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ class CellPlan:
 
 
 Task = tuple[Chunk, ...]
-"""What a worker does at once: the same pairs of one model and dataset, for methods that share forward runs."""
+"""What a worker does at once: the same pairs of one model and dataset, for methods that share forward passes."""
 
 
 def tasks_by_model(spec: SweepSpec, plan: Sequence[CellPlan], waiting: Container[Chunk]) -> dict[str, list[Task]]:
@@ -54,7 +54,7 @@ def tasks_by_model(spec: SweepSpec, plan: Sequence[CellPlan], waiting: Container
     tasks: dict[str, list[Task]] = {model.name: [] for model in spec.models}
     for model in spec.models:
         for dataset in spec.datasets:
-            for methods in run_together(spec.methods):
+            for methods in share_forward_passes(spec.methods):
                 chunks = [plans[Cell(model.name, dataset.id, method.id)].chunks() for method in methods]
                 for same_pairs in zip(*chunks, strict=True):
                     task = tuple(chunk for chunk in same_pairs if chunk in waiting)

@@ -21,6 +21,7 @@ from attrib_batch.execution.planning.prepare import PreparedRun, prepare_run
 from attrib_batch.pairs.making.writer import encode_pairs
 from attrib_batch.pairs.reading.reader import PairTable
 from attrib_batch.spec import Cell, MethodSpec, SweepSpec, parse_spec
+from attrib_batch.spec.methods import EXACT, method_entry
 from attrib_batch.storage.store import Store
 from attrib_batch.tables import SCHEMA_VERSION, Chunk, Table
 
@@ -102,7 +103,7 @@ def prepare_verification(
             "compared with its scores. Run the job in another --out and verify that"
         )
     spec = parse_spec(manifest["job"], source=str(store.path(MANIFEST)))
-    methods, measured_by = _measurements([method for method in spec.methods if method.kind != "exact"])
+    methods, measured_by = _measurements([method for method in spec.methods if not method_entry(method.kind).measured])
     if not methods:
         raise RequestError(f"{out}: every method of the job is exact already; there is no estimate to check")
     spec = find_inputs(manifest, spec, places)
@@ -132,7 +133,7 @@ def _measurements(methods: Sequence[MethodSpec]) -> tuple[list[dict[str, Any]], 
         components = dict.fromkeys(component for method in members for component in method.components)
         name = f"exact-{metric}-{direction}"
         exact.append(
-            {"id": name, "kind": "exact", "components": list(components), "metric": metric, "direction": direction}
+            {"id": name, "kind": EXACT, "components": list(components), "metric": metric, "direction": direction}
         )
         measured_by.update({method.id: name for method in members})
     return exact, measured_by
