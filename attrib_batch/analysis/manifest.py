@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from attrib_batch.errors import OutputError
 from attrib_batch.spec import Cell
+from attrib_batch.spec.positions import ALL, check_at
 from attrib_batch.storage.store import Store
 from attrib_batch.tables import READABLE_SCHEMA_VERSIONS
 
@@ -52,6 +53,10 @@ class RunManifest(_Tolerant):
     def method(self, name: str) -> dict[str, Any]:
         """The job's method of that id as plain data; empty where the job has none."""
         return next((item for item in self.job.get("methods", ()) if item.get("id") == name), {})
+
+    def positions_of(self, method: str) -> str | tuple[str, ...]:
+        """Return the positions that a method was asked for; all where its kind knows no other."""
+        return check_at(self.method(method).get("at", ALL))
 
 
 def read_manifest(out: str | Path | Store) -> RunManifest:

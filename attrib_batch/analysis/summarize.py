@@ -41,7 +41,8 @@ def summarize(out: str | Path | Store) -> SummaryPaths:
             (scores that are not finite, or that do not match the baselines).
     """
     store = Store.parse(out)
-    plan = read_manifest(store).plan
+    manifest = read_manifest(store)
+    plan = manifest.plan
     if not any(store.parts(Table.SCORES, entry.cell.partition) for entry in plan):
         raise OutputError(f"{store.root} has no committed chunk yet: run the job into it first (attrib-batch run).")
     heads, positions = [HEADS.to_frame()], [POSITIONS.to_frame()]
@@ -54,7 +55,7 @@ def summarize(out: str | Path | Store) -> SummaryPaths:
         baselines.append(_labelled(baseline, cell, BASELINES))
         if parts:
             gap = baseline.get_column("gap").item()
-            moments = reduce_cell(cell, parts)
+            moments = reduce_cell(cell, parts, manifest.positions_of(cell.method))
             heads.append(_labelled(statistics(moments.heads, HEAD_KEYS, gap), cell, HEADS))
             positions.append(_labelled(statistics(moments.positions, POSITION_KEYS, gap), cell, POSITIONS))
     return write_summary(

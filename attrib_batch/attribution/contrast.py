@@ -75,8 +75,12 @@ class Objective:
         pair = pair.to(logits.device)
         return self.metric(logits, self.clean_logits[pair], self.answers.select(pair))
 
-    def with_scores(self, scores: Mapping[Component, Float[Tensor, "layer pair head position"]]) -> BatchScores:
-        """The result of a method."""
+    def with_scores(
+        self,
+        scores: Mapping[Component, Float[Tensor, "layer pair head position"]],
+        positions: Int[Tensor, "pair position"] | None = None,
+    ) -> BatchScores:
+        """Return the result of a method; ``positions`` as in `BatchScores`."""
         return BatchScores(
             scores={
                 component: values.transpose(0, 1).float().contiguous().cpu().numpy()
@@ -84,6 +88,7 @@ class Objective:
             },
             clean_metric=self.clean.double().cpu().numpy(),
             corrupted_metric=self.corrupted.double().cpu().numpy(),
+            positions=None if positions is None else positions.cpu().numpy(),
         )
 
 

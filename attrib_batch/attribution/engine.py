@@ -140,10 +140,7 @@ def _prompts_to_compute_whole(
 
 
 def _with_prefix(outcome: Outcome, whole: dict[int, EncodedPair]) -> Iterator[Outcome]:
-    """Give the outcome of pairs that were computed whole as that of the pairs they are; any other as it is.
-
-    Scores before the first difference go: the two prompts are the same there, and what is not 0 is rounding.
-    """
+    """Give the outcome of pairs that were computed whole as that of the pairs they are; any other as it is."""
     if isinstance(outcome, FailedPair):
         yield replace(outcome, pair=whole.get(outcome.pair.pair_id, outcome.pair))
         return
@@ -153,7 +150,8 @@ def _with_prefix(outcome: Outcome, whole: dict[int, EncodedPair]) -> Iterator[Ou
         members[pair.first_difference - given.first_difference].append(index)
     for n_shared, indices in members.items():
         yield ScoredBatch(
-            [pairs[index] for index in indices], outcome.result.select(np.array(indices)).from_position(n_shared)
+            [pairs[index] for index in indices],
+            outcome.result.select(np.array(indices)).after_shared_prefix(n_shared),
         )
 
 

@@ -106,6 +106,7 @@ def score_on_server(
                     "scores": {str(component): values for component, values in outcome.result.scores.items()},
                     "clean_metric": outcome.result.clean_metric,
                     "corrupted_metric": outcome.result.corrupted_metric,
+                    "positions": outcome.result.positions,
                 }
             )
         else:
@@ -140,6 +141,7 @@ def outcomes(
             {Component(name): values for name, values in batch["scores"].items()},
             batch["clean_metric"],
             batch["corrupted_metric"],
+            batch["positions"],
         )
         yield method_of[batch["method"]], ScoredBatch([pair_of[pair_id] for pair_id in batch["pair_ids"]], result)
     for failure in answer["failed"]:

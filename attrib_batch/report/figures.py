@@ -112,7 +112,7 @@ def draw(panel: Panel, quantity: Quantity, *, div_id: str, detail: Detail, limit
     """
     limit = panel.limit(quantity) if limit is None else limit
     rows, labels = _cropped(panel.rows, panel.column, quantity.mean)
-    shown = len(labels) == panel.rows.get_column(panel.column).n_unique()
+    shown = len(rows) == len(panel.rows)
     caption = panel.caption if shown else f"{panel.caption} Positions outside the map are 0 throughout."
     layers = list(range(int(rows.get_column("layer").max()) + 1)) if len(rows) else []  # type: ignore[arg-type]  # integers here
     statistics = _statistics(rows, quantity) if detail is Detail.FULL else rows.select(quantity.mean)

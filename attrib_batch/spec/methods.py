@@ -21,6 +21,7 @@ from attrib_batch.errors import JobError
 from attrib_batch.spec.base import Strict
 from attrib_batch.spec.cell import Component
 from attrib_batch.spec.entry_points import load_offered, offered
+from attrib_batch.spec.positions import AtPositions
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -159,10 +160,11 @@ BUILT_IN_METHODS: Mapping[str, MethodEntry] = MappingProxyType(
                 title="Activation patching",
                 explanation=(
                     "the measured effect of one replacement at a time. A sum over positions or heads adds separate "
-                    "replacements, which is not the effect of making them together."
+                    "replacements, which is not the effect of making them together. Positions measured: {at}."
                 ),
-                cost="2 + for every component, layer, head and position the part of a pass behind it",
+                cost="2 + for every component, layer, head and position of at the part of a pass behind it",
                 paper="Vig et al. 2020 (arXiv 2004.12265); Meng et al. 2022 (arXiv 2202.05262)",
+                parameters=AtPositions,
                 measured=True,
                 reads_whole_prompts=True,
             ),

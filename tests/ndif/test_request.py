@@ -31,6 +31,7 @@ METHODS = {
     "atp_ig": [{"id": "atp_ig", "components": ["z", "resid_pre"]}],
     "atp_star": [{"id": "atp_star", "components": ["z", "q", "k"]}],
     "exact": [{"id": "exact", "components": ["z", "k"]}],
+    "exact at the end": [{"id": "exact", "at": "last"}],
 }
 
 
@@ -65,6 +66,7 @@ def test_a_request_scores_what_the_engine_scores(model: LoadedModel, case: str) 
         assert isinstance(mine, ScoredBatch)
         assert isinstance(theirs, ScoredBatch)
         assert mine.pairs == theirs.pairs
+        np.testing.assert_equal(theirs.result.positions, mine.result.positions)
         for index, pair in enumerate(mine.pairs):
             terms = terms_of(model.module, pair, method.metric)
             for metric in ("clean_metric", "corrupted_metric"):
