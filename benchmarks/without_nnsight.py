@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from transformers import Cache
 
     from attrib_batch.attribution.batches import Tokens
-    from attrib_batch.models.architectures import Site, SiteKey
+    from attrib_batch.models.families import Site, SiteKey
     from attrib_batch.models.load import LoadedModel
     from benchmarks.workloads import Workload
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from jaxtyping import Float, Int
 
     from attrib_batch.attribution.batches import Tokens
-    from attrib_batch.models.architectures import Site, SiteKey
+    from attrib_batch.models.families import Site, SiteKey
     from attrib_batch.models.load import LoadedModel
     from attrib_batch.pairs.encoding.encode import EncodedPair
     from attrib_batch.spec import Component, MethodSpec

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from nnsight.intervention.envoy import Envoy
     from torch import Tensor
 
-    from attrib_batch.models.architectures import Site
+    from attrib_batch.models.families import Site
     from attrib_batch.models.load import LoadedModel
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from attrib_batch.errors import ModelError
-from attrib_batch.models.architectures import architecture_of
+from attrib_batch.models.families import architecture_of
 from attrib_batch.spec.methods import method_entry
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from attrib_batch.errors import ModelError
-from attrib_batch.models.architectures import dimensions_of
+from attrib_batch.models.families import dimensions_of
 from attrib_batch.models.rotary import prefix_is_reusable
 
 if TYPE_CHECKING:

@@ -16,14 +16,8 @@ from typing import TYPE_CHECKING
 
 from attrib_batch.errors import ModelError, ShardGroupError, ShardsDisagreeError
 from attrib_batch.models.activations import activation_at
-from attrib_batch.models.architectures import (
-    CHECKED_TOKENS,
-    architecture_of,
-    check_modules,
-    compare_shapes,
-    dimensions_of,
-)
 from attrib_batch.models.causality import check_prefixes
+from attrib_batch.models.families import architecture_of, dimensions_of
 from attrib_batch.models.load import (
     choose_device,
     load_tokenizer,
@@ -31,6 +25,7 @@ from attrib_batch.models.load import (
     prepare_tracing,
     read_config,
 )
+from attrib_batch.models.shapes import CHECKED_TOKENS, check_modules, compare_shapes
 from attrib_batch.models.sources import find_model
 from attrib_batch.models.vocabulary import check_vocabulary
 
@@ -41,7 +36,7 @@ if TYPE_CHECKING:
     from torch.distributed.distributed_c10d import Store
     from transformers import PretrainedConfig
 
-    from attrib_batch.models.architectures import SiteKey
+    from attrib_batch.models.families import SiteKey
     from attrib_batch.models.load import LoadedModel
     from attrib_batch.spec import ModelSpec
 

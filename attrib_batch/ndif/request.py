@@ -8,6 +8,7 @@ metrics for each pair.
 
 from __future__ import annotations
 
+import inspect
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -21,15 +22,17 @@ from attrib_batch.spec import Component
 from attrib_batch.tables import FailureReason
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from attrib_batch.attribution.engine import Outcome
-    from attrib_batch.models.architectures import Architecture, Dimensions
+    from attrib_batch.models.families import Architecture, Dimensions
     from attrib_batch.ndif.model import RemoteModel
     from attrib_batch.pairs.encoding.encode import EncodedPair
     from attrib_batch.spec import MethodSpec
 
 PACKAGE = "attrib_batch"
+PACKAGES_THERE = frozenset({"einops", "nnsight", "torch", "transformers"})
+"""What the engine imports that a server has: `NdifServer.check` makes sure of it."""
 RESULT = "answer"
 """The variable of the session that holds what comes back."""
 
@@ -60,9 +63,7 @@ def ask(
     for method in methods:
         metric_named(method.metric)  # one's own metric must be loaded here to travel
     groups = [_travelling(group) for group in group_methods(methods)]
-    # Otherwise the server would import this package, which it does not have, or that of a method of one's own.
-    for package in {PACKAGE, *(group.function.__module__.partition(".")[0] for group in groups)}:
-        nnsight.register(package)
+    _let_travel([*(group.function for group in groups), *(site.view for site in model.architecture.sites.values())])
     traced, architecture, dimensions = model.traced, model.architecture, model.dimensions
     given = list(pairs)
     answer: Answer | None = None
@@ -72,6 +73,15 @@ def ask(
         )
         nnsight.save(answer)
     return answer
+
+
+def _let_travel(functions: Iterable[Callable[..., Any]]) -> None:
+    """Have this package sent as source, and those of methods and families of one's own: the server has none of them."""
+    import nnsight
+
+    packages = {function.__module__.partition(".")[0] for function in functions if inspect.isfunction(function)}
+    for package in {PACKAGE} | packages - PACKAGES_THERE:
+        nnsight.register(package)
 
 
 def _travelling(group: MethodGroup) -> MethodGroup:

@@ -47,7 +47,7 @@ if TYPE_CHECKING:
 
     from attrib_batch.attribution.attention import Attention
     from attrib_batch.attribution.forward import Capture
-    from attrib_batch.models.architectures import End, Site
+    from attrib_batch.models.families import End, Site
     from attrib_batch.models.load import LoadedModel
     from attrib_batch.pairs.encoding.encode import EncodedPair
     from attrib_batch.spec import MethodSpec

@@ -26,7 +26,7 @@ from attrib_batch.attribution.contrast import Objective, rows_at, sites_in_order
 from attrib_batch.attribution.forward import last_logits
 from attrib_batch.attribution.scores import BatchScores
 from attrib_batch.models.activations import activation_at, put_back
-from attrib_batch.models.architectures import Site
+from attrib_batch.models.families import Site
 from attrib_batch.spec.positions import ALL, positions_asked
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from jaxtyping import Float, Int
     from transformers import DynamicCache
 
-    from attrib_batch.models.architectures import SiteKey
+    from attrib_batch.models.families import SiteKey
     from attrib_batch.models.load import LoadedModel
     from attrib_batch.pairs.encoding.encode import EncodedPair
     from attrib_batch.spec import Component, MethodSpec

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from attrib_batch.execution.planning.plan import CellPlan, plan_cells
 from attrib_batch.execution.planning.prepare import with_absolute_paths
 from attrib_batch.execution.planning.request import check_models, find_models
-from attrib_batch.models.architectures import dimensions_of
+from attrib_batch.models.families import dimensions_of
 from attrib_batch.models.load import load_tokenizer, read_config
 from attrib_batch.models.vocabulary import check_vocabulary
 from attrib_batch.pairs.encoding.encode import EncodedPair, encode_pairs
