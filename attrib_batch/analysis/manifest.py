@@ -51,7 +51,7 @@ class RunManifest(_Tolerant):
     plan: tuple[PlanEntry, ...]
 
     def method(self, name: str) -> dict[str, Any]:
-        """The job's method of that id as plain data; empty where the job has none."""
+        """Return the job's method of that id as plain data; empty where the job has none."""
         return next((item for item in self.job.get("methods", ()) if item.get("id") == name), {})
 
     def positions_of(self, method: str) -> str | tuple[str, ...]:

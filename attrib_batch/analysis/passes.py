@@ -63,7 +63,7 @@ def reduce_cell(cell: Cell, parts: list[Part], at: str | Sequence[str] = ALL) ->
 
 
 def straddling_pairs(parts: list[Part]) -> pl.DataFrame:
-    """The pairs of groups that lie in more than one part.
+    """Find the pairs of groups that lie in more than one part.
 
     Returns:
         ``pair_id``, ``n_tokens``, ``unit`` (the smallest pair_id of the group), ``part`` (index into
@@ -101,7 +101,7 @@ def _pieces(cell: Cell, parts: list[Part], straddling: pl.DataFrame, at: str | S
 
 
 def _pairs_of_part(part: Part, straddling: pl.DataFrame) -> pl.DataFrame:
-    """A part's pairs as ``pair_id, n_tokens, unit``; unit is null where its group lies in other parts too."""
+    """Read a part's pairs as ``pair_id, n_tokens, unit``; unit is null where its group lies in other parts too."""
     pair_id = pl.col("pair_id")
     pairs = scan([part.baselines], Table.BASELINES).select("pair_id", "n_tokens", "group").collect()
     unit = pl.when(pl.col("group").is_null()).then(pair_id).otherwise(pair_id.min().over("group"))
@@ -119,7 +119,7 @@ def _read_part(cell: Cell, part: Part, pairs: pl.DataFrame, at: str | Sequence[s
 
 
 def _read_groups(parts: list[Part], pairs: pl.DataFrame) -> Reduced:
-    """Complete units of straddling groups, merged over the parts they lie in."""
+    """Gather complete units of straddling groups, merged over the parts they lie in."""
     pieces = []
     for (index,), here in pairs.partition_by("part", as_dict=True, include_key=False).items():
         rows = scan([parts[index].scores], Table.SCORES).join(here.lazy(), on="pair_id")
@@ -131,7 +131,7 @@ def _read_groups(parts: list[Part], pairs: pl.DataFrame) -> Reduced:
 
 
 def _by_role(rows: pl.LazyFrame) -> pl.LazyFrame:
-    """Sums over positions per pair, head and role; those of the last position beside them."""
+    """Sum over positions per pair, head and role, and at the last position alone beside it."""
     # Polars adds float32 in float32, where 1e8 + 1 is 1e8.
     score = pl.col("score").cast(pl.Float64)
     is_last = pl.col("position") == pl.col("n_tokens") - 1
@@ -145,14 +145,14 @@ def _by_role(rows: pl.LazyFrame) -> pl.LazyFrame:
 
 
 def _by_position(rows: pl.LazyFrame) -> pl.LazyFrame:
-    """Sums over heads per pair and position."""
+    """Sum over heads per pair and position."""
     return rows.group_by("pair_id", "unit", "component", "layer", "position").agg(
         value=pl.col("score").cast(pl.Float64).sum()
     )
 
 
 def _units(by_role: pl.LazyFrame, by_position: pl.LazyFrame) -> Reduced:
-    """Values per pair, in every scope, gathered into partial units."""
+    """Gather values per pair, in every scope, into partial units."""
     at = ("pair_id", "unit", "component", "layer", "head")
     scope = pl.Enum(["role", "last", "all"])
     whole = by_role.group_by(at).agg(pl.col("score", "last", "n_last").sum())

@@ -17,7 +17,7 @@ _BLOCK_VALUES = 2_000_000
 
 
 def draw_counts(n_units: int, resamples: int, seed: int) -> np.ndarray:
-    """How often each unit counts: in the sample itself, and in its resamples.
+    """Draw how often each unit counts: in the sample itself, and in its resamples.
 
     Returns:
         Float64 of shape (1 + resamples, unit); row 0, the sample itself, is all ones, every row sums to ``n_units``.
@@ -48,7 +48,7 @@ def blocks(counts: np.ndarray, width: int) -> list[np.ndarray]:
 
 
 def interval(values: np.ndarray) -> tuple[float | None, float | None, float | None]:
-    """A statistic and its percentile interval.
+    """Compute a statistic and its percentile interval.
 
     Args:
         values: the statistic in the sample, then in each resample; NaN where it is not defined.

@@ -68,7 +68,7 @@ class Verified:
 
 
 def verified_cells(out: str | Path | Store) -> list[Cell]:
-    """The cells of the plan that have exact scores, in its order.
+    """List the cells of the plan that have exact scores, in its order.
 
     Raises:
         OutputError: ``out`` is not a run's directory.
@@ -124,7 +124,7 @@ def _keys() -> list[pl.Expr]:
 
 
 def _estimates(out: str | Path | Store, cell: Cell, wanted: pl.Series) -> tuple[pl.DataFrame, pl.DataFrame]:
-    """The verified pairs (``pair_id, n_tokens, first_difference, unit``) and their estimated scores."""
+    """Read the verified pairs (``pair_id, n_tokens, first_difference, unit``) and their estimated scores."""
     chosen = pl.col("pair_id").is_in(wanted.implode())
     is_end = (pl.col("role").cast(pl.String) == END).fill_null(value=False)
     pairs, scores = [], []

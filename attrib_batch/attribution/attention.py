@@ -50,13 +50,13 @@ class Attention:
         return self.key.shape[2] - self.query.shape[2]
 
     def scores(self, query: Tensor, key: Tensor) -> Float[Tensor, "row head position source"]:
-        """The attention scores of ``query`` and ``key``, before the mask."""
+        """Compute the attention scores of ``query`` and ``key``, before the mask."""
         scores = query @ key.transpose(-1, -2) * self.scaling
         return scores if self.softcap is None else self.softcap * torch.tanh(scores / self.softcap)
 
 
 def read_attention(model: LoadedModel, rows: Sequence[Tokens], prefix: PrefixCache) -> list[Attention]:
-    """Run the suffixes of ``rows`` without a graph and read the attention of every layer."""
+    """Pass the suffixes of ``rows`` through the model without a graph and read the attention of every layer."""
     inputs = suffix_inputs(model, rows, prefix)
     calls: list[Any] = []
     with torch.no_grad(), model.traced.trace(**inputs) as tracer:

@@ -53,7 +53,7 @@ class TokenBudget:
     tokens: int
 
     def ran_out_at(self, batch: Sequence[EncodedPair]) -> bool:
-        """A micro-batch of this size did not fit: from now on half of it at most. Returns whether that is less."""
+        """Allow at most half of a micro-batch that did not fit from now on; return whether that is less than before."""
         before = self.tokens
         self.tokens = max(1, min(before, suffix_tokens(batch) // 2))
         return self.tokens < before
@@ -70,7 +70,7 @@ SUCCESS, OUT_OF_MEMORY = "ok", "out of memory"
 
 
 def _alone(verdict: str) -> None:
-    """Agree with nobody: the model is whole in this process."""
+    """Do nothing: one process holds the whole model."""
 
 
 def score_pairs(
@@ -218,7 +218,7 @@ def _not_finite(model: LoadedModel, method: MethodSpec, *, metric: bool) -> str:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an exception says that memory ran out, on a GPU or on the CPU."""
+    """Return whether an exception says that memory ran out, on a GPU or on the CPU."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
     # The CPU allocator has no exception class of its own.

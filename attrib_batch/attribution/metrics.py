@@ -43,14 +43,14 @@ class AnswerSets:
     def of(
         cls, pairs: Sequence[EncodedPair], device: torch.device, vocabulary: Sequence[int] | None = None
     ) -> AnswerSets:
-        """The answers of ``pairs``, in their order; with ``vocabulary`` as places in it."""
+        """Return the answers of ``pairs``, in their order; with ``vocabulary`` as places in it."""
         place = None if vocabulary is None else {token: index for index, token in enumerate(vocabulary)}
         right, right_mask = _rectangle([_places(pair.answers, place) for pair in pairs], device)
         wrong, wrong_mask = _rectangle([_places(pair.wrong_answers, place) for pair in pairs], device)
         return cls(right, right_mask, wrong, wrong_mask)
 
     def select(self, index: Int[Tensor, "row"]) -> AnswerSets:
-        """The answers of the pairs at ``index``."""
+        """Return the answers of the pairs at ``index``."""
         return AnswerSets(self.right[index], self.right_mask[index], self.wrong[index], self.wrong_mask[index])
 
 
@@ -66,7 +66,7 @@ def _rectangle(rows: Sequence[Sequence[int]], device: torch.device) -> tuple[Ten
 
 
 Metric = Callable[["Float[Tensor, 'pair vocab']", "Float[Tensor, 'pair vocab']", AnswerSets], "Float[Tensor, ' pair']"]
-"""(logits, logits of the clean run without a graph, answers) -> one number per pair, at least in float32."""
+"""(logits, logits of the clean prompt without a graph, answers) -> one number per pair, at least in float32."""
 
 SIGNATURE = (
     "a function (logits, clean_logits, answers): logits and clean_logits are float tensors (pair, vocabulary), answers "
@@ -79,14 +79,14 @@ TRIED_PAIRS = 2
 
 
 def logit_diff(logits: Tensor, clean_logits: Tensor, answers: AnswerSets) -> Tensor:  # noqa: ARG001 - a Metric
-    """Mean logit of the right answers minus mean logit of the wrong ones (Wang et al. 2022, section 2; logits)."""
+    """Compute the mean logit of the right answers minus that of the wrong ones (logits)."""
     return _masked_mean(logits, answers.right, answers.right_mask) - _masked_mean(
         logits, answers.wrong, answers.wrong_mask
     )
 
 
 def prob_diff(logits: Tensor, clean_logits: Tensor, answers: AnswerSets) -> Tensor:  # noqa: ARG001 - a Metric
-    """Probability of the right answers together minus that of the wrong ones together (probability, -1 to 1)."""
+    """Compute the probability of the right answers together minus that of the wrong ones (probability, -1 to 1)."""
     log_probs = _log_probs(logits)
     return (
         _log_mass(log_probs, answers.right, answers.right_mask).exp()
@@ -95,14 +95,14 @@ def prob_diff(logits: Tensor, clean_logits: Tensor, answers: AnswerSets) -> Tens
 
 
 def log_prob(logits: Tensor, clean_logits: Tensor, answers: AnswerSets) -> Tensor:  # noqa: ARG001 - a Metric
-    """Logarithm of the probability of the right answers together (nats, at most 0)."""
+    """Compute the logarithm of the probability of the right answers together (nats, at most 0)."""
     return _log_mass(_log_probs(logits), answers.right, answers.right_mask)
 
 
 def kl(logits: Tensor, clean_logits: Tensor, answers: AnswerSets) -> Tensor:  # noqa: ARG001 - a Metric
-    """KL(p_clean || p), how far the prediction is from the clean run's (nats; 0 on the clean run, its minimum).
+    """Compute KL(p_clean || p), how far the prediction is from the clean prompt's (nats; at least 0, its value there).
 
-    Its gradient on the clean run is 0, so no gradient taken there says anything; the job file refuses that.
+    Its gradient on the clean prompt is 0, so no gradient taken there says anything; the job file refuses that.
     """
     clean = _log_probs(clean_logits)
     return (clean.exp() * (clean - _log_probs(logits))).sum(-1)
@@ -121,7 +121,7 @@ def register_metric(name: str, function: Metric) -> None:
 
     Args:
         name: what jobs call it.
-        function: (logits, logits of the clean run, answers) -> one number per pair, differentiable in the logits.
+        function: (logits, logits of the clean prompt, answers) -> one number per pair, differentiable in the logits.
 
     Raises:
         JobError: the name belongs to another metric.
@@ -133,7 +133,7 @@ def register_metric(name: str, function: Metric) -> None:
 
 
 def metric_named(name: str) -> Metric:
-    """The metric of that name: built in, registered in this process, or offered by an installed package.
+    """Find the metric of that name: built in, registered in this process, or offered by an installed package.
 
     Raises:
         JobError: there is none, it cannot be loaded, or several packages claim the name.
@@ -233,7 +233,7 @@ def _log_probs(logits: Float[Tensor, "pair vocab"]) -> Float[Tensor, "pair vocab
 
 
 def _log_mass(log_probs: Tensor, index: Tensor, mask: Tensor) -> Float[Tensor, " pair"]:
-    """Logarithm of the summed probability of the masked entries of ``index``."""
+    """Compute the logarithm of the summed probability of the masked entries of ``index``."""
     return log_probs.gather(-1, index).masked_fill(~mask, -torch.inf).logsumexp(-1)
 
 
@@ -243,5 +243,5 @@ def _masked_mean(values: Tensor, index: Tensor, mask: Tensor) -> Float[Tensor, "
 
 
 def at_least_float32(values: Tensor) -> Tensor:
-    """Single precision, or double where it is given: half precision is too coarse for a metric or a score."""
+    """Convert to single precision, or keep double: half precision is too coarse for a metric or a score."""
     return values.to(torch.promote_types(values.dtype, torch.float32))

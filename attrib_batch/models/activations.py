@@ -1,7 +1,7 @@
 """Activations within a trace: whole tensors at every site, also of a model that is split over processes.
 
-On a shard nnsight itself gathers what a parallel linear layer takes or gives, and hands the run this process's piece of
-it again. Between such layers a tensor holds this process's heads alone, and nnsight leaves it as it is: queries and
+On a shard nnsight itself gathers what a parallel linear layer takes or gives, and hands the model this process's piece
+of it again. Between such layers a tensor holds this process's heads alone, and nnsight leaves it as it is: queries and
 keys after a norm of each head. Those are gathered, and put back, here.
 """
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def activation_at(model: LoadedModel, layer: Envoy, site: Site) -> Tensor:
-    """The tensor at a site of a decoder layer, with all heads."""
+    """Read the tensor at a site of a decoder layer, with all heads."""
     envoy = _envoy(layer, site)
     activation = envoy.input if site.end == "input" else envoy.output
     if model.sharded and site.head_axis is not None:
@@ -27,10 +27,10 @@ def activation_at(model: LoadedModel, layer: Envoy, site: Site) -> Tensor:
 
 
 def put_back(model: LoadedModel, layer: Envoy, site: Site, activation: Tensor) -> None:
-    """Let the run go on with what ``activation_at`` gave, changed in place or made part of a graph.
+    """Let the forward pass go on with what ``activation_at`` gave, changed in place or made part of a graph.
 
     To be called before anything later is read. Only a tensor that was gathered here has to be put back; any other is
-    the run's own, or nnsight's to hand back.
+    the model's own, or nnsight's to hand back.
     """
     if model.sharded and site.head_axis is not None:
         from nnsight.modeling.tp import shard
@@ -39,7 +39,7 @@ def put_back(model: LoadedModel, layer: Envoy, site: Site, activation: Tensor) -
 
 
 def gather_heads(model: LoadedModel, local: Tensor, axis: int) -> Tensor:
-    """This process's heads, and those of all others, in order along ``axis``; every process must call this."""
+    """Gather this process's heads and those of all others, in order along ``axis``; every process must call this."""
     from nnsight.modeling.tp import gather
 
     return cast("Tensor", gather(model.module, local, dim=axis))

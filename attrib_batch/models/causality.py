@@ -24,7 +24,7 @@ ROUNDINGS = 20
 
 
 def check_prefixes(module: Any, device: torch.device) -> None:
-    """Run a made-up prompt whole and from a cached prefix, and compare the logits of the positions behind the prefix.
+    """Compute a made-up prompt whole and from a cached prefix, and compare the logits behind the prefix.
 
     Args:
         module: a transformers model in evaluation mode.

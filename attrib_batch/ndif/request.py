@@ -18,6 +18,7 @@ from attrib_batch.attribution.groups import MethodGroup, group_methods
 from attrib_batch.attribution.metrics import metric_named
 from attrib_batch.attribution.scores import BatchScores
 from attrib_batch.models.load import LoadedModel
+from attrib_batch.ndif.server import PACKAGES_THERE
 from attrib_batch.spec import Component
 from attrib_batch.tables import FailureReason
 
@@ -31,8 +32,6 @@ if TYPE_CHECKING:
     from attrib_batch.spec import MethodSpec
 
 PACKAGE = "attrib_batch"
-PACKAGES_THERE = frozenset({"einops", "nnsight", "torch", "transformers"})
-"""What the engine imports that a server has: `NdifServer.check` makes sure of it."""
 RESULT = "answer"
 """The variable of the session that holds what comes back."""
 
@@ -80,7 +79,7 @@ def _let_travel(functions: Iterable[Callable[..., Any]]) -> None:
     import nnsight
 
     packages = {function.__module__.partition(".")[0] for function in functions if inspect.isfunction(function)}
-    for package in {PACKAGE} | packages - PACKAGES_THERE:
+    for package in {PACKAGE} | packages - {"nnsight", *PACKAGES_THERE}:
         nnsight.register(package)
 
 
@@ -101,7 +100,7 @@ def score_on_server(
     groups: list[MethodGroup],
     batch_tokens: int,
 ) -> Answer:
-    """The body of a request: score with the server's own model, and pack the outcomes."""
+    """Do the work of a request: score with the server's own model, and pack the outcomes."""
     module = traced._module
     weight = module.get_input_embeddings().weight
     model = LoadedModel(traced, module, traced.tokenizer, architecture, dimensions, weight.device)
@@ -135,7 +134,7 @@ def score_on_server(
 def outcomes(
     answer: Answer, pairs: Sequence[EncodedPair], methods: Sequence[MethodSpec]
 ) -> Iterator[tuple[MethodSpec, Outcome]]:
-    """What a request found, as the engine itself would have given it.
+    """Unpack what a request found, as the engine itself would have given it.
 
     Args:
         answer: what came back.

@@ -54,7 +54,7 @@ def _method_keys(item: Mapping[str, Any]) -> list[str]:
 
 
 def _listed(item: Mapping[str, Any], keys: Iterable[str]) -> str:
-    """The item's values for the keys it has, such as ``dtype float32, prepend_bos false``."""
+    """List the item's values for the keys it has, such as ``dtype float32, prepend_bos false``."""
     shown = [(key, item[key]) for key in keys if item.get(key) is not None]
     return ", ".join(f"{key} {_value(value)}" for key, value in shown)
 
@@ -70,7 +70,7 @@ def _mapping(value: object) -> Mapping[str, object]:
 
 
 def _time(text: str) -> str:
-    """An ISO time for reading; the text itself where it is none."""
+    """Write an ISO time for reading; leave a text that is none as it is."""
     try:
         return f"{datetime.fromisoformat(text):%d %B %Y, %H:%M %Z}".strip().removesuffix(",")
     except ValueError:

@@ -64,7 +64,7 @@ class CellSection:
         return verified + sum(component.size for component in self.components)
 
     def without_figures(self) -> CellSection:
-        """The words and tables alone."""
+        """Return the words and tables alone."""
         return replace(
             self,
             components=[replace(component, figures=[], roles=[], whole=[]) for component in self.components],
@@ -209,6 +209,6 @@ def role_order(rows: pl.DataFrame) -> list[str]:
 
 
 def _pairs(rows: pl.DataFrame) -> str:
-    """How many pairs the rows are over, such as ``1,000 pairs``."""
+    """Say how many pairs the rows are over, such as ``1,000 pairs``."""
     counts = rows.get_column("n_pairs").unique().sort()
     return f"{counts[0]:,} to {counts[-1]:,} pairs" if len(counts) > 1 else f"{counts[0]:,} pairs"

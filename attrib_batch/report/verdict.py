@@ -38,7 +38,7 @@ class Grade(StrEnum):
 
     @classmethod
     def of(cls, pearson: float | None) -> Grade:
-        """The grade of a correlation."""
+        """Grade a correlation."""
         if pearson is None:
             return cls.UNKNOWN
         return cls.CLOSELY if pearson >= 0.95 else cls.EXCEPTIONS if pearson >= 0.8 else cls.NOT
@@ -64,7 +64,7 @@ _FOLLOW = {
 
 
 def judge(agreement: Agreement, method: Mapping[str, Any], at: str) -> Verdict:
-    """A verdict from the figures of one component.
+    """Judge one component by its figures.
 
     Args:
         agreement: its statistics.
@@ -93,7 +93,7 @@ def judge(agreement: Agreement, method: Mapping[str, Any], at: str) -> Verdict:
 
 
 def with_interval(value: Value, digits: int = 3) -> str:
-    """Such as ``0.972 (0.961 to 0.980)``."""
+    """Write a value with its interval, such as ``0.972 (0.961 to 0.980)``."""
     if value.low is None or value.high is None:
         return plain(value.value, digits)
     return f"{plain(value.value, digits)} ({plain(value.low, digits)} to {plain(value.high, digits)})"
@@ -108,7 +108,7 @@ def _doubt(grade: Grade, pearson: Value) -> str:
 
 
 def _size(slope: Value, grade: Grade) -> str:
-    """Pearson's correlation does not see estimates that are all too small or too large."""
+    """Say that estimates are all too small or too large, which Pearson's correlation does not see."""
     if slope.value is None or grade is Grade.NOT or 0.8 <= slope.value <= 1.25:
         return ""
     wrong = "small" if slope.value < 1 else "large"

@@ -25,7 +25,7 @@ def describe_method(method: Mapping[str, Any]) -> str:
 
 
 def describe_scale(method: Mapping[str, Any]) -> str:
-    """What normalised numbers and their colours mean."""
+    """Say what normalised numbers and their colours mean."""
     if _has_magnitudes(method):
         return "0 is no effect and 1 the whole gap."
     if method.get("direction", "denoise") == "noise":
@@ -37,7 +37,7 @@ def describe_scale(method: Mapping[str, Any]) -> str:
 
 
 def warning_about(baseline: Mapping[str, Any], method: Mapping[str, Any]) -> str | None:
-    """What a reader must know before trusting a cell's numbers.
+    """Say what a reader must know before trusting a cell's numbers.
 
     Args:
         baseline: the cell's row of the baselines summary.

@@ -51,7 +51,7 @@ def parse_spec(data: object, *, source: str) -> SweepSpec:
 
 
 def _root_causes(items: list[Any]) -> list[Any]:
-    """Without the complaint that a list is empty which follows from complaints about its entries."""
+    """Drop 'list is empty' errors that only follow from errors in the list's items."""
     return [
         item
         for item in items
@@ -61,7 +61,7 @@ def _root_causes(items: list[Any]) -> list[Any]:
 
 
 def _explain(item: Any) -> str:
-    """One pydantic complaint as a sentence: the key, what was expected, what stands there."""
+    """Write one pydantic error as a sentence: the key, what was expected, what stands there."""
     key = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in item["loc"]).lstrip(".")
     owner = _owner(item["loc"])
     if item["type"] == "extra_forbidden":
@@ -81,7 +81,7 @@ def _known_keys(owner: type[BaseModel]) -> list[str]:
 
 
 def _owner(loc: tuple[int | str, ...]) -> type[BaseModel]:
-    """The model class in which the last key of ``loc`` stands."""
+    """Find the model class in which the last key of ``loc`` stands."""
     owners: dict[str, type[BaseModel]] = {
         "models": ModelSpec,
         "datasets": DatasetSpec,

@@ -62,19 +62,19 @@ class SweepSpec(Strict):
         ]
 
     def model(self, name: str) -> ModelSpec:
-        """The model of that name."""
+        """Return the model of that name."""
         return next(model for model in self.models if model.name == name)
 
     def dataset(self, name: str) -> DatasetSpec:
-        """The dataset of that name."""
+        """Return the dataset of that name."""
         return next(dataset for dataset in self.datasets if dataset.id == name)
 
     def method(self, name: str) -> MethodSpec:
-        """The method of that name."""
+        """Return the method of that name."""
         return next(method for method in self.methods if method.id == name)
 
     def identity(self) -> dict[str, Any]:
-        """What the stored numbers and files depend on, beside the contents of the datasets and models.
+        """Return what the stored numbers and files depend on, beside the contents of the datasets and models.
 
         The job's name, the workers, devices and batch sizes change no number, and a model or dataset is known by its
         own fingerprint, wherever it lies.

@@ -19,8 +19,8 @@ import torch
 from attrib_batch.attribution import metrics
 from attrib_batch.attribution.metrics import register_metric
 from attrib_batch.errors import AttribBatchError, TaskError
-from attrib_batch.ndif import server as server_calls
-from attrib_batch.ndif.server import JobFailedError
+from attrib_batch.ndif import retries
+from attrib_batch.ndif.errors import JobFailedError
 from attrib_batch.pairs.making.writer import write_pairs
 from tests.support.demo_pairs import random_pairs
 from tests.support.faulty_proxy import BUCKET
@@ -137,7 +137,7 @@ def test_what_passes_is_waited_for(ndif_server: NdifServer, job: TinyJob, replic
 
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(server_calls, "FIRST_WAIT_SECONDS", 0.05)
+    monkeypatch.setattr(retries, "FIRST_WAIT_SECONDS", 0.05)
 
 
 @pytest.mark.parametrize("path", ["/env", "/status", "/request", "/response", BUCKET])

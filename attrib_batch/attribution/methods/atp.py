@@ -3,9 +3,9 @@
 Nanda 2023 ("Attribution Patching: Activation Patching At Industrial Scale"); Syed, Rager, Conmy 2023
 (arXiv 2310.10348), equation 1. For an activation a of a pair, with the metric M on the last position:
 
-    score(a) = sum over features of  dM/da |base run  *  (a_other - a_base)
+    score(a) = sum over features of  dM/da |base prompt  *  (a_other - a_base)
 
-Denoising takes the corrupted run as the base and the clean run as the other; noising is the mirror. It is the
+Denoising takes the corrupted prompt as the base and the clean prompt as the other; noising is the mirror. It is the
 first-order estimate of what activation patching would measure.
 """
 
@@ -20,7 +20,7 @@ from torch import Tensor
 
 from attrib_batch.attribution.batches import Request, plan_rows
 from attrib_batch.attribution.contrast import Objective, rows_at, sites_in_order
-from attrib_batch.attribution.forward import PrefixCache, run_suffixes
+from attrib_batch.attribution.forward import PrefixCache, forward_suffixes
 from attrib_batch.spec.metrics import metric_entry
 
 if TYPE_CHECKING:
@@ -58,9 +58,9 @@ def attribution_patching(
     rows = plan_rows(pairs, [Request(method.direction, method.metric) for method in methods])
     prefix = PrefixCache(model, [*rows.graph, *rows.plain], pairs[0].first_difference)
     vocabulary = None if model.sharded else _vocabulary(pairs, methods)
-    run = partial(run_suffixes, model, prefix=prefix, sites=list(sites.values()), vocabulary=vocabulary)
-    plain = run(rows.plain, graph=False) if rows.plain else None
-    graph = run(rows.graph, graph=True)
+    forward = partial(forward_suffixes, model, prefix=prefix, sites=list(sites.values()), vocabulary=vocabulary)
+    plain = forward(rows.plain, graph=False) if rows.plain else None
+    graph = forward(rows.graph, graph=True)
 
     logits = _stack_rows(graph.logits.detach(), plain.logits if plain else None)
     patches = [
@@ -94,7 +94,7 @@ def attribution_patching(
 
 @dataclass(frozen=True)
 class _Patch:
-    """One method on a micro-batch: which rows are its pairs' runs, and the scores of the layers so far."""
+    """One method on a micro-batch: which rows are its pairs' prompts, and the scores of the layers so far."""
 
     base: Int[Tensor, " pair"]
     other: Int[Tensor, " pair"]
@@ -108,7 +108,7 @@ class _Patch:
         gradient: Mapping[SiteKey, Float[Tensor, "graph position ..."]],
         activation: Mapping[SiteKey, Float[Tensor, "row position ..."]],
     ) -> None:
-        """The next layer's scores: gradient times difference, in float32, summed over features."""
+        """Add the next layer's scores: gradient times difference, in float32, summed over features."""
         products = {
             key: rows_at(gradient[key], self.base).float()
             * (rows_at(activation[key], self.other) - rows_at(activation[key], self.base)).float()
@@ -120,12 +120,12 @@ class _Patch:
             layers.append(score.to(model.device, non_blocking=True))
 
     def result(self) -> BatchScores:
-        """The scores of all layers."""
+        """Return the scores of all layers."""
         return self.objective.with_scores({c: torch.stack(s).transpose(-1, -2) for c, s in self.scores.items()})
 
 
 def _vocabulary(pairs: Sequence[EncodedPair], methods: Sequence[MethodSpec]) -> list[int] | None:
-    """The tokens whose logits are needed, None for all."""
+    """Return the tokens whose logits are needed, None for all."""
     if not all(metric_entry(method.metric).of_answers_alone for method in methods):
         return None
     return sorted({token for pair in pairs for token in (*pair.answers, *pair.wrong_answers)})
@@ -134,7 +134,7 @@ def _vocabulary(pairs: Sequence[EncodedPair], methods: Sequence[MethodSpec]) -> 
 def _total(
     graph_of: Sequence[tuple[int, int]], logits: Float[Tensor, "graph vocab"], objectives: Sequence[Objective]
 ) -> Float[Tensor, ""]:
-    """The sum of every graph row's own metric: rows do not interact, so its gradient on a row is that row's."""
+    """Add up every graph row's own metric: rows do not interact, so its gradient on a row is that row's."""
     total = logits.new_zeros((), dtype=torch.float32)
     for number, objective in enumerate(objectives):
         mine = [(row, pair) for row, (request, pair) in enumerate(graph_of) if request == number]

@@ -3,13 +3,13 @@
 Vig et al. 2020 (arXiv 2004.12265), section 3; Meng et al. 2022 (arXiv 2202.05262), section 2; with the conventions of
 Zhang, Nanda 2024 (arXiv 2309.16042). One activation at a time, a component of one layer, head and position,
 
-    score(a) = M(base run with a_base replaced by a_other) - M(base run)
+    score(a) = M(base prompt with a_base replaced by a_other) - M(base prompt)
 
-Denoising takes the corrupted run as the base and the clean run as the other; noising is the mirror.
+Denoising takes the corrupted prompt as the base and the clean prompt as the other; noising is the mirror.
 
 Every replacement is a row of its own, and rows cost only what a replacement can change. Layers below it are skipped:
-the rows of a layer begin with the base run's residual stream there. Positions before it come from the base run's keys
-and values: the rows of a position begin at that position. So at the last position a row is a single token.
+the rows of a layer begin with the base prompt's residual stream there. Positions before it come from the base prompt's
+keys and values: the rows of a position begin at that position. So at the last position a row is a single token.
 """
 
 from __future__ import annotations

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING
 from attrib_batch.errors import ModelError, RunInterruptedError, TaskError
 from attrib_batch.execution.workers.scoring import score_task
 from attrib_batch.execution.workers.task import Ready, TaskReader, TaskReport, peak_memory
-from attrib_batch.ndif.server import PUBLIC_HOST, JobFailedError, JobGoneError, JobTooLongError, NdifServer
+from attrib_batch.ndif.errors import JobFailedError, JobGoneError, JobTooLongError
+from attrib_batch.ndif.server import PUBLIC_HOST, NdifServer
 from attrib_batch.tables import FailureReason
 from attrib_batch.tables.remote_jobs import RemoteJob, forget_jobs, job_name, read_job, write_job
 
