@@ -7,14 +7,11 @@ starts at the same position. A prompt that is clean in one pair and corrupted in
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
-
-    from attrib_batch.pairs.encoding.encode import EncodedPair
-    from attrib_batch.spec import Direction
+from attrib_batch.pairs.encoding.encode import EncodedPair
+from attrib_batch.spec import Direction
 
 Tokens = tuple[int, ...]
 

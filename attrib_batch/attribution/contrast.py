@@ -6,27 +6,22 @@ corrupted prompt as the base and the clean prompt as the other; noising is the m
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
-from attrib_batch.attribution.batches import base_and_other
+from attrib_batch.attribution.batches import Tokens, base_and_other
 from attrib_batch.attribution.forward import PrefixCache, forward_suffixes
+from attrib_batch.attribution.method import Method
 from attrib_batch.attribution.metrics import AnswerSets, Metric, metric_named
 from attrib_batch.attribution.scores import BatchScores
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
-    from jaxtyping import Float, Int
-
-    from attrib_batch.attribution.batches import Tokens
-    from attrib_batch.models.families import Site, SiteKey
-    from attrib_batch.models.load import LoadedModel
-    from attrib_batch.pairs.encoding.encode import EncodedPair
-    from attrib_batch.spec import Component, MethodSpec
+from attrib_batch.models.families import Site, SiteKey
+from attrib_batch.models.load import LoadedModel
+from attrib_batch.pairs.encoding.encode import EncodedPair
+from attrib_batch.spec import Component
 
 
 def sites_in_order(model: LoadedModel, components: Sequence[Component]) -> dict[Component, Site]:
@@ -54,7 +49,7 @@ class Objective:
     @classmethod
     def of(
         cls,
-        method: MethodSpec,
+        method: Method,
         pairs: Sequence[EncodedPair],
         base_logits: Float[Tensor, "pair vocab"],
         other_logits: Float[Tensor, "pair vocab"],
@@ -99,14 +94,12 @@ class Contrast:
     prefix: PrefixCache
     base_rows: list[Tokens]
     other_rows: list[Tokens]
-    difference: list[dict[SiteKey, Tensor]]
+    difference: list[dict[SiteKey, Float[Tensor, "pair ..."]]]
     """``difference[layer][site key]``: the other prompt's activation minus the base's (pair, suffix position, ...)."""
     objective: Objective
 
     @classmethod
-    def of(
-        cls, model: LoadedModel, pairs: Sequence[EncodedPair], method: MethodSpec, sites: Sequence[Site]
-    ) -> Contrast:
+    def of(cls, model: LoadedModel, pairs: Sequence[EncodedPair], method: Method, sites: Sequence[Site]) -> Contrast:
         """Compute both prompts of pairs of one shape; a prompt that occurs more than once is computed once."""
         base_rows, other_rows = map(list, zip(*(base_and_other(pair, method.direction) for pair in pairs), strict=True))
         rows = list(dict.fromkeys([*base_rows, *other_rows]))
@@ -126,6 +119,6 @@ class Contrast:
         )
 
 
-def rows_at(values: Float[Tensor, "row ..."], index: Int[Tensor, " pair"]) -> Float[Tensor, "pair ..."]:
+def rows_at(values: Shaped[Tensor, "row ..."], index: Int[Tensor, " pair"]) -> Shaped[Tensor, "pair ..."]:
     """Return the rows at ``index``, wherever ``values`` lies."""
     return values.index_select(0, index.to(values.device))

@@ -4,28 +4,24 @@ from __future__ import annotations
 
 import gc
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
 from attrib_batch.attribution.batches import micro_batches, suffix_tokens
 from attrib_batch.attribution.groups import MethodGroup, group_methods
+from attrib_batch.attribution.method import Method
 from attrib_batch.attribution.metrics import metric_named
+from attrib_batch.attribution.scores import BatchScores
 from attrib_batch.errors import RequestError
 from attrib_batch.models.capabilities import check_layers
+from attrib_batch.models.load import LoadedModel
 from attrib_batch.models.rotary import prefix_is_reusable
+from attrib_batch.pairs.encoding.encode import EncodedPair
+from attrib_batch.spec import MethodSpec
 from attrib_batch.tables import FailureReason
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
-
-    from attrib_batch.attribution.scores import BatchScores
-    from attrib_batch.models.load import LoadedModel
-    from attrib_batch.pairs.encoding.encode import EncodedPair
-    from attrib_batch.spec import MethodSpec
 
 
 @dataclass(frozen=True)
@@ -101,7 +97,9 @@ def score_pairs(
     for method in methods:
         metric_named(method.metric)
         check_layers(method, model.dimensions.n_layers, where=f"method {method.id!r}")
-    yield from score_groups(model, pairs, group_methods(methods), budget, agree=agree)
+    spec_of = {method.id: method for method in methods}
+    for scored_by, outcome in score_groups(model, pairs, group_methods(methods), budget, agree=agree):
+        yield spec_of[scored_by.id], outcome
 
 
 def score_groups(
@@ -111,7 +109,7 @@ def score_groups(
     budget: TokenBudget,
     *,
     agree: Agree = _alone,
-) -> Iterator[tuple[MethodSpec, Outcome]]:
+) -> Iterator[tuple[Method, Outcome]]:
     """Score pairs as `score_pairs` does, by methods that were checked and grouped before: no registry is read here."""
     for group in groups:
         given, whole = _prompts_to_compute_whole(model, pairs, group)
@@ -163,7 +161,7 @@ def _score_or_split(
     agree: Agree,
     *,
     attempts: int,
-) -> Iterator[tuple[MethodSpec, Outcome]]:
+) -> Iterator[tuple[Method, Outcome]]:
     try:
         results = group.score(model, batch, batch_tokens=budget.tokens)
     except RequestError:
@@ -195,7 +193,7 @@ def _score_or_split(
 
 
 def _finite_and_not(
-    model: LoadedModel, method: MethodSpec, batch: list[EncodedPair], result: BatchScores, attempts: int
+    model: LoadedModel, method: Method, batch: list[EncodedPair], result: BatchScores, attempts: int
 ) -> Iterator[Outcome]:
     finite, metrics_finite = result.finite(), result.metrics_finite()
     for index in np.flatnonzero(~finite):
@@ -208,7 +206,7 @@ def _finite_and_not(
         )
 
 
-def _not_finite(model: LoadedModel, method: MethodSpec, *, metric: bool) -> str:
+def _not_finite(model: LoadedModel, method: Method, *, metric: bool) -> str:
     """Say what of a pair is not finite, and what may help."""
     what = f"the metric {method.metric}" if metric else f"a score of {method.id}"
     dtype = str(model.module.dtype).removeprefix("torch.")

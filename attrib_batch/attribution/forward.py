@@ -7,24 +7,20 @@ are computed once, without a graph, and the suffixes of both prompts start from 
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor
+from transformers import Cache
 
+from attrib_batch.attribution.batches import Tokens
 from attrib_batch.models.activations import activation_at, put_back
+from attrib_batch.models.families import Site, SiteKey
+from attrib_batch.models.load import LoadedModel
 from attrib_batch.models.rotary import prefix_is_reusable
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from jaxtyping import Float, Int
-    from transformers import Cache
-
-    from attrib_batch.attribution.batches import Tokens
-    from attrib_batch.models.families import Site, SiteKey
-    from attrib_batch.models.load import LoadedModel
 
 SHARED_START_TOKENS = 32
 """How many token positions a pass of its own for the start that all prefixes share must save to be worth it."""
@@ -38,7 +34,7 @@ class Capture:
     position. With a graph, all of them are connected to the first site's tensors.
     """
 
-    sites: list[dict[SiteKey, Tensor]]
+    sites: list[dict[SiteKey, Float[Tensor, "row ..."]]]
     logits: Float[Tensor, "row vocab"]
 
 
@@ -89,7 +85,7 @@ def forward_suffixes(
     sites: Sequence[Site],
     *,
     graph: bool,
-    start: Float[Tensor, "row position feature"] | None = None,
+    start: Float[Tensor, "row position d_model"] | None = None,
     vocabulary: Sequence[int] | None = None,
 ) -> Capture:
     """Pass the suffixes of ``rows`` through the model and read ``sites`` at every layer.
@@ -152,7 +148,7 @@ def suffix_inputs(model: LoadedModel, rows: Sequence[Tokens], prefix: PrefixCach
 
 def read_start(
     model: LoadedModel, rows: Sequence[Tokens], prefix: PrefixCache
-) -> Float[Tensor, "row position feature"]:
+) -> Float[Tensor, "row position d_model"]:
     """Read what enters the first layer for the suffixes of ``rows``; no layer is computed."""
     inputs = suffix_inputs(model, rows, prefix)
     first = model.traced.get(model.architecture.layers)[0]
@@ -179,7 +175,7 @@ def _extend(model: LoadedModel, rows: Sequence[Tokens], cache: Cache | None) -> 
     return cache
 
 
-def _select(cache: Cache, index: Int[Tensor, "row"]) -> Cache:
+def _select(cache: Cache, index: Int[Tensor, " row"]) -> Cache:
     """Return a cache with the rows at ``index``; layers grow by rebinding, so the original stays as it is."""
     selected = copy.copy(cache)
     selected.layers = [copy.copy(layer) for layer in cache.layers]

@@ -5,28 +5,26 @@ A group holds all that scoring reads of the registry, so that it can travel to a
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol, cast
+from typing import Protocol, cast, runtime_checkable
 
+from attrib_batch.attribution.method import Method
+from attrib_batch.attribution.scores import BatchScores
 from attrib_batch.errors import JobError
-from attrib_batch.spec import share_forward_passes
+from attrib_batch.models.load import LoadedModel
+from attrib_batch.pairs.encoding.encode import EncodedPair
+from attrib_batch.spec import MethodSpec, share_forward_passes
 from attrib_batch.spec.entry_points import load_reference
 from attrib_batch.spec.methods import method_entry
 
-if TYPE_CHECKING:
-    from collections.abc import Sequence
 
-    from attrib_batch.attribution.scores import BatchScores
-    from attrib_batch.models.load import LoadedModel
-    from attrib_batch.pairs.encoding.encode import EncodedPair
-    from attrib_batch.spec import MethodSpec
-
-
+@runtime_checkable
 class ScoringFunction(Protocol):
     """Scores pairs of one length and one first difference by one method, at the positions from there on."""
 
     def __call__(
-        self, model: LoadedModel, pairs: Sequence[EncodedPair], method: MethodSpec, *, batch_tokens: int
+        self, model: LoadedModel, pairs: Sequence[EncodedPair], method: Method, *, batch_tokens: int
     ) -> BatchScores:
         """Score ``pairs``, whose suffixes fit into ``batch_tokens``; rows beyond those are computed in parts that fit.
 
@@ -35,11 +33,12 @@ class ScoringFunction(Protocol):
         ...
 
 
+@runtime_checkable
 class SharedScoringFunction(Protocol):
     """The same by several methods at once; one result each, in their order."""
 
     def __call__(
-        self, model: LoadedModel, pairs: Sequence[EncodedPair], methods: Sequence[MethodSpec], *, batch_tokens: int
+        self, model: LoadedModel, pairs: Sequence[EncodedPair], methods: Sequence[Method], *, batch_tokens: int
     ) -> list[BatchScores]:
         """Score ``pairs`` by all ``methods``."""
         ...
@@ -49,7 +48,7 @@ class SharedScoringFunction(Protocol):
 class MethodGroup:
     """Methods that share forward passes; one method where its kind shares none."""
 
-    methods: tuple[MethodSpec, ...]
+    methods: tuple[Method, ...]
     function: ScoringFunction | SharedScoringFunction
     shared: bool
     """Whether ``function`` takes all methods at once."""
@@ -74,7 +73,12 @@ def group_methods(methods: Sequence[MethodSpec]) -> list[MethodGroup]:
     for members in share_forward_passes(methods):
         entry = method_entry(members[0].kind)
         groups.append(
-            MethodGroup(members, scoring_function(entry.kind), entry.shares_forward_passes, entry.reads_whole_prompts)
+            MethodGroup(
+                tuple(map(Method.of, members)),
+                scoring_function(entry.kind),
+                entry.shares_forward_passes,
+                entry.reads_whole_prompts,
+            )
         )
     return groups
 

@@ -9,25 +9,19 @@ group ``attrib_batch.metrics``, or a Python program calls ``register_metric``.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from attrib_batch.errors import JobError
+from attrib_batch.pairs.encoding.encode import EncodedPair
+from attrib_batch.spec import MethodSpec
 from attrib_batch.spec.entry_points import load_offered, load_reference, offered
 from attrib_batch.spec.methods import method_entry
 from attrib_batch.spec.metrics import METRIC_GROUP, METRICS, known_metrics, registered_names
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
-
-    from jaxtyping import Bool, Float, Int
-
-    from attrib_batch.pairs.encoding.encode import EncodedPair
-    from attrib_batch.spec import MethodSpec
 
 
 @dataclass(frozen=True)
@@ -49,7 +43,7 @@ class AnswerSets:
         wrong, wrong_mask = _rectangle([_places(pair.wrong_answers, place) for pair in pairs], device)
         return cls(right, right_mask, wrong, wrong_mask)
 
-    def select(self, index: Int[Tensor, "row"]) -> AnswerSets:
+    def select(self, index: Int[Tensor, " row"]) -> AnswerSets:
         """Return the answers of the pairs at ``index``."""
         return AnswerSets(self.right[index], self.right_mask[index], self.wrong[index], self.wrong_mask[index])
 
@@ -58,7 +52,9 @@ def _places(tokens: Sequence[int], place: Mapping[int, int] | None) -> Sequence[
     return tokens if place is None else [place[token] for token in tokens]
 
 
-def _rectangle(rows: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor]:
+def _rectangle(
+    rows: Sequence[Sequence[int]], device: torch.device
+) -> tuple[Int[Tensor, "pair answer"], Bool[Tensor, "pair answer"]]:
     width = max(len(row) for row in rows)
     ids = torch.tensor([[*row, *[0] * (width - len(row))] for row in rows], dtype=torch.long)
     mask = torch.tensor([[i < len(row) for i in range(width)] for row in rows], dtype=torch.bool)
@@ -78,14 +74,22 @@ TRIED_PAIRS = 2
 """How many made-up pairs a metric of one's own is tried on."""
 
 
-def logit_diff(logits: Tensor, clean_logits: Tensor, answers: AnswerSets) -> Tensor:  # noqa: ARG001 - a Metric
+def logit_diff(
+    logits: Float[Tensor, "pair vocab"],
+    clean_logits: Float[Tensor, "pair vocab"],  # noqa: ARG001 - a Metric
+    answers: AnswerSets,
+) -> Float[Tensor, " pair"]:
     """Compute the mean logit of the right answers minus that of the wrong ones (logits)."""
     return _masked_mean(logits, answers.right, answers.right_mask) - _masked_mean(
         logits, answers.wrong, answers.wrong_mask
     )
 
 
-def prob_diff(logits: Tensor, clean_logits: Tensor, answers: AnswerSets) -> Tensor:  # noqa: ARG001 - a Metric
+def prob_diff(
+    logits: Float[Tensor, "pair vocab"],
+    clean_logits: Float[Tensor, "pair vocab"],  # noqa: ARG001 - a Metric
+    answers: AnswerSets,
+) -> Float[Tensor, " pair"]:
     """Compute the probability of the right answers together minus that of the wrong ones (probability, -1 to 1)."""
     log_probs = _log_probs(logits)
     return (
@@ -94,12 +98,20 @@ def prob_diff(logits: Tensor, clean_logits: Tensor, answers: AnswerSets) -> Tens
     )
 
 
-def log_prob(logits: Tensor, clean_logits: Tensor, answers: AnswerSets) -> Tensor:  # noqa: ARG001 - a Metric
+def log_prob(
+    logits: Float[Tensor, "pair vocab"],
+    clean_logits: Float[Tensor, "pair vocab"],  # noqa: ARG001 - a Metric
+    answers: AnswerSets,
+) -> Float[Tensor, " pair"]:
     """Compute the logarithm of the probability of the right answers together (nats, at most 0)."""
     return _log_mass(_log_probs(logits), answers.right, answers.right_mask)
 
 
-def kl(logits: Tensor, clean_logits: Tensor, answers: AnswerSets) -> Tensor:  # noqa: ARG001 - a Metric
+def kl(
+    logits: Float[Tensor, "pair vocab"],
+    clean_logits: Float[Tensor, "pair vocab"],
+    answers: AnswerSets,  # noqa: ARG001 - a Metric
+) -> Float[Tensor, " pair"]:
     """Compute KL(p_clean || p), how far the prediction is from the clean prompt's (nats; at least 0, its value there).
 
     Its gradient on the clean prompt is 0, so no gradient taken there says anything; the job file refuses that.
@@ -214,7 +226,9 @@ def _unusable(name: str, problem: str) -> str:
 
 
 def _checked(name: str, function: Metric) -> Metric:
-    def metric(logits: Tensor, clean_logits: Tensor, answers: AnswerSets) -> Tensor:
+    def metric(
+        logits: Float[Tensor, "pair vocab"], clean_logits: Float[Tensor, "pair vocab"], answers: AnswerSets
+    ) -> Float[Tensor, " pair"]:
         values = function(logits, clean_logits, answers)
         if not isinstance(values, Tensor):
             raise JobError(f"metric {name!r} gave a {type(values).__name__}. A metric is {SIGNATURE}")
@@ -232,16 +246,20 @@ def _log_probs(logits: Float[Tensor, "pair vocab"]) -> Float[Tensor, "pair vocab
     return at_least_float32(logits).log_softmax(-1)
 
 
-def _log_mass(log_probs: Tensor, index: Tensor, mask: Tensor) -> Float[Tensor, " pair"]:
+def _log_mass(
+    log_probs: Float[Tensor, "pair vocab"], index: Int[Tensor, "pair answer"], mask: Bool[Tensor, "pair answer"]
+) -> Float[Tensor, " pair"]:
     """Compute the logarithm of the summed probability of the masked entries of ``index``."""
     return log_probs.gather(-1, index).masked_fill(~mask, -torch.inf).logsumexp(-1)
 
 
-def _masked_mean(values: Tensor, index: Tensor, mask: Tensor) -> Float[Tensor, " pair"]:
+def _masked_mean(
+    values: Float[Tensor, "pair vocab"], index: Int[Tensor, "pair answer"], mask: Bool[Tensor, "pair answer"]
+) -> Float[Tensor, " pair"]:
     gathered = at_least_float32(values).gather(-1, index) * mask
     return gathered.sum(-1) / mask.sum(-1)
 
 
-def at_least_float32(values: Tensor) -> Tensor:
+def at_least_float32(values: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
     """Convert to single precision, or keep double: half precision is too coarse for a metric or a score."""
     return values.to(torch.promote_types(values.dtype, torch.float32))

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from typing import Any
+
+from jaxtyping import Float
+from torch import Tensor, nn
 
 from attrib_batch.errors import ModelError
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    from torch import Tensor, nn
-
-    from attrib_batch.models.families import Architecture, Dimensions, SiteKey
+from attrib_batch.models.families import Architecture, Dimensions, SiteKey
 
 CHECKED_TOKENS = 4
 """How many tokens are computed to check a model's shapes."""
@@ -27,7 +25,7 @@ def check_shapes(model: nn.Module, architecture: Architecture, dimensions: Dimen
 
     check_modules(model, architecture, dimensions)
     last = _submodule(model, architecture.layers)[-1]  # type: ignore[index]  # a ModuleList
-    seen: dict[SiteKey, Tensor] = {}
+    seen: dict[SiteKey, Float[Tensor, "1 ..."]] = {}
     handles = []
     for module, end in {site.key for site in architecture.sites.values()}:
         target = _submodule(last, module) if module else last
@@ -68,7 +66,9 @@ def check_modules(model: nn.Module, architecture: Architecture, dimensions: Dime
         )
 
 
-def compare_shapes(seen: Mapping[SiteKey, Tensor], architecture: Architecture, dimensions: Dimensions) -> None:
+def compare_shapes(
+    seen: Mapping[SiteKey, Float[Tensor, "1 ..."]], architecture: Architecture, dimensions: Dimensions
+) -> None:
     """Compare the tensors at the sites of a layer, from ``CHECKED_TOKENS`` tokens, with what they must be.
 
     Raises:

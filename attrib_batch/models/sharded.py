@@ -25,6 +25,7 @@ from attrib_batch.models.vocabulary import check_vocabulary
 
 if TYPE_CHECKING:
     import torch
+    from jaxtyping import Float
     from transformers import PretrainedConfig
 
     from attrib_batch.models.families import SiteKey
@@ -111,7 +112,7 @@ def _check_shapes(model: LoadedModel) -> None:
 
     check_modules(model.module, model.architecture, model.dimensions)
     ids = torch.arange(CHECKED_TOKENS, device=model.device).unsqueeze(0)
-    seen: dict[SiteKey, torch.Tensor] = {}
+    seen: dict[SiteKey, Float[torch.Tensor, "1 ..."]] = {}
     with torch.no_grad(), model.traced.trace(input_ids=ids, use_cache=False) as tracer:
         last = model.traced.get(model.architecture.layers)[-1]
         for site in {site.key: site for site in model.architecture.sites.values()}.values():

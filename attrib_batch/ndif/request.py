@@ -9,34 +9,24 @@ metrics for each pair.
 from __future__ import annotations
 
 import inspect
-from dataclasses import replace
-from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
 
-from attrib_batch.attribution.engine import FailedPair, ScoredBatch, TokenBudget, score_groups
+from attrib_batch.attribution.engine import FailedPair, Outcome, ScoredBatch, TokenBudget, score_groups
 from attrib_batch.attribution.groups import MethodGroup, group_methods
 from attrib_batch.attribution.metrics import metric_named
 from attrib_batch.attribution.scores import BatchScores
+from attrib_batch.models.families import Architecture, Dimensions
 from attrib_batch.models.load import LoadedModel
+from attrib_batch.ndif.model import RemoteModel
 from attrib_batch.ndif.server import PACKAGES_THERE
-from attrib_batch.spec import Component
+from attrib_batch.pairs.encoding.encode import EncodedPair
+from attrib_batch.spec import Component, MethodSpec
 from attrib_batch.tables import FailureReason
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
-
-    from attrib_batch.attribution.engine import Outcome
-    from attrib_batch.models.families import Architecture, Dimensions
-    from attrib_batch.ndif.model import RemoteModel
-    from attrib_batch.pairs.encoding.encode import EncodedPair
-    from attrib_batch.spec import MethodSpec
 
 PACKAGE = "attrib_batch"
 RESULT = "answer"
 """The variable of the session that holds what comes back."""
-
-_FIELDS_READ_THERE = ("id", "components", "metric", "direction", "parameters")
-"""What scoring reads of a method."""
 
 Answer = dict[str, Any]
 """Plain types and arrays alone: the server knows none of this package's classes once a request has ended."""
@@ -61,7 +51,7 @@ def ask(
 
     for method in methods:
         metric_named(method.metric)  # one's own metric must be loaded here to travel
-    groups = [_travelling(group) for group in group_methods(methods)]
+    groups = group_methods(methods)
     _let_travel([*(group.function for group in groups), *(site.view for site in model.architecture.sites.values())])
     traced, architecture, dimensions = model.traced, model.architecture, model.dimensions
     given = list(pairs)
@@ -81,14 +71,6 @@ def _let_travel(functions: Iterable[Callable[..., Any]]) -> None:
     packages = {function.__module__.partition(".")[0] for function in functions if inspect.isfunction(function)}
     for package in {PACKAGE} | packages - {"nnsight", *PACKAGES_THERE}:
         nnsight.register(package)
-
-
-def _travelling(group: MethodGroup) -> MethodGroup:
-    """Return a group whose methods are plain values: models of the job file need a library that does not travel."""
-    plain: Any = tuple(
-        SimpleNamespace(**{name: getattr(method, name) for name in _FIELDS_READ_THERE}) for method in group.methods
-    )
-    return replace(group, methods=plain)
 
 
 def score_on_server(

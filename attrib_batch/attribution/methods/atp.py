@@ -11,34 +11,30 @@ first-order estimate of what activation patching would measure.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING
 
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from attrib_batch.attribution.batches import Request, plan_rows
 from attrib_batch.attribution.contrast import Objective, rows_at, sites_in_order
 from attrib_batch.attribution.forward import PrefixCache, forward_suffixes
+from attrib_batch.attribution.method import Method
+from attrib_batch.attribution.scores import BatchScores
+from attrib_batch.models.families import Site, SiteKey
+from attrib_batch.models.load import LoadedModel
+from attrib_batch.pairs.encoding.encode import EncodedPair
+from attrib_batch.spec import Component
 from attrib_batch.spec.metrics import metric_entry
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
-    from jaxtyping import Float, Int
-
-    from attrib_batch.attribution.scores import BatchScores
-    from attrib_batch.models.families import Site, SiteKey
-    from attrib_batch.models.load import LoadedModel
-    from attrib_batch.pairs.encoding.encode import EncodedPair
-    from attrib_batch.spec import Component, MethodSpec
 
 
 def attribution_patching(
     model: LoadedModel,
     pairs: Sequence[EncodedPair],
-    methods: Sequence[MethodSpec],
+    methods: Sequence[Method],
     *,
     batch_tokens: int,  # noqa: ARG001 - a SharedScoringFunction; what it computes for the pairs fits by their choice
 ) -> list[BatchScores]:
@@ -105,8 +101,8 @@ class _Patch:
         self,
         model: LoadedModel,
         sites: Mapping[Component, Site],
-        gradient: Mapping[SiteKey, Float[Tensor, "graph position ..."]],
-        activation: Mapping[SiteKey, Float[Tensor, "row position ..."]],
+        gradient: Mapping[SiteKey, Float[Tensor, "graph ..."]],
+        activation: Mapping[SiteKey, Float[Tensor, "row ..."]],
     ) -> None:
         """Add the next layer's scores: gradient times difference, in float32, summed over features."""
         products = {
@@ -124,7 +120,7 @@ class _Patch:
         return self.objective.with_scores({c: torch.stack(s).transpose(-1, -2) for c, s in self.scores.items()})
 
 
-def _vocabulary(pairs: Sequence[EncodedPair], methods: Sequence[MethodSpec]) -> list[int] | None:
+def _vocabulary(pairs: Sequence[EncodedPair], methods: Sequence[Method]) -> list[int] | None:
     """Return the tokens whose logits are needed, None for all."""
     if not all(metric_entry(method.metric).of_answers_alone for method in methods):
         return None
@@ -144,5 +140,7 @@ def _total(
     return total
 
 
-def _stack_rows(graph: Float[Tensor, "graph ..."], plain: Float[Tensor, "plain ..."] | None) -> Tensor:
+def _stack_rows(
+    graph: Float[Tensor, "graph ..."], plain: Float[Tensor, "plain ..."] | None
+) -> Float[Tensor, "row ..."]:
     return graph if plain is None else torch.cat([graph, plain])

@@ -16,24 +16,20 @@ and position embeddings that both prompts share, so a straight line through one 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
 
 import torch
 
 from attrib_batch.attribution.contrast import Contrast, rows_at, sites_in_order
 from attrib_batch.attribution.forward import forward_suffixes, read_start
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from attrib_batch.attribution.scores import BatchScores
-    from attrib_batch.models.load import LoadedModel
-    from attrib_batch.pairs.encoding.encode import EncodedPair
-    from attrib_batch.spec import MethodSpec
+from attrib_batch.attribution.method import Method
+from attrib_batch.attribution.scores import BatchScores
+from attrib_batch.models.load import LoadedModel
+from attrib_batch.pairs.encoding.encode import EncodedPair
 
 
 def integrated_gradients(
-    model: LoadedModel, pairs: Sequence[EncodedPair], method: MethodSpec, *, batch_tokens: int
+    model: LoadedModel, pairs: Sequence[EncodedPair], method: Method, *, batch_tokens: int
 ) -> BatchScores:
     """Score pairs of one shape (equal length, equal first difference), ``ig_steps`` gradient runs each.
 

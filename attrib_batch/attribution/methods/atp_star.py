@@ -27,37 +27,30 @@ below it one backward pass through the l lower layers gives I_l; together they c
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Sequence
 
 import torch
 from einops import reduce
+from jaxtyping import Float
 from torch import Tensor
 
-from attrib_batch.attribution.attention import read_attention
+from attrib_batch.attribution.attention import Attention, read_attention
 from attrib_batch.attribution.contrast import Contrast, sites_in_order
-from attrib_batch.attribution.forward import forward_suffixes
+from attrib_batch.attribution.forward import Capture, forward_suffixes
+from attrib_batch.attribution.method import Method
 from attrib_batch.attribution.metrics import at_least_float32
 from attrib_batch.attribution.scores import BatchScores
+from attrib_batch.models.families import Site, SiteKey
+from attrib_batch.models.load import LoadedModel
+from attrib_batch.pairs.encoding.encode import EncodedPair
 from attrib_batch.spec import Component
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
-
-    from jaxtyping import Float
-
-    from attrib_batch.attribution.attention import Attention
-    from attrib_batch.attribution.forward import Capture
-    from attrib_batch.models.families import End, Site
-    from attrib_batch.models.load import LoadedModel
-    from attrib_batch.pairs.encoding.encode import EncodedPair
-    from attrib_batch.spec import MethodSpec
 
 _FIXED = (Component.Q, Component.K)
 _RESIDUAL = (Component.RESID_PRE, Component.RESID_MID, Component.RESID_POST)
 
 
 def attribution_patching_star(
-    model: LoadedModel, pairs: Sequence[EncodedPair], method: MethodSpec, *, batch_tokens: int
+    model: LoadedModel, pairs: Sequence[EncodedPair], method: Method, *, batch_tokens: int
 ) -> BatchScores:
     """Score pairs of one shape (equal length, equal first difference); the model has two layers or more."""
     n_layers = model.dimensions.n_layers
@@ -69,7 +62,7 @@ def attribution_patching_star(
     return BatchScores.joined([_score(model, pairs[i : i + size], method) for i in range(0, len(pairs), size)])
 
 
-def _score(model: LoadedModel, pairs: Sequence[EncodedPair], method: MethodSpec) -> BatchScores:
+def _score(model: LoadedModel, pairs: Sequence[EncodedPair], method: Method) -> BatchScores:
     n_layers = model.dimensions.n_layers
     components = list(sites_in_order(model, method.components))
     fixed = [component for component in components if component in _FIXED]
@@ -110,7 +103,7 @@ def _score(model: LoadedModel, pairs: Sequence[EncodedPair], method: MethodSpec)
 
 def _gradients(
     passed: Capture, objective: Float[Tensor, ""], sites: dict[Component, Site]
-) -> Iterator[tuple[int, dict[tuple[str, End], Tensor], dict[Component, int]]]:
+) -> Iterator[tuple[int, dict[SiteKey, Float[Tensor, "pair ..."]], dict[Component, int]]]:
     """Yield a layer, gradients at its sites, and for how many of the drops they are a component's gradients.
 
     Over all that is yielded, the counts of a component at a layer are the drops in which it has a gradient at all.
@@ -119,7 +112,8 @@ def _gradients(
     keys = list(passed.sites[0])
     into, out_of = sites[Component.RESID_PRE].key, sites[Component.RESID_POST].key
 
-    def backward(output: Tensor, n_lowest: int, gradient: Tensor | None) -> list[dict[tuple[str, End], Tensor]]:
+    # No shapes here: the annotations of an inner function are evaluated on a server too, which has no jaxtyping.
+    def backward(output: Tensor, n_lowest: int, gradient: Tensor | None) -> list[dict[SiteKey, Tensor]]:
         wanted = [layer[key] for layer in passed.sites[:n_lowest] for key in keys]
         found = iter(torch.autograd.grad(output, wanted, gradient, retain_graph=True, materialize_grads=True))
         return [{key: next(found) for key in keys} for _ in range(n_lowest)]
@@ -137,7 +131,7 @@ def _gradients(
 
 
 def _query_effects(
-    base: Attention, other: Attention, z_gradients: list[tuple[int, Tensor]]
+    base: Attention, other: Attention, z_gradients: list[tuple[int, Float[Tensor, "pair position head d_head"]]]
 ) -> Float[Tensor, "pair head position"]:
     """Add up |I(q)| over drops, for one layer."""
     scores = base.scores(base.query, base.key) + base.mask
@@ -148,7 +142,7 @@ def _query_effects(
 
 
 def _key_effects(
-    base: Attention, other: Attention, z_gradients: list[tuple[int, Tensor]]
+    base: Attention, other: Attention, z_gradients: list[tuple[int, Float[Tensor, "pair position head d_head"]]]
 ) -> Float[Tensor, "pair kv_head position"]:
     """Add up |I(k)| over drops, for one layer.
 

@@ -15,36 +15,32 @@ keys and values: the rows of a position begin at that position. So at the last p
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor
+from transformers import DynamicCache
 
 from attrib_batch.attribution.batches import base_and_other
 from attrib_batch.attribution.contrast import Objective, rows_at, sites_in_order
 from attrib_batch.attribution.forward import last_logits
+from attrib_batch.attribution.method import Method
 from attrib_batch.attribution.scores import BatchScores
 from attrib_batch.models.activations import activation_at, put_back
-from attrib_batch.models.families import Site
+from attrib_batch.models.families import Site, SiteKey
+from attrib_batch.models.load import LoadedModel
+from attrib_batch.pairs.encoding.encode import EncodedPair
+from attrib_batch.spec import Component
 from attrib_batch.spec.positions import ALL, positions_asked
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from jaxtyping import Float, Int
-    from transformers import DynamicCache
-
-    from attrib_batch.models.families import SiteKey
-    from attrib_batch.models.load import LoadedModel
-    from attrib_batch.pairs.encoding.encode import EncodedPair
-    from attrib_batch.spec import Component, MethodSpec
 
 _INTO_LAYER = Site("", "input")
 
 
 def activation_patching(
-    model: LoadedModel, pairs: Sequence[EncodedPair], method: MethodSpec, *, batch_tokens: int
+    model: LoadedModel, pairs: Sequence[EncodedPair], method: Method, *, batch_tokens: int
 ) -> BatchScores:
     """Score pairs of one shape (equal length, equal first difference), one row of a forward pass per score.
 
@@ -57,7 +53,7 @@ def activation_patching(
         return BatchScores.joined([_score(model, part, method, batch_tokens) for part in parts])
 
 
-def _score(model: LoadedModel, pairs: Sequence[EncodedPair], method: MethodSpec, batch_tokens: int) -> BatchScores:
+def _score(model: LoadedModel, pairs: Sequence[EncodedPair], method: Method, batch_tokens: int) -> BatchScores:
     sites = sites_in_order(model, method.components)
     prompts = _Prompts.of(model, pairs, method, sites)
     places = _Places.of(pairs, method.parameters["at"])
@@ -140,9 +136,9 @@ class _Prompts:
     model: LoadedModel
     sites: dict[Component, Site]
     base_rows: Int[Tensor, "pair position"]
-    keys: list[tuple[Tensor, Tensor]]
-    """The base prompt's keys and values of every layer: each (pair, head, position, feature)."""
-    residual: list[Float[Tensor, "pair position feature"]]
+    keys: list[tuple[Float[Tensor, "pair kv_head position d_head"], Float[Tensor, "pair kv_head position d_head"]]]
+    """The base prompt's keys and values of every layer."""
+    residual: list[Float[Tensor, "pair position d_model"]]
     """What enters each layer for the base prompt."""
     other: list[dict[Component, Float[Tensor, "pair position head feature"]]]
     """The other prompt's activations."""
@@ -150,7 +146,7 @@ class _Prompts:
 
     @classmethod
     def of(
-        cls, model: LoadedModel, pairs: Sequence[EncodedPair], method: MethodSpec, sites: dict[Component, Site]
+        cls, model: LoadedModel, pairs: Sequence[EncodedPair], method: Method, sites: dict[Component, Site]
     ) -> _Prompts:
         """Compute both prompts of ``pairs``."""
         base_rows, other_rows = (
@@ -204,7 +200,7 @@ class _Prompts:
             logits: Tensor = last_logits(self.model)
         return logits
 
-    def _replace(self, activation: Tensor, layer: int, position: int, patch: _Patch) -> None:
+    def _replace(self, activation: Float[Tensor, "row ..."], layer: int, position: int, patch: _Patch) -> None:
         by_head = self.sites[patch.component].view(activation, self.model.dimensions)
         value = self.other[layer][patch.component]
         row, pair, head = (index.to(activation.device) for index in (patch.row, patch.pair, patch.head))
@@ -224,14 +220,14 @@ class _Prompts:
 
 def _compute_whole(
     model: LoadedModel, ids: Int[Tensor, "row position"], sites: Sequence[Site]
-) -> tuple[list[dict[SiteKey, Tensor]], Float[Tensor, "row vocab"], Any]:
+) -> tuple[list[dict[SiteKey, Float[Tensor, "row ..."]]], Float[Tensor, "row vocab"], Any]:
     """Compute whole prompts: the tensors at ``sites`` of every layer, the last position's logits, and the cache."""
     from transformers import DynamicCache
 
     # Without the configuration, layers with a sliding window keep all their keys too; their mask hides the old ones.
     cache = DynamicCache()
     by_key = {site.key: site for site in sites}
-    seen: list[dict[SiteKey, Tensor]] = []
+    seen: list[dict[SiteKey, Float[Tensor, "row ..."]]] = []
     with model.traced.trace(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1):
         layers = model.traced.get(model.architecture.layers)
         seen.extend({key: activation_at(model, layer, site) for key, site in by_key.items()} for layer in layers)

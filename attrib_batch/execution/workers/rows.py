@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from operator import itemgetter
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from jaxtyping import Int
 
+from attrib_batch.attribution.engine import ScoredBatch
+from attrib_batch.pairs.encoding.encode import EncodedPair
 from attrib_batch.spec import Component
 from attrib_batch.tables import BASELINES, FAILURES, SCORES
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
-    from jaxtyping import Int
-
-    from attrib_batch.attribution.engine import ScoredBatch
-    from attrib_batch.pairs.encoding.encode import EncodedPair
 
 _COMPONENT_NAMES = pa.array([str(component) for component in Component])
 _COMPONENT_CODES = {component: code for code, component in enumerate(Component)}

@@ -5,7 +5,6 @@
 
 from attrib_batch.models.families.base import (
     Architecture,
-    Dimensions,
     End,
     Family,
     Projections,
@@ -15,11 +14,11 @@ from attrib_batch.models.families.base import (
     llama_like,
     separate,
 )
+from attrib_batch.models.families.dimensions import Dimensions, dimensions_of
 from attrib_batch.models.families.registry import (
     FAMILIES,
     FAMILY_GROUP,
     architecture_of,
-    dimensions_of,
     known_model_types,
 )
 

@@ -1,4 +1,4 @@
-"""What a family of models is described by: the sizes of a model, and the site of each component.
+"""What a family of models is described by: the site of each component.
 
 A component is read at a *site*: the input or output of one module of a decoder layer, and the view that turns that
 tensor into (pair, position, head, feature). Queries and keys are read after their normalisation and before the rotary
@@ -8,42 +8,18 @@ keeps inner products; so a score there equals the score after the rotation.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from attrib_batch.errors import ModelError
-from attrib_batch.models.families.views import flat, whole
+from attrib_batch.models.families.views import HeadsView, flat, whole
 from attrib_batch.spec import Component
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    from attrib_batch.models.families.views import HeadsView
 
 End = Literal["input", "output"]
 SiteKey = tuple[str, End]
 """Path of a module below its layer, and which end of it: sites with the same key read the same tensor."""
-
-
-@dataclass(frozen=True)
-class Dimensions:
-    """The sizes of a model that scores depend on."""
-
-    n_layers: int
-    n_heads: int
-    n_kv_heads: int
-    head_dim: int
-    d_model: int
-    d_vocab: int
-    max_tokens: int
-
-    def heads_of(self, component: Component) -> int | None:
-        """Return how many heads the component is split into; None where it is not."""
-        if not component.has_heads:
-            return None
-        return self.n_kv_heads if component in {Component.K, Component.V} else self.n_heads
 
 
 @dataclass(frozen=True)
@@ -89,10 +65,9 @@ class Architecture:
 
     def missing(self, component: Component, model_type: str) -> str:
         """Say that the family does not have a component, why, and which ones it has."""
-        return (
-            f"{model_type} has no {component}: its attention and MLP read the same residual stream in parallel. "
-            f"Components it has: {', '.join(self.sites)}"
-        )
+        parallel = component is Component.RESID_MID
+        reason = ": its attention and MLP read the same residual stream in parallel" if parallel else ""
+        return f"{model_type} has no {component}{reason}. Components it has: {', '.join(self.sites)}"
 
 
 ArchitectureOf = Callable[[Any], Architecture]

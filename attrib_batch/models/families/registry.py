@@ -6,18 +6,14 @@ under the ``model_type``: it takes the configuration and returns an `Architectur
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from attrib_batch.errors import JobError, ModelError
 from attrib_batch.models.families import gemma2, gemma3, gpt2, gpt_neox, llama, olmo2, phi, qwen3
-from attrib_batch.models.families.base import Architecture, Dimensions
+from attrib_batch.models.families.base import Architecture, Family
 from attrib_batch.spec.entry_points import load_offered, offered
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    from attrib_batch.models.families.base import Family
 
 FAMILY_GROUP = "attrib_batch.families"
 """The entry-point group in which an installed package offers families of its own, by ``model_type``."""
@@ -69,17 +65,3 @@ def _own_architecture(config: Any) -> Architecture:
             f"{Architecture.__name__} of {Architecture.__module__}"
         )
     return architecture
-
-
-def dimensions_of(config: Any) -> Dimensions:
-    """Read the sizes that a transformers configuration states."""
-    n_heads = config.num_attention_heads
-    return Dimensions(
-        n_layers=config.num_hidden_layers,
-        n_heads=n_heads,
-        n_kv_heads=getattr(config, "num_key_value_heads", None) or n_heads,
-        head_dim=getattr(config, "head_dim", None) or config.hidden_size // n_heads,
-        d_model=config.hidden_size,
-        d_vocab=config.vocab_size,
-        max_tokens=config.max_position_embeddings,
-    )

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 from einops import rearrange
+from jaxtyping import Float
+from torch import Tensor
 
-if TYPE_CHECKING:
-    from jaxtyping import Float
-    from torch import Tensor
-
-    from attrib_batch.models.families.base import Dimensions
+from attrib_batch.models.families.dimensions import Dimensions
 
 HeadsView = Callable[["Float[Tensor, '...']", "Dimensions"], "Float[Tensor, 'pair position head feature']"]
 

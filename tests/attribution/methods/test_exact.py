@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from attrib_batch.attribution.engine import ScoredBatch, TokenBudget, score_pairs
+from attrib_batch.attribution.method import Method
 from attrib_batch.attribution.methods import exact
 from attrib_batch.attribution.methods.exact import activation_patching
 from attrib_batch.spec import Component
@@ -76,7 +77,7 @@ def test_replacing_all_that_differs_gives_the_other_run(name: str, direction: st
     pair = random_pairs(1, 9, 4, changed_share=0)[0]
     job = method(id="exact", components=["resid_pre", "resid_post"], direction=direction)
     model = _double(name)
-    result = activation_patching(model, encoded([pair]), job, batch_tokens=4096)
+    result = activation_patching(model, encoded([pair]), Method.of(job), batch_tokens=4096)
     whole = (result.clean_metric - result.corrupted_metric) * (1 if direction == "denoise" else -1)
     terms = terms_of(model.module, pair)
     assert_near(result.scores[Component.RESID_POST][:, -1, 0, -1], whole, terms, dtype="float64")
