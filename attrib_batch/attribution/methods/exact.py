@@ -227,7 +227,7 @@ def _compute_whole(
     # Without the configuration, layers with a sliding window keep all their keys too; their mask hides the old ones.
     cache = DynamicCache()
     by_key = {site.key: site for site in sites}
-    seen: list[dict[SiteKey, Float[Tensor, "row ..."]]] = []
+    seen: list[dict[SiteKey, Tensor]] = []
     with model.traced.trace(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1):
         layers = model.traced.get(model.architecture.layers)
         seen.extend({key: activation_at(model, layer, site) for key, site in by_key.items()} for layer in layers)
