@@ -52,9 +52,7 @@ def measure(folder: Path, *, n_pairs: int, n_rounds: int) -> SideBySide:
 
 
 def _seconds(folder: Path, out: str, names: Sequence[str], pairs: Path) -> float:
-    models = [
-        {"id": str(folder / name), "name": name, "prepend_bos": False, "workers": WORKERS} for name in names
-    ]
+    models = [{"id": str(folder / name), "name": name, "prepend_bos": False, "workers": WORKERS} for name in names]
     job: dict[str, Any] = {
         "name": "side-by-side",
         "models": models,
@@ -74,8 +72,8 @@ def render(where: str, found: SideBySide, n_pairs: int) -> str:
     return (
         f"## (h) Two models in one job\n\nWritten by `python -m benchmarks.side_by_side`. {where}\n\nTwo tiny models "
         f"with two workers each on {n_pairs:,} generated IOI pairs; whole commands, Ray's start included, "
-        f"{len(found.together)} alternating rounds. One job of both takes **{median(found.ratios):.2f}** of the time of "
-        f"two jobs one after the other (rounds: {', '.join(f'{ratio:.2f}' for ratio in found.ratios)}; target 0.6): "
+        f"{len(found.together)} alternating rounds. One job of both takes **{median(found.ratios):.2f}** of the time "
+        f"of two jobs one after the other (rounds: {', '.join(f'{ratio:.2f}' for ratio in found.ratios)}; target 0.6): "
         f"{median(found.together):.1f} s beside {median(found.apart):.1f} s.\n"
     )
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from transformers import Cache
 
     from attrib_batch.attribution.batches import Tokens
-    from attrib_batch.models.architectures import Site, SiteKey
+    from attrib_batch.models.families import Site, SiteKey
     from attrib_batch.models.load import LoadedModel
     from benchmarks.workloads import Workload
 
@@ -35,11 +35,11 @@ class _StopRunError(Exception):
 
 def engine_without_nnsight(model: LoadedModel, work: Workload) -> np.ndarray:
     """The engine's scores, with hooks in place of traces."""
-    with patch.object(atp, "run_suffixes", _run_suffixes), patch.object(runs, "_extend", _extend):
+    with patch.object(atp, "forward_suffixes", _forward_suffixes), patch.object(runs, "_extend", _extend):
         return recipes.engine(model, work)
 
 
-def _run_suffixes(
+def _forward_suffixes(
     model: LoadedModel,
     rows: Sequence[Tokens],
     prefix: runs.PrefixCache,
@@ -48,7 +48,7 @@ def _run_suffixes(
     graph: bool,
     vocabulary: Sequence[int] | None,
 ) -> runs.Capture:
-    """Stands in for ``runs.run_suffixes``."""
+    """Stands in for ``runs.forward_suffixes``."""
     keys = list(dict.fromkeys(site.key for site in sites))
     layers = model.module.get_submodule(model.architecture.layers)
     read: list[dict[SiteKey, Tensor]] = [{} for _ in layers]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Any
 
+import beartype  # noqa: F401 - it cannot be imported any more once nnsight is, which gives every object a method
 import pytest
 from hypothesis import settings
 
@@ -16,6 +17,7 @@ from tests.support.ndif_server import ndif_server  # noqa: F401 - a fixture
 from tests.support.near import most_used
 from tests.support.object_store import object_store, object_store_server  # noqa: F401 - fixtures
 from tests.support.shared_ray import shared_ray  # noqa: F401 - a fixture
+from tests.support.travelling import without_shape_checks  # noqa: F401 - a fixture
 from tests.support.wheel import unpacked_wheel  # noqa: F401 - a fixture
 
 if TYPE_CHECKING:

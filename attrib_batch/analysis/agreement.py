@@ -107,7 +107,7 @@ def agreement_path(out: str | Path | Store) -> Path | str:
 
 
 def has_agreement(out: str | Path | Store) -> bool:
-    """Whether a run has been verified."""
+    """Return whether a run has been verified."""
     return Store.parse(out).exists(_FILE)
 
 
@@ -126,7 +126,7 @@ _Row = tuple[str, str, float | None, float | None, float | None]
 
 
 def agreement_of(verified: Verified, *, seed: int, resamples: int) -> Iterator[_Row]:
-    """The figures of one cell: component, statistic, value, low, high."""
+    """Compute the figures of one cell: component, statistic, value, low, high."""
     counts = draw_counts(verified.n_units, resamples if verified.n_units > 1 else 0, seed)
     for component in verified.components:
         of_component = verified.rows.filter(pl.col("component") == component)
@@ -147,7 +147,7 @@ def _element(component: Component, scope: str) -> list[str]:
 
 
 def _of_scores(rows: pl.DataFrame, counts: np.ndarray) -> dict[str, np.ndarray]:
-    """Statistics over single scores, in the sample and in each resample."""
+    """Compute statistics over single scores, in the sample and in each resample."""
     unit, exact, estimate = (rows.get_column(name).to_numpy() for name in ("unit", "exact", "estimate"))
     n_units = counts.shape[1]
     size = np.abs(exact)
@@ -182,7 +182,7 @@ def _correlation(unit: np.ndarray, x: np.ndarray, y: np.ndarray, counts: np.ndar
 
 
 def _of_maps(rows: pl.DataFrame, counts: np.ndarray, element: list[str]) -> dict[str, np.ndarray]:
-    """Statistics over mean maps, in the sample and in each resample."""
+    """Compute statistics over mean maps, in the sample and in each resample."""
     n_units = counts.shape[1]
     place = rows.select(pl.struct(element).rank("dense").cast(pl.Int64) - 1).to_series().to_numpy()
     width = int(place.max(initial=-1)) + 1
@@ -201,7 +201,7 @@ def _of_maps(rows: pl.DataFrame, counts: np.ndarray, element: list[str]) -> dict
 
 
 def _map_statistics(exact: np.ndarray, estimate: np.ndarray) -> dict[str, np.ndarray]:
-    """Statistics over the elements of maps, each of shape (resample, element)."""
+    """Compute statistics over the elements of maps, each of shape (resample, element)."""
     size = np.abs(exact)
     above = size > _SMALL * size.max(axis=1, keepdims=True, initial=0.0)
     agree = above & (np.sign(exact) == np.sign(estimate))
@@ -237,12 +237,12 @@ def _pearson(var_x: np.ndarray, var_y: np.ndarray, cov: np.ndarray) -> np.ndarra
 
 
 def _varies(variance: np.ndarray) -> np.ndarray:
-    """Whether values of size up to 1 vary by more than rounding."""
+    """Return whether values of size up to 1 vary by more than rounding."""
     varies: np.ndarray = variance > 1e-24
     return varies
 
 
 def _ratio(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
-    """A quotient that is NaN where the denominator is 0."""
+    """Divide; NaN where the denominator is 0."""
     quotient: np.ndarray = np.divide(numerator, np.where(denominator == 0, np.nan, denominator))
     return quotient

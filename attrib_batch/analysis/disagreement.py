@@ -71,7 +71,7 @@ def mean_effects(verified: Verified) -> pl.DataFrame:
 
 
 def strongest_disagreements(out: str | Path | Store, n: int) -> pl.DataFrame:
-    """The heads for which a method misleads most.
+    """Find the heads for which a method misleads most.
 
     Args:
         out: the run's directory.

@@ -110,7 +110,7 @@ def merge_moments(pieces: Sequence[pl.DataFrame], keys: Sequence[str]) -> pl.Dat
 
 
 def statistics(moments: pl.DataFrame, keys: Sequence[str], gap: float | None) -> pl.DataFrame:
-    """What the summaries store.
+    """Turn moments into the statistics that summaries store.
 
     Args:
         moments: as from `merge_moments`.

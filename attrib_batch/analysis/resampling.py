@@ -8,6 +8,7 @@ how often each unit was drawn, and all resamples of all sums are one matrix prod
 from __future__ import annotations
 
 import numpy as np
+from jaxtyping import Float, Int, Shaped
 
 LEVEL = 0.95
 """The confidence of every interval."""
@@ -16,18 +17,20 @@ LEVEL = 0.95
 _BLOCK_VALUES = 2_000_000
 
 
-def draw_counts(n_units: int, resamples: int, seed: int) -> np.ndarray:
-    """How often each unit counts: in the sample itself, and in its resamples.
+def draw_counts(n_units: int, resamples: int, seed: int) -> Float[np.ndarray, "draw unit"]:
+    """Draw how often each unit counts: in the sample itself, and in its resamples.
 
     Returns:
-        Float64 of shape (1 + resamples, unit); row 0, the sample itself, is all ones, every row sums to ``n_units``.
+        Float64, one row more than ``resamples``; row 0, the sample itself, is all ones, every row sums to ``n_units``.
         The same arguments give the same counts, so methods that were verified on the same pairs are resampled alike.
     """
     drawn = np.random.default_rng(seed).multinomial(n_units, np.full(n_units, 1 / n_units), size=resamples)
     return np.concatenate([np.ones((1, n_units)), drawn])
 
 
-def sum_by_unit(unit: np.ndarray, n_units: int, *columns: np.ndarray) -> np.ndarray:
+def sum_by_unit(
+    unit: Int[np.ndarray, " row"], n_units: int, *columns: Shaped[np.ndarray, " row"]
+) -> Float[np.ndarray, "unit column"]:
     """Add up columns of rows within units.
 
     Args:
@@ -36,19 +39,19 @@ def sum_by_unit(unit: np.ndarray, n_units: int, *columns: np.ndarray) -> np.ndar
         *columns: values, one per row.
 
     Returns:
-        Float64 of shape (unit, column).
+        The sums of each column, in float64.
     """
     return np.stack([np.bincount(unit, column, n_units) for column in columns], axis=1)
 
 
-def blocks(counts: np.ndarray, width: int) -> list[np.ndarray]:
+def blocks(counts: Float[np.ndarray, "draw unit"], width: int) -> list[Float[np.ndarray, "block unit"]]:
     """Split rows of counts so that a product with ``width`` columns stays small."""
     rows = max(1, _BLOCK_VALUES // max(width, 1))
     return [counts[i : i + rows] for i in range(0, len(counts), rows)]
 
 
-def interval(values: np.ndarray) -> tuple[float | None, float | None, float | None]:
-    """A statistic and its percentile interval.
+def interval(values: Float[np.ndarray, " draw"]) -> tuple[float | None, float | None, float | None]:
+    """Compute a statistic and its percentile interval.
 
     Args:
         values: the statistic in the sample, then in each resample; NaN where it is not defined.

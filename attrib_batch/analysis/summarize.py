@@ -41,7 +41,8 @@ def summarize(out: str | Path | Store) -> SummaryPaths:
             (scores that are not finite, or that do not match the baselines).
     """
     store = Store.parse(out)
-    plan = read_manifest(store).plan
+    manifest = read_manifest(store)
+    plan = manifest.plan
     if not any(store.parts(Table.SCORES, entry.cell.partition) for entry in plan):
         raise OutputError(f"{store.root} has no committed chunk yet: run the job into it first (attrib-batch run).")
     heads, positions = [HEADS.to_frame()], [POSITIONS.to_frame()]
@@ -54,7 +55,7 @@ def summarize(out: str | Path | Store) -> SummaryPaths:
         baselines.append(_labelled(baseline, cell, BASELINES))
         if parts:
             gap = baseline.get_column("gap").item()
-            moments = reduce_cell(cell, parts)
+            moments = reduce_cell(cell, parts, manifest.positions_of(cell.method))
             heads.append(_labelled(statistics(moments.heads, HEAD_KEYS, gap), cell, HEADS))
             positions.append(_labelled(statistics(moments.positions, POSITION_KEYS, gap), cell, POSITIONS))
     return write_summary(
@@ -67,7 +68,7 @@ def summarize(out: str | Path | Store) -> SummaryPaths:
 
 
 def _labelled(frame: pl.DataFrame, cell: Cell, schema: pl.Schema) -> pl.DataFrame:
-    """The frame with the cell's names, in the columns, types and row order in which it is stored."""
+    """Add the cell's names to a frame, in the columns, types and row order in which it is stored."""
     named = frame.with_columns(
         model=pl.lit(cell.model), dataset=pl.lit(cell.dataset), method=pl.lit(cell.method)
     ).select(schema.names())
@@ -77,7 +78,7 @@ def _labelled(frame: pl.DataFrame, cell: Cell, schema: pl.Schema) -> pl.DataFram
 
 
 def _baselines(cell: Cell, entry: CellPlan, parts: list[Part], *, failed: int) -> pl.DataFrame:
-    """One row: the metrics of a cell's scored pairs, and how many pairs there are of each fate."""
+    """Summarise in one row the metrics of a cell's scored pairs, and how many pairs were scored and failed."""
     clean, corrupted = pl.col("clean_metric"), pl.col("corrupted_metric")
     pairs = scan([part.baselines for part in parts], Table.BASELINES)
     row = pairs.select(
@@ -110,7 +111,7 @@ def _baselines(cell: Cell, entry: CellPlan, parts: list[Part], *, failed: int) -
 
 
 def _sem_of_difference(pairs: pl.LazyFrame) -> pl.Series:
-    """The cluster-robust standard error (see `moments`) of clean minus corrupted metric."""
+    """Compute the cluster-robust standard error (see `moments`) of clean minus corrupted metric."""
     difference = pl.col("clean_metric") - pl.col("corrupted_metric")
     single = pl.when(pl.col("group").is_null()).then(pl.col("pair_id"))
     deviation = pairs.with_columns(deviation=difference - difference.mean(), single=single)
@@ -123,7 +124,7 @@ def _sem_of_difference(pairs: pl.LazyFrame) -> pl.Series:
 
 
 def _failures(store: Store, cell: Cell) -> pl.DataFrame:
-    """How many pairs failed for each reason, with the first of them as an example."""
+    """Count the pairs that failed for each reason, with the first of them as an example."""
     first = pl.col("pair_id").arg_min()
     return (
         scan(failure_files(store, cell), Table.FAILURES)

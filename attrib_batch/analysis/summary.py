@@ -102,7 +102,7 @@ class SummaryPaths:
 
     @classmethod
     def of(cls, out: str | Path | Store) -> SummaryPaths:
-        """The paths in a run's directory, or URLs in an object store, whether or not the files exist."""
+        """Return the paths in a run's directory, or URLs in an object store, whether or not the files exist."""
         store = Store.parse(out)
         return cls(*(store.path(_relative(name)) for name in _TABLES))
 
@@ -152,7 +152,7 @@ def read_summary(out: str | Path | Store) -> Summary:
 
 
 def summary_is_current(out: str | Path | Store) -> bool:
-    """Whether the summary is there and newer than the manifest and every part of the run."""
+    """Return whether the summary is there and newer than the manifest and every part of the run."""
     store = Store.parse(out)
     summaries = {file.relative: file.modified_ns for file in store.list(_FOLDER)}
     if not all(_relative(name) in summaries for name in _TABLES):
@@ -166,7 +166,7 @@ def summary_is_current(out: str | Path | Store) -> bool:
 def heatmap(
     summary: pl.DataFrame, *, columns: str = "head", value: str = "mean_normalized", **select: str | int
 ) -> np.ndarray:
-    """One statistic as a matrix of layers by heads or by positions.
+    """Arrange one statistic as a matrix of layers by heads or by positions.
 
     The tutorial's two maps are ``heatmap(heads, component="z", scope="last")`` and ``heatmap(positions,
     columns="position", component="z")``.

@@ -53,7 +53,7 @@ def read_manifest(out: str | Path | Store) -> Manifest:
 
 
 def committed_parts(out: str | Path | Store, cell: Cell) -> list[Part]:
-    """The committed chunks of a cell that have scores, in the order of their pairs.
+    """List the committed chunks of a cell that have scores, in the order of their pairs.
 
     Raises:
         OutputError: a scores file has rows and no baselines file beside it, so its pairs cannot be
@@ -74,7 +74,7 @@ def committed_parts(out: str | Path | Store, cell: Cell) -> list[Part]:
 
 
 def failure_files(out: str | Path | Store, cell: Cell) -> list[StoredFile]:
-    """The failures files of a cell: those of committed chunks, and any that belong to no chunk."""
+    """List the failures files of a cell: those of committed chunks, and any that belong to no chunk."""
     store = Store.parse(out)
     committed = store.parts(Table.SCORES, cell.partition)
     found = [file for file in store.list(f"{Table.FAILURES}/{cell.partition}") if file.name.endswith(".parquet")]
@@ -83,7 +83,7 @@ def failure_files(out: str | Path | Store, cell: Cell) -> list[StoredFile]:
 
 
 def scan(files: Iterable[StoredFile], table: Table) -> pl.LazyFrame:
-    """A lazy frame over files of one table, with the table's columns alone."""
+    """Open a lazy frame over files of one table, with the table's columns alone."""
     found = list(files)
     if any(file.store.is_remote for file in found):
         return _scan_objects(found, table)
@@ -95,7 +95,7 @@ def scan(files: Iterable[StoredFile], table: Table) -> pl.LazyFrame:
 
 
 def _scan_objects(files: list[StoredFile], table: Table) -> pl.LazyFrame:
-    """The same over objects, one in memory at a time.
+    """Open a lazy frame over objects, one in memory at a time.
 
     They are read through pyarrow and not by Polars, which would look for credentials and endpoints in places of its
     own: a run that could be written could then not be read.
@@ -123,14 +123,14 @@ def _empty(table: Table) -> pl.DataFrame:
 
 
 def from_arrow(table: pa.Table) -> pl.DataFrame:
-    """An Arrow table as a frame."""
+    """Convert an Arrow table to a frame."""
     return pl.from_arrow(table)  # type: ignore[return-value]  # a table gives a frame, never a series
 
 
 def scan_scores(
     out: str | Path | Store, *, model: str | None = None, dataset: str | None = None, method: str | None = None
 ) -> pl.LazyFrame:
-    """The committed scores of a run.
+    """Open the committed scores of a run.
 
     Args:
         out: the run's directory.
@@ -153,7 +153,7 @@ def scan_scores(
 def scan_baselines(
     out: str | Path | Store, *, model: str | None = None, dataset: str | None = None, method: str | None = None
 ) -> pl.LazyFrame:
-    """The clean and corrupted metrics of every scored pair.
+    """Open the clean and corrupted metrics of every scored pair.
 
     Takes the arguments of `scan_scores` and raises what it raises.
 
@@ -170,7 +170,7 @@ def scan_baselines(
 def scan_failures(
     out: str | Path | Store, *, model: str | None = None, dataset: str | None = None, method: str | None = None
 ) -> pl.LazyFrame:
-    """The pairs that could not be scored, and why.
+    """Open the table of pairs that could not be scored, and why.
 
     Takes the arguments of `scan_scores` and raises what it raises.
 

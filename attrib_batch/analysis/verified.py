@@ -16,6 +16,7 @@ import polars as pl
 from attrib_batch.analysis.tables import committed_parts, read_manifest, scan
 from attrib_batch.errors import OutputError
 from attrib_batch.spec import Cell, Component
+from attrib_batch.spec.methods import find_method_entry
 from attrib_batch.storage.store import Store, StoredFile
 from attrib_batch.tables import VERIFICATION, Chunk, Table
 
@@ -29,7 +30,6 @@ END = "end"
 
 _KEYS = ("pair_id", "component", "layer", "head", "position")
 _COMPONENTS = pl.Enum([str(component) for component in Component])
-_UNSIGNED_KINDS = {"atp_star"}
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ class Verified:
 
 
 def verified_cells(out: str | Path | Store) -> list[Cell]:
-    """The cells of the plan that have exact scores, in its order.
+    """List the cells of the plan that have exact scores, in its order.
 
     Raises:
         OutputError: ``out`` is not a run's directory.
@@ -93,12 +93,17 @@ def read_verified(out: str | Path | Store, cell: Cell, manifest: Manifest | None
     exact = scan(_exact_files(out, cell, manifest), Table.SCORES).select(*_keys(), exact="score").collect()
     pairs, estimates = _estimates(out, cell, exact.get_column("pair_id").unique())
     if manifest.stage(VERIFICATION) is not None:
-        # Methods of other components may share the measurement.
+        # Methods of other components may share the measurement, and it may be of some positions alone.
         exact = exact.join(estimates.select("component").unique(), on="component", how="semi")
+        if len(_exact_cells(cell, manifest)) > 1:
+            exact = exact.unique(_KEYS, keep="first")  # what was measured at more positions later, too
+        places = ("pair_id", "component", "position")
+        estimates = estimates.join(exact.select(places).unique(), on=places, how="semi")
     joined = estimates.join(exact, on=_KEYS, how="full", nulls_equal=True, coalesce=True)
     _check(cell, joined, exact, estimates)
     has_role = bool(joined.get_column("is_end").any())
-    magnitudes = manifest.method(cell.method).get("kind") in _UNSIGNED_KINDS
+    entry = find_method_entry(str(manifest.method(cell.method).get("kind")))
+    magnitudes = entry is not None and entry.magnitudes
     truth = pl.col("exact").cast(pl.Float64)
     position = pl.col("position")
     rows = (
@@ -143,7 +148,7 @@ def _keys() -> list[pl.Expr]:
 
 
 def _estimates(out: str | Path | Store, cell: Cell, wanted: pl.Series) -> tuple[pl.DataFrame, pl.DataFrame]:
-    """The verified pairs (``pair_id, n_tokens, first_difference, unit``) and their estimated scores."""
+    """Read the verified pairs (``pair_id, n_tokens, first_difference, unit``) and their estimated scores."""
     chosen = pl.col("pair_id").is_in(wanted.implode())
     is_end = (pl.col("role").cast(pl.String) == END).fill_null(value=False)
     pairs, scores = [], []

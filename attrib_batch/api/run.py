@@ -10,14 +10,16 @@ from attrib_batch import analysis
 from attrib_batch.analysis import write_agreement
 from attrib_batch.analysis.tables import read_manifest
 from attrib_batch.api.display import run_html
+from attrib_batch.errors import RequestError
 from attrib_batch.observe.status import read_status
 from attrib_batch.report import write_report
 from attrib_batch.report.figures import Panel, Quantity, build_heatmap
 from attrib_batch.spec import DEFAULT_VERIFIED_PAIRS, Component
+from attrib_batch.spec.positions import ALL, check_at
 from attrib_batch.storage.store import Store
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     import plotly.graph_objects as go
@@ -176,6 +178,7 @@ class Run:
         pairs: int = DEFAULT_VERIFIED_PAIRS,
         *,
         seed: int = 0,
+        at: str | Sequence[str] = ALL,
         executor: Executor | None = None,
         progress: bool | ProgressView = True,
         locations: InputLocations | None = None,
@@ -186,6 +189,8 @@ class Run:
         Args:
             pairs: pairs to measure from each dataset; those that are measured already count.
             seed: the same seed samples the same pairs.
+            at: the positions that are measured: ``all``, ``last``, a role, or several; at the last position a
+                measurement costs one token.
             executor: as for `Job.run`.
             progress: as for `Job.run`.
             locations: where datasets and models lie now, if not where the run read them.
@@ -202,10 +207,14 @@ class Run:
         from attrib_batch.execution.local import LocalExecutor
         from attrib_batch.execution.planning.verification import Verification, open_verification
 
+        try:
+            positions = check_at(at if isinstance(at, str) else list(at))
+        except ValueError as error:
+            raise RequestError(f"at: {error}") from error
         executor = executor or LocalExecutor(self._models)
         opened = open_verification(
             self._store,
-            Verification(pairs, seed),
+            Verification(pairs, seed, positions),
             ndif_host=ndif_host,
             locations=locations,
             workers_here=executor.workers_here,

@@ -7,24 +7,19 @@ nothing here has to know an architecture.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
+from jaxtyping import Float, Shaped
 from torch import Tensor
 
-from attrib_batch.attribution.forward import suffix_inputs
+from attrib_batch.attribution.batches import Tokens
+from attrib_batch.attribution.forward import PrefixCache, suffix_inputs
 from attrib_batch.attribution.metrics import at_least_float32
 from attrib_batch.models.activations import gather_heads
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from jaxtyping import Float
-
-    from attrib_batch.attribution.batches import Tokens
-    from attrib_batch.attribution.forward import PrefixCache
-    from attrib_batch.models.load import LoadedModel
+from attrib_batch.models.load import LoadedModel
 
 
 @dataclass(frozen=True)
@@ -35,9 +30,9 @@ class Attention:
     and values are repeated for the query heads that they serve.
     """
 
-    query: Float[Tensor, "row head position feature"]
-    key: Float[Tensor, "row head source feature"]
-    value: Float[Tensor, "row head source feature"]
+    query: Float[Tensor, "row head position d_head"]
+    key: Float[Tensor, "row head source d_head"]
+    value: Float[Tensor, "row head source d_head"]
     mask: Float[Tensor, "#row 1 position source"]
     """Added to the scores: 0, or minus infinity where a position does not see a source."""
     scaling: float
@@ -49,14 +44,16 @@ class Attention:
         """How many sources stand before the suffix."""
         return self.key.shape[2] - self.query.shape[2]
 
-    def scores(self, query: Tensor, key: Tensor) -> Float[Tensor, "row head position source"]:
-        """The attention scores of ``query`` and ``key``, before the mask."""
+    def scores(
+        self, query: Float[Tensor, "row head position d_head"], key: Float[Tensor, "row head source d_head"]
+    ) -> Float[Tensor, "row head position source"]:
+        """Compute the attention scores of ``query`` and ``key``, before the mask."""
         scores = query @ key.transpose(-1, -2) * self.scaling
         return scores if self.softcap is None else self.softcap * torch.tanh(scores / self.softcap)
 
 
 def read_attention(model: LoadedModel, rows: Sequence[Tokens], prefix: PrefixCache) -> list[Attention]:
-    """Run the suffixes of ``rows`` without a graph and read the attention of every layer."""
+    """Pass the suffixes of ``rows`` through the model without a graph and read the attention of every layer."""
     inputs = suffix_inputs(model, rows, prefix)
     calls: list[Any] = []
     with torch.no_grad(), model.traced.trace(**inputs) as tracer:
@@ -85,7 +82,11 @@ def _attention(model: LoadedModel, args: tuple[Any, ...], kwargs: dict[str, Any]
     )
 
 
-def _additive(mask: Tensor | None, query: Tensor, n_sources: int) -> Float[Tensor, "#row 1 position source"]:
+def _additive(
+    mask: Shaped[Tensor, "#row 1 position source"] | None,
+    query: Float[Tensor, "row head position d_head"],
+    n_sources: int,
+) -> Float[Tensor, "#row 1 position source"]:
     if mask is None:
         # transformers leaves out the mask where it is plainly causal and lets the attention function know by that.
         n_positions = query.shape[2]

@@ -7,20 +7,17 @@ starts at the same position. A prompt that is clean in one pair and corrupted in
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
-
-    from attrib_batch.pairs.encoding.encode import EncodedPair
-    from attrib_batch.spec import Direction
+from attrib_batch.pairs.encoding.encode import EncodedPair
+from attrib_batch.spec import Direction
 
 Tokens = tuple[int, ...]
 
 
 def suffix_tokens(batch: Sequence[EncodedPair]) -> int:
-    """Positions from the first difference on, of clean and corrupted prompts together."""
+    """Count the positions from the first difference on, of clean and corrupted prompts together."""
     return sum(2 * (pair.n_tokens - pair.first_difference) for pair in batch)
 
 
@@ -48,13 +45,13 @@ def micro_batches(pairs: Sequence[EncodedPair], batch_tokens: int) -> Iterator[l
 
 
 def base_and_other(pair: EncodedPair, direction: Direction) -> tuple[Tokens, Tokens]:
-    """The prompt that is patched, and the prompt whose activations are patched in."""
+    """Return the prompt that is patched, and the prompt whose activations are patched in."""
     return (pair.corrupted, pair.clean) if direction == "denoise" else (pair.clean, pair.corrupted)
 
 
 @dataclass(frozen=True)
 class Request:
-    """Which of a pair's runs is differentiated, and what metric on it."""
+    """On which of a pair's prompts the gradient is taken, and of what metric."""
 
     direction: Direction
     metric: str
@@ -73,13 +70,13 @@ class Rows:
     """For each graph row, a request and a pair whose metric it carries, by index."""
     plain: list[Tokens]
     base: list[list[int]]
-    """For each request and pair, its graph row: the run the gradient is taken on."""
+    """For each request and pair, its graph row: that of the prompt on which the gradient is taken."""
     other: list[list[int]]
     """For each request and pair, the row whose activations are patched in."""
 
 
 def plan_rows(pairs: Sequence[EncodedPair], requests: Sequence[Request]) -> Rows:
-    """The fewest rows that answer ``requests`` for ``pairs``: a prompt is run once however many pairs it stands in.
+    """Plan the fewest rows that answer ``requests``: a prompt is one row however many pairs it stands in.
 
     Two pairs with the same base prompt share a graph row only when they have the same metric, answers and clean prompt,
     for otherwise they differentiate different functions.

@@ -1,36 +1,31 @@
-"""What the methods have in common: both runs of every pair, and the metric that compares them.
+"""What the methods have in common: both prompts of every pair, and the metric that compares them.
 
-Scores patch the activations of one run of a pair, the *other*, into its *base*: denoising takes the corrupted run as
-the base and the clean run as the other; noising is the mirror.
+Scores patch activations of one prompt of a pair, the *other*, into the forward pass of its *base*: denoising takes the
+corrupted prompt as the base and the clean prompt as the other; noising is the mirror.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
-from attrib_batch.attribution.batches import base_and_other
-from attrib_batch.attribution.forward import PrefixCache, run_suffixes
+from attrib_batch.attribution.batches import Tokens, base_and_other
+from attrib_batch.attribution.forward import PrefixCache, forward_suffixes
+from attrib_batch.attribution.method import Method
 from attrib_batch.attribution.metrics import AnswerSets, Metric, metric_named
 from attrib_batch.attribution.scores import BatchScores
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
-    from jaxtyping import Float, Int
-
-    from attrib_batch.attribution.batches import Tokens
-    from attrib_batch.models.architectures import Site, SiteKey
-    from attrib_batch.models.load import LoadedModel
-    from attrib_batch.pairs.encoding.encode import EncodedPair
-    from attrib_batch.spec import Component, MethodSpec
+from attrib_batch.models.families import Site, SiteKey
+from attrib_batch.models.load import LoadedModel
+from attrib_batch.pairs.encoding.encode import EncodedPair
+from attrib_batch.spec import Component
 
 
 def sites_in_order(model: LoadedModel, components: Sequence[Component]) -> dict[Component, Site]:
-    """The sites of ``components`` in the order of the forward pass.
+    """Return the sites of ``components`` in the order of the forward pass.
 
     Raises:
         ModelError: the architecture does not have one of them.
@@ -41,7 +36,7 @@ def sites_in_order(model: LoadedModel, components: Sequence[Component]) -> dict[
 
 @dataclass(frozen=True)
 class Objective:
-    """The metric of the pairs of a micro-batch, and its values on their two runs."""
+    """The metric of the pairs of a micro-batch, and its values on their two prompts."""
 
     metric: Metric
     answers: AnswerSets
@@ -49,18 +44,18 @@ class Objective:
     clean: Float[Tensor, " pair"]
     corrupted: Float[Tensor, " pair"]
     base: Float[Tensor, " pair"]
-    """The metric on the base run: ``clean`` or ``corrupted``."""
+    """The metric on the base prompt: ``clean`` or ``corrupted``."""
 
     @classmethod
     def of(
         cls,
-        method: MethodSpec,
+        method: Method,
         pairs: Sequence[EncodedPair],
         base_logits: Float[Tensor, "pair vocab"],
         other_logits: Float[Tensor, "pair vocab"],
         vocabulary: Sequence[int] | None = None,
     ) -> Objective:
-        """The objective of ``pairs``, from the logits of their two runs; those of ``vocabulary`` alone, if given."""
+        """Build the objective of ``pairs`` from the logits of their prompts, for all tokens or for ``vocabulary``."""
         metric = metric_named(method.metric)
         denoise = method.direction == "denoise"
         clean_logits, corrupted_logits = (other_logits, base_logits) if denoise else (base_logits, other_logits)
@@ -71,12 +66,16 @@ class Objective:
         return cls(metric, answers, clean_logits, clean, corrupted, base=corrupted if denoise else clean)
 
     def __call__(self, logits: Float[Tensor, "row vocab"], pair: Int[Tensor, " row"]) -> Float[Tensor, " row"]:
-        """The metric of rows that belong to the pairs at ``pair``."""
+        """Compute the metric of rows that belong to the pairs at ``pair``."""
         pair = pair.to(logits.device)
         return self.metric(logits, self.clean_logits[pair], self.answers.select(pair))
 
-    def with_scores(self, scores: Mapping[Component, Float[Tensor, "layer pair head position"]]) -> BatchScores:
-        """The result of a method."""
+    def with_scores(
+        self,
+        scores: Mapping[Component, Float[Tensor, "layer pair head position"]],
+        positions: Int[Tensor, "pair position"] | None = None,
+    ) -> BatchScores:
+        """Return the result of a method; ``positions`` as in `BatchScores`."""
         return BatchScores(
             scores={
                 component: values.transpose(0, 1).float().contiguous().cpu().numpy()
@@ -84,43 +83,42 @@ class Objective:
             },
             clean_metric=self.clean.double().cpu().numpy(),
             corrupted_metric=self.corrupted.double().cpu().numpy(),
+            positions=None if positions is None else positions.cpu().numpy(),
         )
 
 
 @dataclass(frozen=True)
 class Contrast:
-    """Both runs of every pair of a micro-batch, computed without a graph. Rows are in the order of the pairs."""
+    """Both prompts of every pair of a micro-batch, computed without a graph. Rows are in the order of the pairs."""
 
     prefix: PrefixCache
     base_rows: list[Tokens]
     other_rows: list[Tokens]
-    difference: list[dict[SiteKey, Tensor]]
-    """``difference[layer][site key]``: the other run's activation minus the base run's (pair, suffix position, ...)."""
+    difference: list[dict[SiteKey, Float[Tensor, "pair ..."]]]
+    """``difference[layer][site key]``: the other prompt's activation minus the base's (pair, suffix position, ...)."""
     objective: Objective
 
     @classmethod
-    def of(
-        cls, model: LoadedModel, pairs: Sequence[EncodedPair], method: MethodSpec, sites: Sequence[Site]
-    ) -> Contrast:
-        """Run both prompts of pairs of one shape; a prompt that occurs more than once is run once."""
+    def of(cls, model: LoadedModel, pairs: Sequence[EncodedPair], method: Method, sites: Sequence[Site]) -> Contrast:
+        """Compute both prompts of pairs of one shape; a prompt that occurs more than once is computed once."""
         base_rows, other_rows = map(list, zip(*(base_and_other(pair, method.direction) for pair in pairs), strict=True))
         rows = list(dict.fromkeys([*base_rows, *other_rows]))
         row_of = {tokens: index for index, tokens in enumerate(rows)}
         base, other = (torch.tensor([row_of[tokens] for tokens in of]) for of in (base_rows, other_rows))
         prefix = PrefixCache(model, rows, pairs[0].first_difference)
-        run = run_suffixes(model, rows, prefix, sites, graph=False)
+        passed = forward_suffixes(model, rows, prefix, sites, graph=False)
         return cls(
             prefix=prefix,
             base_rows=base_rows,
             other_rows=other_rows,
             difference=[
                 {key: rows_at(values, other) - rows_at(values, base) for key, values in layer.items()}
-                for layer in run.sites
+                for layer in passed.sites
             ],
-            objective=Objective.of(method, pairs, rows_at(run.logits, base), rows_at(run.logits, other)),
+            objective=Objective.of(method, pairs, rows_at(passed.logits, base), rows_at(passed.logits, other)),
         )
 
 
-def rows_at(values: Float[Tensor, "row ..."], index: Int[Tensor, " pair"]) -> Float[Tensor, "pair ..."]:
-    """The rows at ``index``, wherever ``values`` lies."""
+def rows_at(values: Shaped[Tensor, "row ..."], index: Int[Tensor, " pair"]) -> Shaped[Tensor, "pair ..."]:
+    """Return the rows at ``index``, wherever ``values`` lies."""
     return values.index_select(0, index.to(values.device))

@@ -4,48 +4,24 @@ from __future__ import annotations
 
 import gc
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import torch
 
 from attrib_batch.attribution.batches import micro_batches, suffix_tokens
-from attrib_batch.attribution.methods.atp import attribution_patching
-from attrib_batch.attribution.methods.atp_ig import integrated_gradients
-from attrib_batch.attribution.methods.atp_star import attribution_patching_star
-from attrib_batch.attribution.methods.exact import activation_patching
+from attrib_batch.attribution.groups import MethodGroup, group_methods
+from attrib_batch.attribution.method import Method
 from attrib_batch.attribution.metrics import metric_named
+from attrib_batch.attribution.scores import BatchScores
 from attrib_batch.errors import RequestError
+from attrib_batch.models.capabilities import check_layers
+from attrib_batch.models.load import LoadedModel
 from attrib_batch.models.rotary import prefix_is_reusable
-from attrib_batch.spec import run_together
+from attrib_batch.pairs.encoding.encode import EncodedPair
+from attrib_batch.spec import MethodSpec
 from attrib_batch.tables import FailureReason
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
-
-    from attrib_batch.attribution.scores import BatchScores
-    from attrib_batch.models.load import LoadedModel
-    from attrib_batch.pairs.encoding.encode import EncodedPair
-    from attrib_batch.spec import MethodKind, MethodSpec
-
-
-class Method(Protocol):
-    """Scores pairs of one length and one first difference, at the positions from there on."""
-
-    def __call__(
-        self, model: LoadedModel, pairs: Sequence[EncodedPair], method: MethodSpec, *, batch_tokens: int
-    ) -> BatchScores:
-        """Score ``pairs``, whose suffixes fit into ``batch_tokens``; rows beyond those are run in parts that fit."""
-        ...
-
-
-METHODS: dict[MethodKind, Method] = {
-    "atp_ig": integrated_gradients,
-    "atp_star": attribution_patching_star,
-    "exact": activation_patching,
-}
 
 
 @dataclass(frozen=True)
@@ -73,7 +49,7 @@ class TokenBudget:
     tokens: int
 
     def ran_out_at(self, batch: Sequence[EncodedPair]) -> bool:
-        """A micro-batch of this size did not fit: from now on half of it at most. Returns whether that is less."""
+        """Allow at most half of a micro-batch that did not fit from now on; return whether that is less than before."""
         before = self.tokens
         self.tokens = max(1, min(before, suffix_tokens(batch) // 2))
         return self.tokens < before
@@ -90,7 +66,7 @@ SUCCESS, OUT_OF_MEMORY = "ok", "out of memory"
 
 
 def _alone(verdict: str) -> None:
-    """Agree with nobody: the model is whole in this process."""
+    """Do nothing: one process holds the whole model."""
 
 
 def score_pairs(
@@ -120,25 +96,40 @@ def score_pairs(
     """
     for method in methods:
         metric_named(method.metric)
-    for together in run_together(methods):
-        given, whole = _prompts_to_run_whole(model, pairs, together)
+        check_layers(method, model.dimensions.n_layers, where=f"method {method.id!r}")
+    spec_of = {method.id: method for method in methods}
+    for scored_by, outcome in score_groups(model, pairs, group_methods(methods), budget, agree=agree):
+        yield spec_of[scored_by.id], outcome
+
+
+def score_groups(
+    model: LoadedModel,
+    pairs: Sequence[EncodedPair],
+    groups: Sequence[MethodGroup],
+    budget: TokenBudget,
+    *,
+    agree: Agree = _alone,
+) -> Iterator[tuple[Method, Outcome]]:
+    """Score pairs as `score_pairs` does, by methods that were checked and grouped before: no registry is read here."""
+    for group in groups:
+        given, whole = _prompts_to_compute_whole(model, pairs, group)
         for batch in micro_batches(given, budget.tokens):
             for part in micro_batches(batch, budget.tokens):
-                for method, outcome in _score_or_split(model, part, together, budget, agree, attempts=1):
+                for method, outcome in _score_or_split(model, part, group, budget, agree, attempts=1):
                     for restored in _with_prefix(outcome, whole) if whole else (outcome,):
                         yield method, restored
 
 
-def _prompts_to_run_whole(
-    model: LoadedModel, pairs: Sequence[EncodedPair], methods: Sequence[MethodSpec]
+def _prompts_to_compute_whole(
+    model: LoadedModel, pairs: Sequence[EncodedPair], group: MethodGroup
 ) -> tuple[Sequence[EncodedPair], dict[int, EncodedPair]]:
-    """Have pairs run from their first position whose prefix, computed alone, is not that of the whole prompt.
+    """Have pairs computed from their first position whose prefix, computed alone, is not that of the whole prompt.
 
     Returns:
-        The pairs as they are to be run, and those of them that are changed for it, as they were, by their id.
+        The pairs as they are to be computed, and those of them that are changed for it, as they were, by their id.
     """
-    if methods[0].kind == "exact":
-        return pairs, {}  # it takes keys and values from whole prompts alone
+    if group.reads_whole_prompts:
+        return pairs, {}
     config = model.module.config
     whole = {
         pair.pair_id: pair for pair in pairs if not prefix_is_reusable(config, pair.first_difference, pair.n_tokens)
@@ -147,10 +138,7 @@ def _prompts_to_run_whole(
 
 
 def _with_prefix(outcome: Outcome, whole: dict[int, EncodedPair]) -> Iterator[Outcome]:
-    """Give the outcome of pairs that were run whole as that of the pairs they are; any other as it is.
-
-    Scores before the first difference go: the two prompts are the same there, and what is not 0 is rounding.
-    """
+    """Give the outcome of pairs that were computed whole as that of the pairs they are; any other as it is."""
     if isinstance(outcome, FailedPair):
         yield replace(outcome, pair=whole.get(outcome.pair.pair_id, outcome.pair))
         return
@@ -160,21 +148,22 @@ def _with_prefix(outcome: Outcome, whole: dict[int, EncodedPair]) -> Iterator[Ou
         members[pair.first_difference - given.first_difference].append(index)
     for n_shared, indices in members.items():
         yield ScoredBatch(
-            [pairs[index] for index in indices], outcome.result.select(np.array(indices)).from_position(n_shared)
+            [pairs[index] for index in indices],
+            outcome.result.select(np.array(indices)).after_shared_prefix(n_shared),
         )
 
 
 def _score_or_split(
     model: LoadedModel,
     batch: list[EncodedPair],
-    methods: Sequence[MethodSpec],
+    group: MethodGroup,
     budget: TokenBudget,
     agree: Agree,
     *,
     attempts: int,
-) -> Iterator[tuple[MethodSpec, Outcome]]:
+) -> Iterator[tuple[Method, Outcome]]:
     try:
-        results = _score(model, batch, methods, budget)
+        results = group.score(model, batch, batch_tokens=budget.tokens)
     except RequestError:
         raise  # whatever the pairs, it would be the same
     except Exception as error:  # noqa: BLE001 - whatever one pair raises must cost only that pair; it is recorded
@@ -182,7 +171,7 @@ def _score_or_split(
         out_of_memory = is_out_of_memory(error)
     else:
         agree(SUCCESS)
-        for method, result in zip(methods, results, strict=True):
+        for method, result in zip(group.methods, results, strict=True):
             for outcome in _finite_and_not(model, method, batch, result, attempts):
                 yield method, outcome
         return
@@ -191,28 +180,20 @@ def _score_or_split(
     if out_of_memory:
         _release_cached_memory()
         if budget.ran_out_at(batch) and len(batch) == 1:
-            # A method may run further rows for one pair, and runs them in smaller parts now.
-            yield from _score_or_split(model, batch, methods, budget, agree, attempts=attempts + 1)
+            # A method may compute further rows for one pair, and computes them in smaller parts now.
+            yield from _score_or_split(model, batch, group, budget, agree, attempts=attempts + 1)
             return
     if len(batch) == 1:
-        for method in methods:
+        for method in group.methods:
             yield method, FailedPair(batch[0], FailureReason.SCORING_ERROR, message, attempts)
         return
     middle = len(batch) // 2
     for half in (batch[:middle], batch[middle:]):
-        yield from _score_or_split(model, half, methods, budget, agree, attempts=attempts + 1)
-
-
-def _score(
-    model: LoadedModel, batch: list[EncodedPair], methods: Sequence[MethodSpec], budget: TokenBudget
-) -> list[BatchScores]:
-    if methods[0].kind == "atp":
-        return attribution_patching(model, batch, methods)
-    return [METHODS[method.kind](model, batch, method, batch_tokens=budget.tokens) for method in methods]
+        yield from _score_or_split(model, half, group, budget, agree, attempts=attempts + 1)
 
 
 def _finite_and_not(
-    model: LoadedModel, method: MethodSpec, batch: list[EncodedPair], result: BatchScores, attempts: int
+    model: LoadedModel, method: Method, batch: list[EncodedPair], result: BatchScores, attempts: int
 ) -> Iterator[Outcome]:
     finite, metrics_finite = result.finite(), result.metrics_finite()
     for index in np.flatnonzero(~finite):
@@ -225,7 +206,7 @@ def _finite_and_not(
         )
 
 
-def _not_finite(model: LoadedModel, method: MethodSpec, *, metric: bool) -> str:
+def _not_finite(model: LoadedModel, method: Method, *, metric: bool) -> str:
     """Say what of a pair is not finite, and what may help."""
     what = f"the metric {method.metric}" if metric else f"a score of {method.id}"
     dtype = str(model.module.dtype).removeprefix("torch.")
@@ -235,7 +216,7 @@ def _not_finite(model: LoadedModel, method: MethodSpec, *, metric: bool) -> str:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an exception says that memory ran out, on a GPU or on the CPU."""
+    """Return whether an exception says that memory ran out, on a GPU or on the CPU."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
     # The CPU allocator has no exception class of its own.

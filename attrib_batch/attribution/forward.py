@@ -1,4 +1,4 @@
-"""Forward runs through nnsight: shared prefixes without a graph, suffixes from their key/value cache.
+"""Forward passes through nnsight: shared prefixes without a graph, suffixes from their key/value cache.
 
 Causal attention makes every activation before the first difference equal in both prompts of a pair, so those positions
 are computed once, without a graph, and the suffixes of both prompts start from that cache. This is exact.
@@ -7,38 +7,34 @@ are computed once, without a graph, and the suffixes of both prompts start from 
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor
+from transformers import Cache
 
+from attrib_batch.attribution.batches import Tokens
 from attrib_batch.models.activations import activation_at, put_back
+from attrib_batch.models.families import Site, SiteKey
+from attrib_batch.models.load import LoadedModel
 from attrib_batch.models.rotary import prefix_is_reusable
 
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from jaxtyping import Float, Int
-    from transformers import Cache
-
-    from attrib_batch.attribution.batches import Tokens
-    from attrib_batch.models.architectures import Site, SiteKey
-    from attrib_batch.models.load import LoadedModel
-
 SHARED_START_TOKENS = 32
-"""How many token positions a run of its own for the start that all prefixes share must save to be worth its pass."""
+"""How many token positions a pass of its own for the start that all prefixes share must save to be worth it."""
 
 
 @dataclass(frozen=True)
 class Capture:
-    """What a suffix run read.
+    """What a forward pass of suffixes read.
 
     ``sites[layer][key]`` is the tensor of a site (row, suffix position, ...); ``logits`` is (row, vocab), at the last
     position. With a graph, all of them are connected to the first site's tensors.
     """
 
-    sites: list[dict[SiteKey, Tensor]]
+    sites: list[dict[SiteKey, Float[Tensor, "row ..."]]]
     logits: Float[Tensor, "row vocab"]
 
 
@@ -76,23 +72,23 @@ class PrefixCache:
         self._cache = _extend(model, [prefix[shared:] for prefix in prefixes], cache)
 
     def for_rows(self, rows: Sequence[Tokens]) -> Cache | None:
-        """A cache whose rows are the prefixes of ``rows``; it may grow without touching this one."""
+        """Return a cache whose rows are the prefixes of ``rows``; it may grow without touching this one."""
         if self._cache is None:
             return None
         return _select(self._cache, torch.tensor([self._index[tokens[: self.length]] for tokens in rows]))
 
 
-def run_suffixes(
+def forward_suffixes(
     model: LoadedModel,
     rows: Sequence[Tokens],
     prefix: PrefixCache,
     sites: Sequence[Site],
     *,
     graph: bool,
-    start: Float[Tensor, "row position feature"] | None = None,
+    start: Float[Tensor, "row position d_model"] | None = None,
     vocabulary: Sequence[int] | None = None,
 ) -> Capture:
-    """Run the suffixes of ``rows`` and read ``sites`` at every layer.
+    """Pass the suffixes of ``rows`` through the model and read ``sites`` at every layer.
 
     With ``graph``, gradients are required from the first site on; parameters stay frozen, so nothing before it is
     differentiated. ``start`` enters the first layer in place of what the suffixes' tokens would give. With
@@ -102,8 +98,8 @@ def run_suffixes(
     layers = model.traced.get(model.architecture.layers)
     by_key = {site.key: site for site in sites}
     read: list[dict[SiteKey, Tensor]] = []
-    # On shards a run without a graph would take another way through transformers, on which the output of a row-parallel
-    # layer is read before its bias is added; with parameters frozen, gradients may be on and there is no graph either.
+    # On shards a pass without a graph would take another way through transformers, on which the output of a
+    # row-parallel layer is read before its bias is added; with frozen parameters gradients may be on without a graph.
     with torch.set_grad_enabled(graph or model.sharded), model.traced.trace(**inputs):
         if start is not None:
             layers[0].input[:] = start
@@ -121,7 +117,7 @@ def run_suffixes(
 
 
 def last_logits(model: LoadedModel, vocabulary: Sequence[int] | None = None) -> Float[Tensor, "row vocab"]:
-    """The logits of the last position, saved within a trace of a call with ``logits_to_keep=1``, after all layers.
+    """Read the logits of the last position, saved within a trace of a call with ``logits_to_keep=1``, after all layers.
 
     With ``vocabulary`` they are those of these tokens, in that order; whatever the model does to logits after the
     unembedding, it does to them. A shard holds part of the unembedding, and can give all logits only.
@@ -133,14 +129,14 @@ def last_logits(model: LoadedModel, vocabulary: Sequence[int] | None = None) -> 
         bias = None if linear.bias is None else linear.bias[index]
         unembedding.skip(torch.nn.functional.linear(unembedding.input.contiguous(), linear.weight[index], bias))
     else:
-        # The last position is a slice of the residual stream. A matrix product with a slice runs row by row, at a
+        # The last position is a slice of the residual stream. A matrix product with a slice goes row by row, at a
         # tenth of the speed; for a small model that is more than all its layers take.
         unembedding.input = unembedding.input.contiguous()
     return cast("Tensor", model.traced.output.logits[:, -1].save())
 
 
 def suffix_inputs(model: LoadedModel, rows: Sequence[Tokens], prefix: PrefixCache) -> dict[str, Any]:
-    """What the model is called with to run the suffixes of ``rows`` from their prefixes."""
+    """Build the arguments of a call of the model with the suffixes of ``rows``, from their prefixes."""
     cache = prefix.for_rows(rows)
     return {
         "input_ids": _ids(model, [tokens[prefix.length :] for tokens in rows]),
@@ -152,8 +148,8 @@ def suffix_inputs(model: LoadedModel, rows: Sequence[Tokens], prefix: PrefixCach
 
 def read_start(
     model: LoadedModel, rows: Sequence[Tokens], prefix: PrefixCache
-) -> Float[Tensor, "row position feature"]:
-    """What enters the first layer for the suffixes of ``rows``; no layer is run."""
+) -> Float[Tensor, "row position d_model"]:
+    """Read what enters the first layer for the suffixes of ``rows``; no layer is computed."""
     inputs = suffix_inputs(model, rows, prefix)
     first = model.traced.get(model.architecture.layers)[0]
     with torch.no_grad(), model.traced.trace(**inputs) as tracer:
@@ -163,7 +159,7 @@ def read_start(
 
 
 def _extend(model: LoadedModel, rows: Sequence[Tokens], cache: Cache | None) -> Cache:
-    """Run tokens without a graph and return the cache grown by them."""
+    """Pass tokens through the model without a graph and return the cache grown by them."""
     from transformers import DynamicCache
 
     ids = _ids(model, rows)
@@ -174,13 +170,13 @@ def _extend(model: LoadedModel, rows: Sequence[Tokens], cache: Cache | None) -> 
         model.traced.trace(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1) as tracer,
     ):
         # Nothing after the last layer's keys and values is needed.
-        last.output  # noqa: B018 - reading it is the event the run stops at
+        last.output  # noqa: B018 - reading it is the event the pass stops at
         tracer.stop()
     return cache
 
 
-def _select(cache: Cache, index: Int[Tensor, "row"]) -> Cache:
-    """A cache with the rows at ``index``; layers grow by rebinding, so the original stays as it is."""
+def _select(cache: Cache, index: Int[Tensor, " row"]) -> Cache:
+    """Return a cache with the rows at ``index``; layers grow by rebinding, so the original stays as it is."""
     selected = copy.copy(cache)
     selected.layers = [copy.copy(layer) for layer in cache.layers]
     for layer in selected.layers:

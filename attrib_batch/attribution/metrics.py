@@ -9,29 +9,19 @@ group ``attrib_batch.metrics``, or a Python program calls ``register_metric``.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from attrib_batch.errors import JobError
-from attrib_batch.spec.metric_names import (
-    BUILT_IN_METRICS,
-    ENTRY_POINT_GROUP,
-    entry_point_metrics,
-    known_metrics,
-    registered_names,
-)
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
-
-    from jaxtyping import Bool, Float, Int
-
-    from attrib_batch.pairs.encoding.encode import EncodedPair
-    from attrib_batch.spec import MethodSpec
+from attrib_batch.pairs.encoding.encode import EncodedPair
+from attrib_batch.spec import MethodSpec
+from attrib_batch.spec.entry_points import load_offered, load_reference, offered
+from attrib_batch.spec.methods import method_entry
+from attrib_batch.spec.metrics import METRIC_GROUP, METRICS, known_metrics, registered_names
 
 
 @dataclass(frozen=True)
@@ -47,14 +37,14 @@ class AnswerSets:
     def of(
         cls, pairs: Sequence[EncodedPair], device: torch.device, vocabulary: Sequence[int] | None = None
     ) -> AnswerSets:
-        """The answers of ``pairs``, in their order; with ``vocabulary`` as places in it."""
+        """Return the answers of ``pairs``, in their order; with ``vocabulary`` as places in it."""
         place = None if vocabulary is None else {token: index for index, token in enumerate(vocabulary)}
         right, right_mask = _rectangle([_places(pair.answers, place) for pair in pairs], device)
         wrong, wrong_mask = _rectangle([_places(pair.wrong_answers, place) for pair in pairs], device)
         return cls(right, right_mask, wrong, wrong_mask)
 
-    def select(self, index: Int[Tensor, "row"]) -> AnswerSets:
-        """The answers of the pairs at ``index``."""
+    def select(self, index: Int[Tensor, " row"]) -> AnswerSets:
+        """Return the answers of the pairs at ``index``."""
         return AnswerSets(self.right[index], self.right_mask[index], self.wrong[index], self.wrong_mask[index])
 
 
@@ -62,7 +52,9 @@ def _places(tokens: Sequence[int], place: Mapping[int, int] | None) -> Sequence[
     return tokens if place is None else [place[token] for token in tokens]
 
 
-def _rectangle(rows: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor]:
+def _rectangle(
+    rows: Sequence[Sequence[int]], device: torch.device
+) -> tuple[Int[Tensor, "pair answer"], Bool[Tensor, "pair answer"]]:
     width = max(len(row) for row in rows)
     ids = torch.tensor([[*row, *[0] * (width - len(row))] for row in rows], dtype=torch.long)
     mask = torch.tensor([[i < len(row) for i in range(width)] for row in rows], dtype=torch.bool)
@@ -70,7 +62,7 @@ def _rectangle(rows: Sequence[Sequence[int]], device: torch.device) -> tuple[Ten
 
 
 Metric = Callable[["Float[Tensor, 'pair vocab']", "Float[Tensor, 'pair vocab']", AnswerSets], "Float[Tensor, ' pair']"]
-"""(logits, logits of the clean run without a graph, answers) -> one number per pair, at least in float32."""
+"""(logits, logits of the clean prompt without a graph, answers) -> one number per pair, at least in float32."""
 
 SIGNATURE = (
     "a function (logits, clean_logits, answers): logits and clean_logits are float tensors (pair, vocabulary), answers "
@@ -82,15 +74,23 @@ TRIED_PAIRS = 2
 """How many made-up pairs a metric of one's own is tried on."""
 
 
-def logit_diff(logits: Tensor, clean_logits: Tensor, answers: AnswerSets) -> Tensor:  # noqa: ARG001 - a Metric
-    """Mean logit of the right answers minus mean logit of the wrong ones (Wang et al. 2022, section 2; logits)."""
+def logit_diff(
+    logits: Float[Tensor, "pair vocab"],
+    clean_logits: Float[Tensor, "pair vocab"],  # noqa: ARG001 - a Metric
+    answers: AnswerSets,
+) -> Float[Tensor, " pair"]:
+    """Compute the mean logit of the right answers minus that of the wrong ones (logits)."""
     return _masked_mean(logits, answers.right, answers.right_mask) - _masked_mean(
         logits, answers.wrong, answers.wrong_mask
     )
 
 
-def prob_diff(logits: Tensor, clean_logits: Tensor, answers: AnswerSets) -> Tensor:  # noqa: ARG001 - a Metric
-    """Probability of the right answers together minus that of the wrong ones together (probability, -1 to 1)."""
+def prob_diff(
+    logits: Float[Tensor, "pair vocab"],
+    clean_logits: Float[Tensor, "pair vocab"],  # noqa: ARG001 - a Metric
+    answers: AnswerSets,
+) -> Float[Tensor, " pair"]:
+    """Compute the probability of the right answers together minus that of the wrong ones (probability, -1 to 1)."""
     log_probs = _log_probs(logits)
     return (
         _log_mass(log_probs, answers.right, answers.right_mask).exp()
@@ -98,30 +98,30 @@ def prob_diff(logits: Tensor, clean_logits: Tensor, answers: AnswerSets) -> Tens
     )
 
 
-def log_prob(logits: Tensor, clean_logits: Tensor, answers: AnswerSets) -> Tensor:  # noqa: ARG001 - a Metric
-    """Logarithm of the probability of the right answers together (nats, at most 0)."""
+def log_prob(
+    logits: Float[Tensor, "pair vocab"],
+    clean_logits: Float[Tensor, "pair vocab"],  # noqa: ARG001 - a Metric
+    answers: AnswerSets,
+) -> Float[Tensor, " pair"]:
+    """Compute the logarithm of the probability of the right answers together (nats, at most 0)."""
     return _log_mass(_log_probs(logits), answers.right, answers.right_mask)
 
 
-def kl(logits: Tensor, clean_logits: Tensor, answers: AnswerSets) -> Tensor:  # noqa: ARG001 - a Metric
-    """KL(p_clean || p), how far the prediction is from the clean run's (nats; 0 on the clean run, its minimum).
+def kl(
+    logits: Float[Tensor, "pair vocab"],
+    clean_logits: Float[Tensor, "pair vocab"],
+    answers: AnswerSets,  # noqa: ARG001 - a Metric
+) -> Float[Tensor, " pair"]:
+    """Compute KL(p_clean || p), how far the prediction is from the clean prompt's (nats; at least 0, its value there).
 
-    Its gradient on the clean run is 0, so no gradient taken there says anything; the job file refuses that.
+    Its gradient on the clean prompt is 0, so no gradient taken there says anything; the job file refuses that.
     """
     clean = _log_probs(clean_logits)
     return (clean.exp() * (clean - _log_probs(logits))).sum(-1)
 
 
-_METRICS: dict[str, Metric] = {
-    "logit_diff": logit_diff,
-    "prob_diff": prob_diff,
-    "log_prob": log_prob,
-    "kl": kl,
-}
-
-
-OF_ANSWERS_ALONE = frozenset({"logit_diff"})
-"""Metrics that read the logits of the answers and no others."""
+_loaded: dict[str, Metric] = {}
+"""Metrics by name, as far as they were asked for: what was loaded here travels with the code that computes them."""
 
 
 def register_metric(name: str, function: Metric) -> None:
@@ -133,43 +133,38 @@ def register_metric(name: str, function: Metric) -> None:
 
     Args:
         name: what jobs call it.
-        function: (logits, logits of the clean run, answers) -> one number per pair, differentiable in the logits.
+        function: (logits, logits of the clean prompt, answers) -> one number per pair, differentiable in the logits.
 
     Raises:
         JobError: the name belongs to another metric.
     """
-    if name in _METRICS or name in entry_point_metrics():
+    if name in METRICS or name in _loaded or name in offered(METRIC_GROUP):
         raise JobError(f"a metric {name!r} exists already; choose another name")
-    _METRICS[name] = _checked(name, function)
+    _loaded[name] = _checked(name, function)
     registered_names.add(name)
 
 
 def metric_named(name: str) -> Metric:
-    """The metric of that name: built in, registered in this process, or offered by an installed package.
+    """Find the metric of that name: built in, registered in this process, or offered by an installed package.
 
     Raises:
         JobError: there is none, it cannot be loaded, or several packages claim the name.
     """
-    if name in _METRICS:
-        return _METRICS[name]
-    entries = entry_point_metrics().get(name, [])
-    if not entries:
+    if name not in _loaded:
+        _loaded[name] = load_reference(METRICS[name].function) if name in METRICS else _load_own(name)
+    return _loaded[name]
+
+
+def _load_own(name: str) -> Metric:
+    if name not in offered(METRIC_GROUP):
         raise JobError(
             f"metric {name!r} is not known in this process; known: {', '.join(known_metrics())}. A metric that workers "
-            f"are to know is offered by an installed package, in the entry-point group {ENTRY_POINT_GROUP!r}"
+            f"are to know is offered by an installed package, in the entry-point group {METRIC_GROUP!r}"
         )
-    if len({entry.value for entry in entries}) > 1:
-        raise JobError(f"metric {name!r} is claimed by {', '.join(sorted(entry.value for entry in entries))}")
-    try:
-        function = entries[0].load()
-    except Exception as error:  # importing it runs its author's code, which may raise anything
-        raise JobError(
-            f"metric {name!r} cannot be loaded from {entries[0].value}: {type(error).__name__}: {error}"
-        ) from error
+    function, reference = load_offered(METRIC_GROUP, name, "metric")
     if not callable(function):
-        raise JobError(f"metric {name!r}: {entries[0].value} is not a function. A metric is {SIGNATURE}")
-    _METRICS[name] = _checked(name, function)
-    return _METRICS[name]
+        raise JobError(f"metric {name!r}: {reference} is not a function. A metric is {SIGNATURE}")
+    return _checked(name, function)
 
 
 def try_metrics(methods: Iterable[MethodSpec], d_vocab: int) -> None:
@@ -180,7 +175,8 @@ def try_metrics(methods: Iterable[MethodSpec], d_vocab: int) -> None:
     """
     differentiated: dict[str, bool] = {}
     for method in methods:
-        differentiated[method.metric] = differentiated.get(method.metric, False) or method.kind != "exact"
+        needed = method_entry(method.kind).differentiates
+        differentiated[method.metric] = differentiated.get(method.metric, False) or needed
     for name, needs_gradient in differentiated.items():
         try_metric(name, d_vocab, needs_gradient=needs_gradient)
 
@@ -198,7 +194,7 @@ def try_metric(name: str, d_vocab: int, *, needs_gradient: bool) -> None:
             differentiated, with a finite gradient.
     """
     metric = metric_named(name)
-    if name in BUILT_IN_METRICS:
+    if name in METRICS:
         return
     generator = torch.Generator().manual_seed(0)
     logits, clean = (3 * torch.randn(2, TRIED_PAIRS, d_vocab, generator=generator)).unbind()
@@ -230,6 +226,7 @@ def _unusable(name: str, problem: str) -> str:
 
 
 def _checked(name: str, function: Metric) -> Metric:
+    # No shapes here: the annotations of an inner function are evaluated on a server too, which has no jaxtyping.
     def metric(logits: Tensor, clean_logits: Tensor, answers: AnswerSets) -> Tensor:
         values = function(logits, clean_logits, answers)
         if not isinstance(values, Tensor):
@@ -248,16 +245,20 @@ def _log_probs(logits: Float[Tensor, "pair vocab"]) -> Float[Tensor, "pair vocab
     return at_least_float32(logits).log_softmax(-1)
 
 
-def _log_mass(log_probs: Tensor, index: Tensor, mask: Tensor) -> Float[Tensor, " pair"]:
-    """Logarithm of the summed probability of the masked entries of ``index``."""
+def _log_mass(
+    log_probs: Float[Tensor, "pair vocab"], index: Int[Tensor, "pair answer"], mask: Bool[Tensor, "pair answer"]
+) -> Float[Tensor, " pair"]:
+    """Compute the logarithm of the summed probability of the masked entries of ``index``."""
     return log_probs.gather(-1, index).masked_fill(~mask, -torch.inf).logsumexp(-1)
 
 
-def _masked_mean(values: Tensor, index: Tensor, mask: Tensor) -> Float[Tensor, " pair"]:
+def _masked_mean(
+    values: Float[Tensor, "pair vocab"], index: Int[Tensor, "pair answer"], mask: Bool[Tensor, "pair answer"]
+) -> Float[Tensor, " pair"]:
     gathered = at_least_float32(values).gather(-1, index) * mask
     return gathered.sum(-1) / mask.sum(-1)
 
 
-def at_least_float32(values: Tensor) -> Tensor:
-    """Single precision, or double where it is given: half precision is too coarse for a metric or a score."""
+def at_least_float32(values: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+    """Convert to single precision, or keep double: half precision is too coarse for a metric or a score."""
     return values.to(torch.promote_types(values.dtype, torch.float32))

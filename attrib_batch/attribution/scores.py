@@ -2,60 +2,90 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
 import numpy as np
+from jaxtyping import Bool, Float, Int
 
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from jaxtyping import Float
-
-    from attrib_batch.spec import Component
+from attrib_batch.spec import Component
 
 
 @dataclass(frozen=True)
 class BatchScores:
     """Scores and baselines of a micro-batch, on the CPU.
 
-    ``scores[component]`` is float32 (pair, layer, head, position), positions from the first difference on; a component
-    without heads has a head axis of size 1. Metrics are float64 (pair,).
+    A component without heads has a head axis of size 1.
     """
 
     scores: dict[Component, Float[np.ndarray, "pair layer head position"]]
+    """In float32 and metric units."""
     clean_metric: Float[np.ndarray, " pair"]
+    """In float64, as ``corrupted_metric``."""
     corrupted_metric: Float[np.ndarray, " pair"]
+    positions: Int[np.ndarray, "pair position"] | None = None
+    """The position in its prompt of each score of a pair, in order, then -1 where a pair has fewer than others.
 
-    def metrics_finite(self) -> np.ndarray:
-        """Return which pairs have finite metrics; bool (pair,)."""
+    None where scores are those of every position from the first difference on; before it they are 0.
+    """
+
+    def metrics_finite(self) -> Bool[np.ndarray, " pair"]:
+        """Return which pairs have finite metrics."""
         ok: np.ndarray = np.isfinite(self.clean_metric) & np.isfinite(self.corrupted_metric)
         return ok
 
-    def finite(self) -> np.ndarray:
-        """Return which pairs have finite metrics and scores throughout; bool (pair,)."""
+    def finite(self) -> Bool[np.ndarray, " pair"]:
+        """Return which pairs have finite metrics and scores throughout."""
         ok = self.metrics_finite()
         for values in self.scores.values():
             ok &= np.isfinite(values).all(axis=(1, 2, 3))
         return ok
 
-    def select(self, keep: np.ndarray) -> BatchScores:
-        """Return the pairs where ``keep``, a bool (pair,), holds, or those at ``keep``, an integer array."""
+    def select(self, keep: Bool[np.ndarray, " pair"] | Int[np.ndarray, " kept"]) -> BatchScores:
+        """Return the pairs where ``keep`` holds, or those at the indices ``keep``."""
         return BatchScores(
             {component: values[keep] for component, values in self.scores.items()},
             self.clean_metric[keep],
             self.corrupted_metric[keep],
+            None if self.positions is None else self.positions[keep],
         )
 
-    def from_position(self, first: int) -> BatchScores:
-        """Return the scores of the positions from ``first`` on, counted from the first one there is."""
-        return replace(self, scores={component: values[..., first:] for component, values in self.scores.items()})
+    def after_shared_prefix(self, n_shared: int) -> BatchScores:
+        """Return the scores of pairs that were computed from their first position, and share ``n_shared`` positions.
+
+        There the prompts are the same: what is not 0 is rounding.
+        """
+        if self.positions is None:
+            return replace(self, scores={name: values[..., n_shared:] for name, values in self.scores.items()})
+        differs = (self.positions >= n_shared)[:, None, None, :]
+        return replace(self, scores={name: np.where(differs, values, 0) for name, values in self.scores.items()})
 
     @classmethod
     def joined(cls, parts: Sequence[BatchScores]) -> BatchScores:
-        """The pairs of ``parts``, which have the same components and shape, one part after the other."""
+        """Return the pairs of ``parts``, which have the same components and shape, one part after the other."""
+        parts = _of_one_width(parts)
+        positions = [part.positions for part in parts if part.positions is not None]
         return cls(
             {component: np.concatenate([part.scores[component] for part in parts]) for component in parts[0].scores},
             np.concatenate([part.clean_metric for part in parts]),
             np.concatenate([part.corrupted_metric for part in parts]),
+            np.concatenate(positions) if positions else None,
         )
+
+
+def _of_one_width(parts: Sequence[BatchScores]) -> Sequence[BatchScores]:
+    """Return parts whose pairs have the same number of places for positions."""
+    width = max((part.positions.shape[1] for part in parts if part.positions is not None), default=0)
+    wide = []
+    for part in parts:
+        if part.positions is None:
+            return parts
+        more = [(0, 0), (0, width - part.positions.shape[1])]
+        wide.append(
+            replace(
+                part,
+                scores={name: np.pad(values, [(0, 0), (0, 0), *more]) for name, values in part.scores.items()},
+                positions=np.pad(part.positions, more, constant_values=-1),
+            )
+        )
+    return wide

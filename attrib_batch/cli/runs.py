@@ -14,6 +14,7 @@ from attrib_batch.cli.named import named_values
 from attrib_batch.errors import ExitCode, RequestError
 from attrib_batch.observe.progress import duration
 from attrib_batch.spec import DEFAULT_VERIFIED_PAIRS, load_demo, load_spec
+from attrib_batch.spec.positions import ALL
 from attrib_batch.tables import SCORING, VERIFICATION
 
 if TYPE_CHECKING:
@@ -93,6 +94,9 @@ def verify(
     pairs: Annotated[int, typer.Option(min=1, help="Pairs to measure from each dataset.")] = DEFAULT_VERIFIED_PAIRS,
     seed: Annotated[int, typer.Option(help="The same seed samples the same pairs.")] = 0,
     *,
+    at: Annotated[
+        list[str] | None, typer.Option(help="Positions to measure: all, last, or a role; roles may be given often.")
+    ] = None,
     address: Address = None,
     ndif_host: NdifHost = None,
     datasets: Annotated[
@@ -116,7 +120,7 @@ def verify(
     made = open_run(out)
     executor = _executor(address, local=local)
     with _stopped_is_an_error():
-        made.verify(pairs, seed=seed, executor=executor, locations=locations, ndif_host=ndif_host)
+        made.verify(pairs, seed=seed, at=_positions(at), executor=executor, locations=locations, ndif_host=ndif_host)
     return int(_tell(made, out))
 
 
@@ -130,6 +134,13 @@ def doctor() -> int:
         mark = "[green]ok[/]  " if finding.ok else "[red]no[/]  "
         console.print(f"{mark}{finding.what}: {finding.detail}", highlight=False, soft_wrap=True)
     return 0 if all(finding.ok for finding in findings if finding.needed) else 2
+
+
+def _positions(given: list[str] | None) -> str | list[str]:
+    """Return the positions that ``--at`` names, all where it is not given."""
+    if not given:
+        return ALL
+    return given[0] if len(given) == 1 else given
 
 
 @contextmanager

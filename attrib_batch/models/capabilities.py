@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from attrib_batch.errors import ModelError
-from attrib_batch.models.architectures import architecture_of
-from attrib_batch.spec import Component
+from attrib_batch.models.families import architecture_of
+from attrib_batch.spec.methods import method_entry
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -86,16 +86,34 @@ def check_methods(spec: ModelSpec, config: Any, methods: Iterable[MethodSpec]) -
         for component in method.components:
             if component not in architecture.sites:
                 raise ModelError(f"{where}: {architecture.missing(component, config.model_type)}")
-        if method.kind == "atp_star":
-            if config.num_hidden_layers < 2:
-                raise ModelError(
-                    f"{where}: atp_star needs a model of two layers or more: its scores are means over the other layers"
-                )
-            if {Component.Q, Component.K} & set(method.components) and _hides_attention(spec, config):
-                raise ModelError(
-                    f"{where}: atp_star cannot read the attention of this model for q and k, which computes it in a "
-                    "way of its own (reorder_and_upcast_attn with attention: eager). Set attention: sdpa"
-                )
+        check_layers(method, config.num_hidden_layers, where=where)
+        hidden = method_entry(method.kind).reads_attention_for & set(method.components)
+        if hidden and _hides_attention(spec, config):
+            names = " and ".join(component for component in method.components if component in hidden)
+            raise ModelError(
+                f"{where}: {method.kind} cannot read the attention of this model for {names}, which computes it in a "
+                "way of its own (reorder_and_upcast_attn with attention: eager). Set attention: sdpa"
+            )
+
+
+def check_layers(method: MethodSpec, n_layers: int, *, where: str) -> None:
+    """Check that a model has as many layers as a method needs.
+
+    Args:
+        method: the method.
+        n_layers: the model's.
+        where: what the message begins with.
+
+    Raises:
+        ModelError: it has fewer.
+    """
+    entry = method_entry(method.kind)
+    if n_layers < entry.least_layers:
+        reason = f": {entry.least_layers_reason}" if entry.least_layers_reason else ""
+        raise ModelError(
+            f"{where}: {method.kind} needs a model of {entry.least_layers} layers or more, and this one has "
+            f"{n_layers}{reason}"
+        )
 
 
 def _hides_attention(spec: ModelSpec, config: Any) -> bool:

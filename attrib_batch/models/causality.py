@@ -6,14 +6,13 @@ score there is 0.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import torch
 
 from attrib_batch.errors import ModelError
-from attrib_batch.models.architectures import dimensions_of
+from attrib_batch.models.families import dimensions_of
 from attrib_batch.models.rotary import prefix_is_reusable
-
-if TYPE_CHECKING:
-    import torch
 
 PROMPT_TOKENS, PREFIX_TOKENS = 8, 4
 """The made-up prompt, and its part that is computed alone."""
@@ -24,7 +23,7 @@ ROUNDINGS = 20
 
 
 def check_prefixes(module: Any, device: torch.device) -> None:
-    """Run a made-up prompt whole and from a cached prefix, and compare the logits of the positions behind the prefix.
+    """Compute a made-up prompt whole and from a cached prefix, and compare the logits behind the prefix.
 
     Args:
         module: a transformers model in evaluation mode.

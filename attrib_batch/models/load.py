@@ -7,15 +7,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from attrib_batch.errors import ModelError
-from attrib_batch.models.architectures import (
-    Architecture,
-    Dimensions,
-    architecture_of,
-    check_shapes,
-    dimensions_of,
-)
 from attrib_batch.models.capabilities import check_config
 from attrib_batch.models.causality import check_prefixes
+from attrib_batch.models.families import Architecture, Dimensions, architecture_of, dimensions_of
+from attrib_batch.models.shapes import check_shapes
 from attrib_batch.models.sources import find_model
 from attrib_batch.models.vocabulary import check_vocabulary
 
@@ -40,7 +35,7 @@ class LoadedModel:
     device: torch.device
     """Where the token ids go; with a device map the device of the embedding."""
     shards: int = 1
-    """Over how many processes the weights are split; every one of them makes the same runs."""
+    """Over how many processes the weights are split; every one of them computes the same forward passes."""
 
     @property
     def model_type(self) -> str:
@@ -73,7 +68,7 @@ def load_tokenizer(spec: ModelSpec, source: ModelSource | None = None) -> PreTra
 
 
 def read_dimensions(spec: ModelSpec) -> Dimensions:
-    """The sizes of a model from its configuration alone.
+    """Read the sizes of a model from its configuration alone.
 
     Raises:
         ModelError: not found, or of an unknown architecture.
@@ -217,12 +212,12 @@ def _devices_here() -> dict[str, int]:
 
 
 def spreads_over_gpus(spec: ModelSpec) -> bool:
-    """Whether one actor spreads the model over several GPUs with a device map."""
+    """Return whether one actor spreads the model over several GPUs with a device map."""
     return spec.workers.gpus >= 2
 
 
 def model_files(source: ModelSource) -> tuple[str, str | None]:
-    """What ``from_pretrained`` is called with: a folder or repository id, and a revision."""
+    """Return what ``from_pretrained`` is called with: a folder or repository id, and a revision."""
     if source.kind == "bundled":
         from attrib_batch.models.bundled import bundled_folder
 

@@ -36,7 +36,7 @@ class BundledModel:
     file: str
 
     def path(self) -> Path:
-        """The GGUF file.
+        """Find the GGUF file.
 
         Raises:
             ModelError: the package is not installed.
@@ -69,7 +69,7 @@ class ModelSource:
 
 
 def cache_folder() -> Path:
-    """Where converted models and remembered hashes are kept for this user."""
+    """Return the folder where converted models and remembered hashes lie for this user."""
     return Path(platformdirs.user_cache_dir("attrib-batch"))
 
 
@@ -110,7 +110,7 @@ def _find_on_hub(spec: ModelSpec) -> ModelSource:
 
 
 def _folder_hash(folder: Path, name: str) -> str:
-    """One hash over a local model's configuration and weights."""
+    """Hash a local model's configuration and weights as one."""
     if not (folder / "config.json").is_file():
         raise ModelError(f"model {name!r}: the folder has no config.json, so it is not a transformers model")
     files = sorted(
@@ -124,7 +124,7 @@ def _combine(parts: Iterable[str]) -> str:
 
 
 def _file_hash(path: Path) -> str:
-    """SHA-256 of a file, remembered by its path, size and modification time: weights are large."""
+    """Compute the SHA-256 of a file, remembered by its path, size and modification time: weights are large."""
     status = path.stat()
     key = _combine([str(path.resolve()), str(status.st_size), str(status.st_mtime_ns)])
     memory = cache_folder() / "hashes" / f"{key}.json"

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 import httpx
 from nnsight.intervention.backends.remote import RemoteBackend
 
-from attrib_batch.ndif.server import JobGoneError, JobStatus, transient_reason
+from attrib_batch.ndif.errors import JobGoneError, transient_reason
+from attrib_batch.ndif.server import JobStatus
 
 if TYPE_CHECKING:
     from nnsight.schema.response import ResponseModel

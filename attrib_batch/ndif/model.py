@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from attrib_batch.errors import ModelError
-from attrib_batch.models.architectures import Architecture, Dimensions, architecture_of, dimensions_of
 from attrib_batch.models.capabilities import check_config
+from attrib_batch.models.families import Architecture, Dimensions, architecture_of, dimensions_of
 from attrib_batch.models.load import load_tokenizer, model_files
 from attrib_batch.models.sources import find_model
 from attrib_batch.models.vocabulary import check_vocabulary
@@ -70,7 +70,7 @@ def open_remote_model(spec: ModelSpec) -> RemoteModel:
 
 
 def _key(spec: ModelSpec, source: ModelSource, location: str) -> str:
-    """The server's name of a model, as nnsight writes it.
+    """Build the server's name of a model, as nnsight writes it.
 
     The revision is the job's own, not the commit it stands for today: a server that deployed a branch knows it by the
     branch. nnsight's own function would ask the Hub for a folder, too.
@@ -83,7 +83,7 @@ def _key(spec: ModelSpec, source: ModelSource, location: str) -> str:
 
 
 def _canonical(spec: ModelSpec) -> str:
-    """A repository's name as the Hub spells it; the job's own spelling where the Hub cannot be asked."""
+    """Return a repository's name as the Hub spells it; the job's own spelling where the Hub cannot be asked."""
     from huggingface_hub import HfApi
 
     try:

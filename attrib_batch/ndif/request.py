@@ -8,24 +8,21 @@ metrics for each pair.
 
 from __future__ import annotations
 
-from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any
+import inspect
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
 
-from attrib_batch.attribution.engine import FailedPair, ScoredBatch, TokenBudget, score_pairs
+from attrib_batch.attribution.engine import FailedPair, Outcome, ScoredBatch, TokenBudget, score_groups
+from attrib_batch.attribution.groups import MethodGroup, group_methods
 from attrib_batch.attribution.metrics import metric_named
 from attrib_batch.attribution.scores import BatchScores
+from attrib_batch.models.families import Architecture, Dimensions
 from attrib_batch.models.load import LoadedModel
-from attrib_batch.spec import Component
+from attrib_batch.ndif.model import RemoteModel
+from attrib_batch.ndif.server import PACKAGES_THERE
+from attrib_batch.pairs.encoding.encode import EncodedPair
+from attrib_batch.spec import Component, MethodSpec
 from attrib_batch.tables import FailureReason
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
-
-    from attrib_batch.attribution.engine import Outcome
-    from attrib_batch.models.architectures import Architecture, Dimensions
-    from attrib_batch.ndif.model import RemoteModel
-    from attrib_batch.pairs.encoding.encode import EncodedPair
-    from attrib_batch.spec import MethodSpec
 
 PACKAGE = "attrib_batch"
 RESULT = "answer"
@@ -43,7 +40,7 @@ def ask(
     Args:
         model: the model, without weights.
         pairs: pairs of any shapes.
-        methods: methods that share forward runs.
+        methods: methods that share forward passes.
         batch_tokens: most suffix positions in a micro-batch on the server.
         backend: nnsight's, which sends the request.
 
@@ -54,19 +51,26 @@ def ask(
 
     for method in methods:
         metric_named(method.metric)  # one's own metric must be loaded here to travel
-    # Otherwise the server would import this package, which it does not have.
-    nnsight.register(PACKAGE)
+    groups = group_methods(methods)
+    _let_travel([*(group.function for group in groups), *(site.view for site in model.architecture.sites.values())])
     traced, architecture, dimensions = model.traced, model.architecture, model.dimensions
-    # Data classes of the job file check themselves with a library that does not travel.
-    wanted = [SimpleNamespace(**method.model_dump() | {"components": method.components}) for method in methods]
     given = list(pairs)
     answer: Answer | None = None
     with traced.session(backend=backend):
         answer = score_on_server(
-            traced, architecture, dimensions, pairs=given, methods=wanted, batch_tokens=batch_tokens
+            traced, architecture, dimensions, pairs=given, groups=groups, batch_tokens=batch_tokens
         )
         nnsight.save(answer)
     return answer
+
+
+def _let_travel(functions: Iterable[Callable[..., Any]]) -> None:
+    """Have this package sent as source, and those of methods and families of one's own: the server has none of them."""
+    import nnsight
+
+    packages = {function.__module__.partition(".")[0] for function in functions if inspect.isfunction(function)}
+    for package in {PACKAGE} | packages - {"nnsight", *PACKAGES_THERE}:
+        nnsight.register(package)
 
 
 def score_on_server(
@@ -75,16 +79,16 @@ def score_on_server(
     dimensions: Dimensions,
     *,
     pairs: list[EncodedPair],
-    methods: list[Any],
+    groups: list[MethodGroup],
     batch_tokens: int,
 ) -> Answer:
-    """The body of a request: score with the server's own model, and pack the outcomes."""
+    """Do the work of a request: score with the server's own model, and pack the outcomes."""
     module = traced._module
     weight = module.get_input_embeddings().weight
     model = LoadedModel(traced, module, traced.tokenizer, architecture, dimensions, weight.device)
     scored: list[Answer] = []
     failed: list[Answer] = []
-    for method, outcome in score_pairs(model, pairs, methods, TokenBudget(batch_tokens)):
+    for method, outcome in score_groups(model, pairs, groups, TokenBudget(batch_tokens)):
         if isinstance(outcome, ScoredBatch):
             scored.append(
                 {
@@ -93,6 +97,7 @@ def score_on_server(
                     "scores": {str(component): values for component, values in outcome.result.scores.items()},
                     "clean_metric": outcome.result.clean_metric,
                     "corrupted_metric": outcome.result.corrupted_metric,
+                    "positions": outcome.result.positions,
                 }
             )
         else:
@@ -111,7 +116,7 @@ def score_on_server(
 def outcomes(
     answer: Answer, pairs: Sequence[EncodedPair], methods: Sequence[MethodSpec]
 ) -> Iterator[tuple[MethodSpec, Outcome]]:
-    """What a request found, as the engine itself would have given it.
+    """Unpack what a request found, as the engine itself would have given it.
 
     Args:
         answer: what came back.
@@ -127,6 +132,7 @@ def outcomes(
             {Component(name): values for name, values in batch["scores"].items()},
             batch["clean_metric"],
             batch["corrupted_metric"],
+            batch["positions"],
         )
         yield method_of[batch["method"]], ScoredBatch([pair_of[pair_id] for pair_id in batch["pair_ids"]], result)
     for failure in answer["failed"]:

@@ -1,8 +1,7 @@
-"""An NDIF server as a run sees it: what it holds, jobs sent and fetched, and what its silences and refusals mean.
+"""An NDIF server: what it holds, and jobs that are sent and fetched.
 
 nnsight's client makes each call once. Here a call that failed for a reason that passes (no connection, a dropped
-socket, 429, 502, 503, 504) is made again, later and later, until the time is up; one that failed for a reason that
-stays is told as it is.
+socket, 429, 502, 503, 504) is made again (``retries``); what else goes wrong is explained (``errors``).
 """
 
 from __future__ import annotations
@@ -15,22 +14,21 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from attrib_batch.errors import AttribBatchError, ModelError, RunInterruptedError
+from attrib_batch.errors import ModelError
+from attrib_batch.ndif.errors import JobGoneError, explain_error
+from attrib_batch.ndif.retries import persist
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from nnsight.intervention.backends.remote import RemoteBackend
     from pydantic import SecretStr
-    from tenacity import RetryCallState
 
     from attrib_batch.ndif.model import RemoteModel
 
 T = TypeVar("T")
 
 PUBLIC_HOST = "https://api.ndif.us"
-TRANSIENT_CODES = frozenset({429, 502, 503, 504})
-FIRST_WAIT_SECONDS, LONGEST_WAIT_SECONDS = 0.5, 30.0
 CONNECT_SECONDS, READ_SECONDS = 10.0, 60.0
 FIRST_POLL_SECONDS, LONGEST_POLL_SECONDS = 0.05, 2.0
 UNKNOWN_JOB_SECONDS = 60.0
@@ -39,20 +37,8 @@ started accepts jobs some time before it looks at them."""
 
 _SAME_VERSION = ("nnsight",)
 """Packages whose versions must be equal on both sides: a request is made of their objects."""
-_NEEDED_THERE = ("torch", "transformers", "einops")
-"""What the engine imports."""
-
-
-class JobFailedError(RunInterruptedError):
-    """The server ended a job with an error that comes from the code it ran: sending it again gives the same."""
-
-
-class JobTooLongError(JobFailedError):
-    """The job took longer than the server lets one take; a smaller one may not."""
-
-
-class JobGoneError(RunInterruptedError):
-    """The server does not know a job, ended it for reasons of its own, or holds its result no more."""
+PACKAGES_THERE = ("torch", "transformers", "einops")
+"""What the engine imports beside nnsight."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +68,7 @@ class NdifServer:
         self._note = note
 
     def check(self, model: RemoteModel, *, seconds: float) -> None:
-        """Whether the server answers, runs the same versions, knows the key, and holds the model.
+        """Check that the server answers, has the same versions, knows the key, and holds the model.
 
         Args:
             model: the model a run needs.
@@ -105,7 +91,7 @@ class NdifServer:
                 f"{self.host} runs other versions: {'; '.join(differ)}. Requests carry code, so they must be equal: "
                 "run the job in an environment with the server's versions"
             )
-        missing = [name for name in _NEEDED_THERE if name not in packages]
+        missing = [name for name in PACKAGES_THERE if name not in packages]
         if missing:
             raise ModelError(f"{self.host} lacks {', '.join(missing)}, which the scoring code it is sent imports")
         # A deployment's name is the model's key behind an id of its own.
@@ -206,139 +192,19 @@ class NdifServer:
         return self._persist(once, seconds)
 
     def _persist(self, call: Callable[[], T], seconds: float) -> T:
-        """Make a call until it does not fail for a reason that passes; translate one that stays."""
-        from tenacity import Retrying, retry_if_exception
-
-        patience = _Patience(seconds)
-        again = Retrying(
-            retry=retry_if_exception(lambda error: transient_reason(error) is not None),
-            wait=patience.wait,
-            stop=patience.over,
-            before_sleep=self._tell,
-            reraise=True,
-        )
+        """Make a call until it does not fail for a reason that passes; explain what it raises in the end."""
         try:
-            return again(call)
+            return persist(call, seconds=seconds, tell=self._tell)
         except Exception as error:  # noqa: BLE001 - whatever it is, it is told without the key
-            raise self._translated(error, seconds) from None  # the original may carry the key in its request
+            # Not from the original, which may carry the key in its request.
+            raise explain_error(error, self.host, seconds=seconds, redact=self._without_key, note=self._note) from None
 
-    def _tell(self, state: RetryCallState) -> None:
-        error = state.outcome.exception() if state.outcome else None
-        wait = state.next_action.sleep if state.next_action else 0.0
-        reason = transient_reason(error) if error else "no answer"
-        self._note(f"{self.host}: {self._without_key(str(reason))}; trying again in {wait:.1f} s")
-
-    def _translated(self, error: Exception, seconds: float) -> AttribBatchError:
-        from nnsight.intervention.backends.remote import RemoteError
-
-        if isinstance(error, AttribBatchError):
-            return error
-        reason = transient_reason(error)
-        if reason is not None:
-            return RunInterruptedError(
-                f"{self.host} cannot be used: {self._without_key(reason)}, for {seconds:g} s. What is committed stays; "
-                "the same command goes on when the server is back"
-            )
-        message = self._without_key(str(error))
-        code = _code(error)
-        if code is not None:
-            return self._refusal(code, message)
-        if isinstance(error, RemoteError):
-            return self._job_error(message)
-        said = f"{type(error).__name__}: {message.splitlines()[0] if message else 'no message'}"
-        return ModelError(f"a request to {self.host} cannot be made, or its answer not be read: {said}")
-
-    def _refusal(self, code: int, message: str) -> AttribBatchError:
-        """What an answer with an error status means."""
-        if code in {401, 403} or (code == 400 and "key" in message.lower()):
-            return ModelError(f"{self.host} refuses the key ({message}); set NDIF_API_KEY to one it knows")
-        if code >= 500:
-            return RunInterruptedError(
-                f"{self.host} fails with status {code}: {message}. What is committed stays; the same command goes on "
-                "when the server is well"
-            )
-        return ModelError(f"{self.host} refuses the request with status {code}: {message}")
-
-    def _job_error(self, message: str) -> RunInterruptedError:
-        """What a job's own end in an error means."""
-        lines = message.strip().splitlines() or ["no reason given"]
-        if "Traceback (most recent call last)" in message:
-            self._note(message)
-            return JobFailedError(
-                f"{self.host} reports an error of the code it was sent, which sending it again will not mend: "
-                f"{lines[-1]}"
-            )
-        # What the server says of itself is sentences, the first of which says what happened.
-        if "execution timeout" in message:
-            return JobTooLongError(f"{self.host}: {lines[0]}")
-        if "architecture on this server" in message:
-            return JobFailedError(f"{self.host}: {' '.join(' '.join(lines).split())}")
-        return JobGoneError(f"{self.host} ended a job: {lines[0]}")
+    def _tell(self, reason: str, wait: float) -> None:
+        self._note(f"{self.host}: {self._without_key(reason)}; trying again in {wait:.1f} s")
 
     def _without_key(self, message: str) -> str:
         key = self._key.get_secret_value()
         return message.replace(key, "***") if key else message
-
-
-def transient_reason(error: BaseException) -> str | None:
-    """Why a call may succeed later; None if it will not."""
-    import httpx
-
-    code = _code(error)
-    if code is not None:
-        return f"status {code}" if code in TRANSIENT_CODES else None
-    for one in (error, error.__cause__):
-        if isinstance(one, httpx.TransportError) and not isinstance(
-            one, httpx.LocalProtocolError | httpx.UnsupportedProtocol
-        ):
-            return f"{type(one).__name__}: {one}"
-    return None
-
-
-def _code(error: BaseException) -> int | None:
-    """The HTTP status a call was answered with, if that is what went wrong."""
-    import httpx
-
-    for one in (error, error.__cause__):
-        if isinstance(one, httpx.HTTPStatusError):
-            return one.response.status_code
-    return None
-
-
-class _Patience:
-    """How long to wait before a call is made again, and when not to make it any more."""
-
-    def __init__(self, seconds: float) -> None:
-        from tenacity import wait_exponential, wait_random
-
-        self._seconds = seconds
-        self._growing = wait_exponential(multiplier=FIRST_WAIT_SECONDS, max=LONGEST_WAIT_SECONDS) + wait_random(
-            0, FIRST_WAIT_SECONDS
-        )
-
-    def wait(self, state: RetryCallState) -> float:
-        """Exponential with jitter, but a last time when the time is up; no shorter than the server asks for."""
-        return max(min(self._growing(state), self._left(state)), _asked_wait(state))
-
-    def over(self, state: RetryCallState) -> bool:
-        """Whether the time is up, or will be before the server wants to be asked again."""
-        left = self._left(state)
-        return left <= 0 or _asked_wait(state) > left
-
-    def _left(self, state: RetryCallState) -> float:
-        return max(0.0, self._seconds - (state.seconds_since_start or 0.0))
-
-
-def _asked_wait(state: RetryCallState) -> float:
-    """The seconds of the answer's Retry-After header, if it has one."""
-    import httpx
-
-    error = state.outcome.exception() if state.outcome else None
-    for one in (error, error.__cause__ if error else None):
-        if isinstance(one, httpx.HTTPStatusError):
-            asked = one.response.headers.get("retry-after", "")
-            return float(asked) if re.fullmatch(r"\d+(\.\d+)?", asked) else 0.0
-    return 0.0
 
 
 def _minor(version: str) -> str:
@@ -347,7 +213,7 @@ def _minor(version: str) -> str:
 
 
 def _repository(name: str) -> str:
-    """The repository or folder, and the revision, that a model's key ends with; for messages."""
+    """Return the repository or folder, and the revision, that a model's key ends with; for messages."""
     start = name.find("{")
     try:
         found = json.loads(name[start:])

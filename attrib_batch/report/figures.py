@@ -95,7 +95,7 @@ class Panel:
     """Drawn small, beside others: fewer labels on the axes."""
 
     def limit(self, quantity: Quantity) -> float:
-        """The largest absolute mean, 0 where there is none."""
+        """Return the largest absolute mean, 0 where there is none."""
         largest = self.rows.get_column(quantity.mean).abs().max()
         return float(largest) if isinstance(largest, int | float) else 0.0
 
@@ -111,8 +111,8 @@ def draw(panel: Panel, quantity: Quantity, *, div_id: str, detail: Detail, limit
         limit: the end of the colour bar; the panel's own largest value where absent.
     """
     limit = panel.limit(quantity) if limit is None else limit
-    _, labels = _cropped(panel.rows, panel.column, quantity.mean)
-    shown = len(labels) == panel.rows.get_column(panel.column).n_unique()
+    rows, _ = _cropped(panel.rows, panel.column, quantity.mean)
+    shown = len(rows) == len(panel.rows)
     caption = panel.caption if shown else f"{panel.caption} Positions outside the map are 0 throughout."
     figure = build_heatmap(panel, quantity, detail=detail, limit=limit)
     return Figure(panel.title, caption, div_id, to_html(figure, div_id), limit, quantity)
@@ -143,7 +143,7 @@ def build_heatmap(
 
 
 def to_html(figure: go.Figure, div_id: str) -> str:
-    """A figure for a page that holds plotly.js: as wide as its column, as high as its layout says."""
+    """Write a figure for a page that holds plotly.js: as wide as its column, as high as its layout says."""
     drawn: str = figure.to_html(
         full_html=False,
         include_plotlyjs=False,
@@ -156,7 +156,7 @@ def to_html(figure: go.Figure, div_id: str) -> str:
 
 
 def _statistics(rows: pl.DataFrame, quantity: Quantity) -> pl.DataFrame:
-    """What hovering shows, the drawn mean first."""
+    """Select what hovering shows, the drawn mean first."""
     width = half_width(
         rows.get_column(quantity.sem).cast(pl.Float64).to_numpy(), rows.get_column("n_groups").to_numpy()
     )
@@ -168,7 +168,7 @@ def _statistics(rows: pl.DataFrame, quantity: Quantity) -> pl.DataFrame:
 def _cube(
     rows: pl.DataFrame, column: str, labels: Sequence[int | str], statistics: pl.DataFrame, n_layers: int
 ) -> np.ndarray:
-    """Statistics as an array (layer, column, statistic); NaN where a row is missing.
+    """Arrange statistics as an array (layer, column, statistic); NaN where a row is missing.
 
     float32 halves the page, and seven digits are more than anyone hovers for.
     """
@@ -180,7 +180,7 @@ def _cube(
 
 
 def _cropped(rows: pl.DataFrame, column: str, value: str) -> tuple[pl.DataFrame, list[int | str]]:
-    """The rows to draw and the labels of their columns.
+    """Choose the rows to draw and the labels of their columns.
 
     Long prompts lose the columns before the first and after the last non-zero one: before the first
     difference of any pair every score is exactly 0, and those columns would push the others together.

@@ -6,22 +6,22 @@ MISSING = "\N{EN DASH}"
 
 
 def signed(value: float | None, digits: int = 3) -> str:
-    """A number with its sign, such as ``+0.321``; a dash for None."""
+    """Write a number with its sign, such as ``+0.321``; a dash for None."""
     return MISSING if value is None else f"{value:+.{digits}f}".replace("-", "\N{MINUS SIGN}")
 
 
 def plain(value: float | None, digits: int = 3) -> str:
-    """A number without a plus sign, such as ``0.321``; a dash for None."""
+    """Write a number without a plus sign, such as ``0.321``; a dash for None."""
     return MISSING if value is None else f"{value:.{digits}f}".replace("-", "\N{MINUS SIGN}")
 
 
 def count(value: int) -> str:
-    """A count with thousands separated, such as ``12,800``."""
+    """Write a count with thousands separated, such as ``12,800``."""
     return f"{value:,}"
 
 
 def percent(value: float | None) -> str:
-    """A share as a percentage that is 100% only where it is whole, such as ``99.9%``; a dash for None."""
+    """Write a share as a percentage that is 100% only where it is whole, such as ``99.9%``; a dash for None."""
     if value is None:
         return MISSING
     return "100%" if value == 1 else f"{min(100 * value, 99.9):.1f}%"

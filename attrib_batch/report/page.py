@@ -62,7 +62,7 @@ def render(
     *,
     budget: int = FIGURE_BUDGET,
 ) -> str:
-    """The page as HTML.
+    """Write the page as HTML.
 
     Args:
         manifest: the run's manifest.
@@ -96,7 +96,7 @@ def render(
 def _sections_within(
     manifest: Manifest, summary: Summary, verification: Mapping[Cell, VerifiedCell], budget: int
 ) -> tuple[list[CellSection], Detail]:
-    """The sections in the most detail that fits; where none does, later cells go without figures."""
+    """Build the sections in the most detail that fits; where none does, later cells go without figures."""
     for detail in Detail:
         sections = build_sections(manifest, summary, detail, verification)
         if sum(section.size for section in sections) <= budget:

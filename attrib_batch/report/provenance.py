@@ -13,7 +13,8 @@ if TYPE_CHECKING:
 
 _MODEL_KEYS = ("id", "revision", "dtype", "attention", "prepend_bos")
 _DATASET_KEYS = ("path", "limit")
-_METHOD_KEYS = ("kind", "components", "metric", "direction", "ig_steps")
+_METHOD_KEYS = ("kind", "components", "metric", "direction")
+"""Of every method; after them stand the parameters of its kind."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,7 @@ def describe_run(manifest: Manifest) -> RunDescription:
     rows = [("run", manifest.run_id), ("started", _time(manifest.created_at))]
     rows += [(f"model {item.get('name')}", _listed(item, _MODEL_KEYS)) for item in job.get("models", ())]
     rows += [(f"dataset {item.get('id')}", _listed(item, _DATASET_KEYS)) for item in job.get("datasets", ())]
-    rows += [(f"method {item.get('id')}", _listed(item, _METHOD_KEYS)) for item in job.get("methods", ())]
+    rows += [(f"method {item.get('id')}", _listed(item, _method_keys(item))) for item in job.get("methods", ())]
     for entry in manifest.plan:
         rows.append((f"plan {entry.cell}", f"pairs {entry.n_pairs:,}, chunks {entry.n_chunks:,}"))
     known = manifest.scoring.identities
@@ -46,8 +47,12 @@ def describe_run(manifest: Manifest) -> RunDescription:
     return RunDescription(str(job.get("name", "Run")), manifest.run_id, _time(manifest.created_at), rows)
 
 
+def _method_keys(item: Mapping[str, Any]) -> list[str]:
+    return [*_METHOD_KEYS, *(key for key in item if key not in {"id", *_METHOD_KEYS})]
+
+
 def _listed(item: Mapping[str, Any], keys: Iterable[str]) -> str:
-    """The item's values for the keys it has, such as ``dtype float32, prepend_bos false``."""
+    """List the item's values for the keys it has, such as ``dtype float32, prepend_bos false``."""
     shown = [(key, item[key]) for key in keys if item.get(key) is not None]
     return ", ".join(f"{key} {_value(value)}" for key, value in shown)
 
@@ -59,7 +64,7 @@ def _value(value: object) -> str:
 
 
 def _time(text: str) -> str:
-    """An ISO time for reading; the text itself where it is none."""
+    """Write an ISO time for reading; leave a text that is none as it is."""
     try:
         return f"{datetime.fromisoformat(text):%d %B %Y, %H:%M %Z}".strip().removesuffix(",")
     except ValueError:

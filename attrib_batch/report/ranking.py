@@ -46,10 +46,12 @@ class Ranking:
 
 
 def rank_heads(heads: pl.DataFrame, quantity: Quantity) -> Ranking:
-    """Rank one component's heads at the role ``end``, or at the last position where there is no such role."""
+    """Rank one component's heads at the role ``end``; without it at the last position, or else at all there are."""
     at_end = heads.filter((pl.col("scope") == "role") & (pl.col("role") == "end"))
     at_last = heads.filter(pl.col("scope") == "last")
-    rows, at = (at_end, "“end”") if len(at_end) else (at_last, "the last position")
+    at_all = heads.filter(pl.col("scope") == "all")
+    choices = ((at_end, "“end”"), (at_last, "the last position"), (at_all, "the positions that were asked for"))
+    rows, at = next((rows, at) for rows, at in choices if len(rows))
     groups = rows.get_column("n_groups").to_numpy()
     widths = {
         name: pl.Series(half_width(rows.get_column(sem).cast(pl.Float64).to_numpy(), groups), nan_to_null=True)

@@ -51,7 +51,7 @@ class Axes:
 
 
 def draw_scores(points: pl.DataFrame, axes: Axes, *, div_id: str, title: str, caption: str) -> Scatter:
-    """One point per (pair, layer, head).
+    """Draw one point per (pair, layer, head).
 
     Args:
         points: ``pair_id, layer, head, position, exact, estimate``; ``head`` null without heads.
@@ -78,7 +78,7 @@ def draw_scores(points: pl.DataFrame, axes: Axes, *, div_id: str, title: str, ca
 def draw_means(
     effects: pl.DataFrame, marked: pl.DataFrame, axes: Axes, *, div_id: str, title: str, caption: str
 ) -> Scatter:
-    """One point per head.
+    """Draw one point per head.
 
     Args:
         effects: as from `attrib_batch.analysis.mean_effects`, of one component.
@@ -124,7 +124,7 @@ def head_name(row: Mapping[str, int | None]) -> str:
 
 
 def _labels(effects: pl.DataFrame, marked: pl.DataFrame) -> dict[tuple[int, int | None], str]:
-    """The names of the heads that are furthest off and of the strongest, as far as they do not overlap."""
+    """Choose the names to write: of the heads furthest off and of the strongest, as far as they do not overlap."""
     strongest = effects.sort(pl.col("exact").abs(), descending=True).head(_MOST_LABELS)
     chosen = pl.concat([marked.head(_MOST_LABELS // 2), strongest])
     values = effects.select("exact", "estimate").to_numpy()
@@ -150,7 +150,7 @@ def _numbers(rows: pl.DataFrame, column: str) -> np.ndarray:
 
 
 def _drawn(traces: list[go.Scatter], rows: pl.DataFrame, axes: Axes, div_id: str) -> str:
-    """The figure's HTML: equal axes, and the line on which estimates would be exact."""
+    """Write the figure's HTML: equal axes, and the line on which estimates would be exact."""
     values = rows.select("exact", "estimate").to_numpy()
     low, high = (min(values.min(initial=0.0), 0.0), max(values.max(initial=0.0), 0.0))
     margin = 0.06 * ((high - low) or 1.0)

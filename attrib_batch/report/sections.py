@@ -12,6 +12,7 @@ from attrib_batch.report.ranking import Ranking, rank_heads
 from attrib_batch.report.verification import VerificationSection, VerifiedCell, build_verification
 from attrib_batch.report.wording import describe_method, describe_scale, unit_of, warning_about
 from attrib_batch.spec import Cell, Component
+from attrib_batch.spec.positions import ALL
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -64,7 +65,7 @@ class CellSection:
         return verified + sum(component.size for component in self.components)
 
     def without_figures(self) -> CellSection:
-        """The words and tables alone."""
+        """Return the words and tables alone."""
         return replace(
             self,
             components=[replace(component, figures=[], roles=[], whole=[]) for component in self.components],
@@ -79,7 +80,7 @@ def build_sections(
     """Draw every cell of the plan, and the verification of those that have one."""
     verified = verification or {}
     return [
-        _cell(f"cell-{index}", entry.cell, manifest.method(entry.method), summary, detail, verified=verified)
+        _cell(f"cell-{index}", entry.cell, manifest, summary, detail, verified=verified)
         for index, entry in enumerate(manifest.plan)
     ]
 
@@ -87,19 +88,21 @@ def build_sections(
 def _cell(
     anchor: str,
     cell: Cell,
-    method: dict[str, Any],
+    manifest: Manifest,
     summary: Summary,
     detail: Detail,
     *,
     verified: Mapping[Cell, VerifiedCell],
 ) -> CellSection:
+    method = manifest.method(cell.method)
     of_cell = (pl.col("model") == cell.model) & (pl.col("dataset") == cell.dataset) & (pl.col("method") == cell.method)
     baseline = summary.baselines.row(by_predicate=of_cell, named=True)
     quantity = Quantity(baseline["normalizable"], unit_of(str(method.get("metric", "logit_diff"))))
     heads, positions = summary.heads.filter(of_cell), summary.positions.filter(of_cell)
     own = verified.get(cell)
     present = set(heads.get_column("component"))
-    builder = _Builder(anchor, heads, positions, quantity, detail)
+    everywhere = manifest.positions_of(cell.method) == ALL
+    builder = _Builder(anchor, heads, positions, quantity, detail, everywhere=everywhere)
     return CellSection(
         anchor=anchor,
         cell=cell,
@@ -123,41 +126,41 @@ class _Builder:
     positions: pl.DataFrame
     quantity: Quantity
     detail: Detail
+    everywhere: bool
+    """Whether there are scores at all positions; otherwise a sum over positions is one over those asked for."""
 
     def component(self, component: Component) -> ComponentSection:
         heads = self.heads.filter(pl.col("component") == component)
         positions = self.positions.filter(pl.col("component") == component)
         by_position = self._draw(self._position_panel(component, positions), f"{component}-position")
         if not component.has_heads:
-            by_role = self._draw(_role_columns(heads), f"{component}-roles")
+            by_role = self._draw(_role_columns(heads, everywhere=self.everywhere), f"{component}-roles")
             return ComponentSection(component, [by_role, by_position])
-        last = heads.filter(pl.col("scope") == "last")
-        at_last = self._draw(
-            Panel(
-                last,
-                "head",
-                "Heads, at the last position",
-                f"Mean over {_pairs(last)} of each head's score at the last token.",
-            ),
-            f"{component}-last",
-        )
+        figures = [*self._at_last(component, heads.filter(pl.col("scope") == "last")), by_position]
         ranking = rank_heads(heads, self.quantity)
         if self.detail is Detail.CORE:
-            return ComponentSection(component, [at_last, by_position], ranking=ranking)
-        whole = heads.filter(pl.col("scope") == "all")
-        everywhere = Panel(
-            whole,
-            "head",
-            "Heads, all positions",
-            f"Each head's score summed over positions; mean over {_pairs(whole)}.",
-        )
+            return ComponentSection(component, figures, ranking=ranking)
         return ComponentSection(
             component,
-            [at_last, by_position],
+            figures,
             roles=self._roles(component, heads.filter(pl.col("scope") == "role")),
-            whole=[self._draw(everywhere, f"{component}-all")],
+            whole=self._everywhere(component, heads.filter(pl.col("scope") == "all")),
             ranking=ranking,
         )
+
+    def _at_last(self, component: Component, rows: pl.DataFrame) -> list[Figure]:
+        """Draw the heads at the last position, if it was asked for."""
+        if rows.is_empty():
+            return []
+        caption = f"Mean over {_pairs(rows)} of each head's score at the last token."
+        return [self._draw(Panel(rows, "head", "Heads, at the last position", caption), f"{component}-last")]
+
+    def _everywhere(self, component: Component, rows: pl.DataFrame) -> list[Figure]:
+        """Draw the sum over positions, where all were asked for."""
+        if not self.everywhere:
+            return []
+        caption = f"Each head's score summed over positions; mean over {_pairs(rows)}."
+        return [self._draw(Panel(rows, "head", "Heads, all positions", caption), f"{component}-all")]
 
     def _roles(self, component: Component, rows: pl.DataFrame) -> list[Figure]:
         panels = []
@@ -176,8 +179,10 @@ class _Builder:
         return draw(panel, self.quantity, div_id=f"{self.anchor}-{name}", detail=self.detail, limit=limit)
 
 
-def _role_columns(rows: pl.DataFrame) -> Panel:
-    """One map whose columns are the roles, the last position and the sum over positions."""
+def _role_columns(rows: pl.DataFrame, *, everywhere: bool) -> Panel:
+    """Lay out one map whose columns are the roles, the last position and the sum over all positions, if there are."""
+    if not everywhere:
+        rows = rows.filter(pl.col("scope") != "all")
     order = role_order(rows)
     # A role may bear any name, also this one.
     last = next(name for name in ("(last)", "((last))") if name not in order)
@@ -191,17 +196,20 @@ def _role_columns(rows: pl.DataFrame) -> Panel:
         .otherwise(pl.col("role"))
     )
     placed = named.sort(pl.col("role").replace_strict(place, return_dtype=pl.Int64), "layer")
-    caption = f"Summed over a role's tokens; {last} is the last token, {whole} every token. {_pairs(rows)}."
+    columns = [f"{last} is the last token"] if "last" in rows.get_column("scope") else []
+    columns += [f"{whole} every token"] if everywhere else []
+    beside = f"; {', '.join(columns)}" if columns else ""
+    caption = f"Summed over a role's tokens{beside}. {_pairs(rows)}."
     return Panel(placed, "role", "Layers, by role", caption)
 
 
 def role_order(rows: pl.DataFrame) -> list[str]:
-    """The names of the roles, alphabetical, with ``end`` last as it is in the prompt."""
+    """Return the names of the roles, alphabetical, with ``end`` last as it is in the prompt."""
     names = rows.get_column("role").drop_nulls().unique().to_list()
     return sorted(names, key=lambda name: (name == "end", name))
 
 
 def _pairs(rows: pl.DataFrame) -> str:
-    """How many pairs the rows are over, such as ``1,000 pairs``."""
+    """Say how many pairs the rows are over, such as ``1,000 pairs``."""
     counts = rows.get_column("n_pairs").unique().sort()
     return f"{counts[0]:,} to {counts[-1]:,} pairs" if len(counts) > 1 else f"{counts[0]:,} pairs"

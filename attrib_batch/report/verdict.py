@@ -7,6 +7,7 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
 from attrib_batch.report.formats import plain
+from attrib_batch.spec.methods import find_method_entry
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -37,7 +38,7 @@ class Grade(StrEnum):
 
     @classmethod
     def of(cls, pearson: float | None) -> Grade:
-        """The grade of a correlation."""
+        """Grade a correlation."""
         if pearson is None:
             return cls.UNKNOWN
         return cls.CLOSELY if pearson >= 0.95 else cls.EXCEPTIONS if pearson >= 0.8 else cls.NOT
@@ -52,11 +53,8 @@ class Verdict:
     detail: str
 
 
-_ADVICE = {
-    "atp": "use exact, or try atp_ig (saturation) or atp_star (queries and keys) and verify them too",
-    "atp_ig": "use exact, or more ig_steps and verify again",
-    "atp_star": "use exact",
-}
+_ADVICE = "use exact"
+"""For a kind that is not known here."""
 
 _FOLLOW = {
     Grade.CLOSELY: "follow activation patching closely",
@@ -66,7 +64,7 @@ _FOLLOW = {
 
 
 def judge(agreement: Agreement, method: Mapping[str, Any], at: str) -> Verdict:
-    """A verdict from the figures of one component.
+    """Judge one component by its figures.
 
     Args:
         agreement: its statistics.
@@ -77,10 +75,11 @@ def judge(agreement: Agreement, method: Mapping[str, Any], at: str) -> Verdict:
     grade = Grade.of(end.value)
     if grade is Grade.UNKNOWN:
         return Verdict(grade, f"At {at} nothing can be said: the scores hardly vary.", _about_all(grade, everywhere))
+    entry = find_method_entry(str(method.get("kind")))
     advice = {
         Grade.CLOSELY: "",
         Grade.EXCEPTIONS: ": look at the points far from the line before relying on a single score",
-        Grade.NOT: f": {_ADVICE.get(str(method.get('kind')), 'use exact')}",
+        Grade.NOT: f": {entry.advice if entry else _ADVICE}",
     }[grade]
     means = agreement.get("map_pearson@end", _UNDEFINED)
     details = [
@@ -94,7 +93,7 @@ def judge(agreement: Agreement, method: Mapping[str, Any], at: str) -> Verdict:
 
 
 def with_interval(value: Value, digits: int = 3) -> str:
-    """Such as ``0.972 (0.961 to 0.980)``."""
+    """Write a value with its interval, such as ``0.972 (0.961 to 0.980)``."""
     if value.low is None or value.high is None:
         return plain(value.value, digits)
     return f"{plain(value.value, digits)} ({plain(value.low, digits)} to {plain(value.high, digits)})"
@@ -109,7 +108,7 @@ def _doubt(grade: Grade, pearson: Value) -> str:
 
 
 def _size(slope: Value, grade: Grade) -> str:
-    """Pearson's correlation does not see estimates that are all too small or too large."""
+    """Say that estimates are all too small or too large, which Pearson's correlation does not see."""
     if slope.value is None or grade is Grade.NOT or 0.8 <= slope.value <= 1.25:
         return ""
     wrong = "small" if slope.value < 1 else "large"

@@ -93,7 +93,7 @@ class VerificationSection:
         return sum(len(figure.html) for component in self.components for figure in component.figures)
 
     def without_figures(self) -> VerificationSection:
-        """The words and tables alone."""
+        """Return the words and tables alone."""
         return replace(self, components=[replace(component, figures=[]) for component in self.components])
 
 
@@ -109,7 +109,7 @@ class ComparedMethod:
 
 
 def read_verification(out: str | Path | Store, manifest: Manifest) -> dict[Cell, VerifiedCell]:
-    """What a page needs of every verified cell of a run; empty where nothing has been verified.
+    """Read what a page needs of every verified cell of a run; nothing where nothing has been verified.
 
     Raises:
         OutputError: exact scores and estimates do not match.
@@ -147,7 +147,7 @@ def _summarized(verified: Verified, table: pl.DataFrame) -> VerifiedCell:
 
 
 def thinned(rows: pl.DataFrame, most: int) -> pl.DataFrame:
-    """At most so many rows, always the same ones: the strongest half, and an even choice of the others."""
+    """Keep at most so many rows, always the same ones: the strongest half, and an even choice of the others."""
     if len(rows) <= most:
         return rows
     strength = pl.max_horizontal(pl.col("exact").abs(), pl.col("estimate").abs())
@@ -200,7 +200,7 @@ def build_verification(
 
 
 def compared_methods(sections: Iterable[VerificationSection]) -> list[ComparedMethod]:
-    """The verified components of every (model, dataset) of which several methods were verified."""
+    """List the verified components of every (model, dataset) of which several methods were verified."""
     found = [
         ComparedMethod(section.data.cell, component.name, section.anchor, section.data.n_pairs, component.agreement)
         for section in sections

@@ -4,46 +4,29 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from attrib_batch.spec.methods import find_method_entry
+from attrib_batch.spec.metrics import metric_entry
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-_UNITS = {"logit_diff": "logits", "prob_diff": "probability", "log_prob": "nats", "kl": "nats"}
-_LOWER_IS_CLEANER = {"kl"}
-_UNSIGNED = {"atp_star"}
+    from attrib_batch.spec.methods import MethodEntry
 
 
 def unit_of(metric: str) -> str:
-    """The unit of a metric; for one of the user's own, its name."""
-    return _UNITS.get(metric, f"units of {metric}")
+    """Return the unit of a metric; for one of the user's own, its name."""
+    return metric_entry(metric).unit
 
 
 def describe_method(method: Mapping[str, Any]) -> str:
-    """What the numbers of a method are, and how far to trust them; empty for a kind unknown to this release."""
-    steps = method.get("ig_steps")
-    sentences = {
-        "atp": (
-            "Attribution patching: gradient times difference, a first-order estimate of what patching would do, close "
-            "for attention heads and weaker for MLP outputs and the residual stream."
-        ),
-        "atp_ig": (
-            f"Integrated gradients: as attribution patching, with the gradient averaged over {steps} points on the "
-            "way between the two prompts; an estimate that saturation misleads less."
-        ),
-        "atp_star": (
-            "AtP*: attribution patching with repairs for saturated attention and for effects that cancel. Its scores "
-            "are magnitudes: they rank activations and say nothing about the direction of an effect."
-        ),
-        "exact": (
-            "Activation patching: the measured effect of one replacement at a time. A sum over positions or heads adds "
-            "separate replacements, which is not the effect of making them together."
-        ),
-    }
-    return sentences.get(str(method.get("kind")), "")
+    """Say what the numbers of a method are, and how far to trust them; nothing for a kind that is not known here."""
+    entry = _entry(method)
+    return entry.explain(method) if entry else ""
 
 
 def describe_scale(method: Mapping[str, Any]) -> str:
-    """What normalised numbers and their colours mean."""
-    if method.get("kind") in _UNSIGNED:
+    """Say what normalised numbers and their colours mean."""
+    if _has_magnitudes(method):
         return "0 is no effect and 1 the whole gap."
     if method.get("direction", "denoise") == "noise":
         return (
@@ -54,7 +37,7 @@ def describe_scale(method: Mapping[str, Any]) -> str:
 
 
 def warning_about(baseline: Mapping[str, Any], method: Mapping[str, Any]) -> str | None:
-    """What a reader must know before trusting a cell's numbers.
+    """Say what a reader must know before trusting a cell's numbers.
 
     Args:
         baseline: the cell's row of the baselines summary.
@@ -73,11 +56,20 @@ def warning_about(baseline: Mapping[str, Any], method: Mapping[str, Any]) -> str
             "The gap between the clean and the corrupted metric is less than two standard errors, so normalised "
             "scores divide by a number that may well be 0. Trust the raw means."
         )
-    if gap < 0 and method.get("kind") in _UNSIGNED:
+    if gap < 0 and _has_magnitudes(method):
         return "The gap is negative, so these magnitudes are negative where they are normalised."
-    if gap < 0 and method.get("metric") not in _LOWER_IS_CLEANER:
+    if gap < 0 and not metric_entry(str(method.get("metric"))).lower_is_cleaner:
         return (
             "The corrupted prompts have the higher mean metric. Normalised scores divide by this negative gap, so "
             "their signs are the reverse of the raw ones; check answers and wrong_answers in the dataset."
         )
     return None
+
+
+def _entry(method: Mapping[str, Any]) -> MethodEntry | None:
+    return find_method_entry(str(method.get("kind")))
+
+
+def _has_magnitudes(method: Mapping[str, Any]) -> bool:
+    entry = _entry(method)
+    return entry is not None and entry.magnitudes

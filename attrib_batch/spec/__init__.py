@@ -5,7 +5,7 @@ from attrib_batch.spec.cell import Cell, Component
 from attrib_batch.spec.dataset import DatasetSpec
 from attrib_batch.spec.demo import load_demo
 from attrib_batch.spec.job_file import load_spec, parse_spec
-from attrib_batch.spec.method import DEFAULT_IG_STEPS, Direction, MethodKind, MethodSpec, run_together
+from attrib_batch.spec.method import Direction, MethodSpec, forward_group, share_forward_passes
 from attrib_batch.spec.model import Dtype, ModelSpec
 from attrib_batch.spec.sweep import SweepSpec
 from attrib_batch.spec.verification import DEFAULT_VERIFIED_PAIRS, VerificationSpec
@@ -14,14 +14,12 @@ from attrib_batch.spec.workers import BUILT_IN_RESOURCES, DEFAULT_COLLECTIVE_SEC
 __all__ = [
     "BUILT_IN_RESOURCES",
     "DEFAULT_COLLECTIVE_SECONDS",
-    "DEFAULT_IG_STEPS",
     "DEFAULT_VERIFIED_PAIRS",
     "Cell",
     "Component",
     "DatasetSpec",
     "Direction",
     "Dtype",
-    "MethodKind",
     "MethodSpec",
     "ModelSpec",
     "Name",
@@ -30,8 +28,9 @@ __all__ = [
     "VerificationSpec",
     "WorkerKind",
     "WorkersSpec",
+    "forward_group",
     "load_demo",
     "load_spec",
     "parse_spec",
-    "run_together",
+    "share_forward_passes",
 ]

@@ -11,6 +11,7 @@ from pydantic import ValidationError
 from attrib_batch.errors import JobError
 from attrib_batch.spec.dataset import DatasetSpec
 from attrib_batch.spec.method import MethodSpec
+from attrib_batch.spec.methods import built_in_parameters
 from attrib_batch.spec.model import ModelSpec
 from attrib_batch.spec.sweep import SweepSpec
 from attrib_batch.spec.verification import VerificationSpec
@@ -51,7 +52,7 @@ def parse_spec(data: object, *, source: str) -> SweepSpec:
 
 
 def _root_causes(items: list[Any]) -> list[Any]:
-    """Without the complaint that a list is empty which follows from complaints about its entries."""
+    """Drop 'list is empty' errors that only follow from errors in the list's items."""
     return [
         item
         for item in items
@@ -61,11 +62,11 @@ def _root_causes(items: list[Any]) -> list[Any]:
 
 
 def _explain(item: Any) -> str:
-    """One pydantic complaint as a sentence: the key, what was expected, what stands there."""
+    """Write one pydantic error as a sentence: the key, what was expected, what stands there."""
     key = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in item["loc"]).lstrip(".")
     owner = _owner(item["loc"])
     if item["type"] == "extra_forbidden":
-        return f"{key}: unknown key; known here: {', '.join(owner.model_fields)}"
+        return f"{key}: unknown key; known here: {', '.join(_known_keys(owner))}"
     if item["type"] == "missing":
         field = owner.model_fields[item["loc"][-1]]
         return f"{key}: missing; expected {field.description}"
@@ -76,8 +77,12 @@ def _explain(item: Any) -> str:
     return f"{key}: {message}" + (f", not {got!r}" if isinstance(got, str | int | float | bool | None) else "")
 
 
+def _known_keys(owner: type[BaseModel]) -> list[str]:
+    return [*owner.model_fields, *(built_in_parameters() if owner is MethodSpec else ())]
+
+
 def _owner(loc: tuple[int | str, ...]) -> type[BaseModel]:
-    """The model class in which the last key of ``loc`` stands."""
+    """Find the model class in which the last key of ``loc`` stands."""
     owners: dict[str, type[BaseModel]] = {
         "models": ModelSpec,
         "datasets": DatasetSpec,

@@ -67,15 +67,15 @@ class SweepSpec(Strict):
         ]
 
     def model(self, name: str) -> ModelSpec:
-        """The model of that name."""
+        """Return the model of that name."""
         return next(model for model in self.models if model.name == name)
 
     def dataset(self, name: str) -> DatasetSpec:
-        """The dataset of that name."""
+        """Return the dataset of that name."""
         return next(dataset for dataset in self.datasets if dataset.id == name)
 
     def method(self, name: str) -> MethodSpec:
-        """The method of that name."""
+        """Return the method of that name."""
         return next(method for method in self.methods if method.id == name)
 
     def settings(self) -> dict[str, Any]:

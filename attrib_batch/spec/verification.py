@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from attrib_batch.spec.base import Strict
+from attrib_batch.spec.positions import AtPositions
 
 DEFAULT_VERIFIED_PAIRS = 32
 
 
-class VerificationSpec(Strict):
+class VerificationSpec(AtPositions):
     """A sample of pairs that is measured by activation patching once all pairs are scored."""
 
     pairs: int = Field(

@@ -25,7 +25,7 @@ def _check_count(value: Any) -> int | Literal["auto"]:
 
 
 def _parse_bytes(value: Any) -> int:
-    """Bytes of a number, or of a text such as 8GB (10**9 each) or 8GiB (2**30 each)."""
+    """Read bytes from a number, or from a text such as 8GB (10**9 each) or 8GiB (2**30 each)."""
     found = _SIZE.match(str(value)) if isinstance(value, int | str) and not isinstance(value, bool) else None
     if found is None:
         raise ValueError("expected a number of bytes, or a size such as 8GB or 8GiB")

@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING
 
 from attrib_batch.errors import OutputError
+from attrib_batch.spec import forward_group
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -51,7 +52,7 @@ class RemoteJob:
 
 
 def job_name(chunk: Chunk, method: MethodSpec, pair_ids: Sequence[int]) -> str:
-    """The file of the request that scores these pairs of a chunk by ``method`` and what runs together with it."""
+    """The file of the request that scores these pairs of a chunk by ``method`` and those that share its passes."""
     return f"{FOLDER}/{_task_name(chunk, method)}-{_digest(list(pair_ids))}.json"
 
 
@@ -64,8 +65,7 @@ def forget_jobs(store: Store, chunk: Chunk, method: MethodSpec) -> None:
 
 
 def _task_name(chunk: Chunk, method: MethodSpec) -> str:
-    together = method.kind if method.kind == "atp" else method.id
-    return _digest([chunk.cell.model, chunk.cell.dataset, chunk.start, chunk.stop, together])
+    return _digest([chunk.cell.model, chunk.cell.dataset, chunk.start, chunk.stop, forward_group(method)])
 
 
 def _digest(data: list[object]) -> str:

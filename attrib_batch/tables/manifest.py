@@ -19,6 +19,8 @@ from pydantic import Field, ValidationError, model_validator
 
 from attrib_batch._version import __version__
 from attrib_batch.errors import OutputError
+from attrib_batch.spec.methods import EXACT
+from attrib_batch.spec.positions import ALL, check_at
 from attrib_batch.tables.plan import CellPlan, Tolerant
 from attrib_batch.tables.schema import READABLE_SCHEMA_VERSIONS, SCHEMA_VERSION
 
@@ -135,6 +137,10 @@ class Manifest(Tolerant):
     def method(self, name: str) -> dict[str, Any]:
         """Return the job's method of that id as plain data; empty where the job has none."""
         return next((item for item in self.job.get("methods", ()) if item.get("id") == name), {})
+
+    def positions_of(self, method: str) -> str | tuple[str, ...]:
+        """Return the positions that a method was asked for; all where its kind knows no other."""
+        return check_at(self.method(method).get("at", ALL))
 
     def to_bytes(self) -> bytes:
         """Return the file's content."""
@@ -264,6 +270,10 @@ def _earlier_identities(fingerprint: Any) -> dict[str, Any]:
             for item in spec.get("models", ())
         },
         "datasets": {name: {"content": content} for name, content in datasets.items()},
-        "methods": {item["id"]: without(item, "id") for item in spec.get("methods", ())},
+        "methods": {
+            # What a method could not be asked for yet, it did for all positions.
+            item["id"]: ({"at": ALL} if item.get("kind") == EXACT else {}) | without(item, "id")
+            for item in spec.get("methods", ())
+        },
         "settings": {"allow_boundary": spec.get("allow_boundary", False)},
     }

@@ -5,12 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
-from attrib_batch.attribution import engine
 from attrib_batch.attribution.engine import FailedPair, ScoredBatch, TokenBudget, score_pairs
+from attrib_batch.attribution.groups import MethodGroup
 from attrib_batch.errors import ShardsDisagreeError
 from attrib_batch.models.load import LoadedModel
 from attrib_batch.pairs.encoding.encode import EncodedPair
-from attrib_batch.spec import MethodSpec
 from tests.support.demo_pairs import random_pairs
 from tests.support.scored import encoded, method, tiny_model
 
@@ -24,14 +23,14 @@ def fail_with(monkeypatch: pytest.MonkeyPatch, error: Exception, *, above: int) 
     """Micro-batches of more than ``above`` pairs raise; returns the sizes of those that are tried."""
     sizes: list[int] = []
 
-    def score(model: LoadedModel, batch: list[EncodedPair], methods: list[MethodSpec], budget: TokenBudget) -> object:
+    def score(group: MethodGroup, model: LoadedModel, batch: list[EncodedPair], *, batch_tokens: int) -> object:
         sizes.append(len(batch))
         if len(batch) > above:
             raise error
-        return original(model, batch, methods, budget)
+        return original(group, model, batch, batch_tokens=batch_tokens)
 
-    original = engine._score
-    monkeypatch.setattr(engine, "_score", score)
+    original = MethodGroup.score
+    monkeypatch.setattr(MethodGroup, "score", score)
     return sizes
 
 

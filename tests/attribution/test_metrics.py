@@ -11,6 +11,7 @@ import torch
 
 from attrib_batch.attribution import metrics
 from attrib_batch.attribution.engine import FailedPair, TokenBudget, score_pairs
+from attrib_batch.attribution.method import Method
 from attrib_batch.attribution.metrics import (
     AnswerSets,
     logit_diff,
@@ -22,12 +23,12 @@ from attrib_batch.attribution.metrics import (
 from attrib_batch.errors import JobError, ModelError
 from attrib_batch.models.load import wrap_model
 from attrib_batch.spec import SweepSpec, parse_spec
-from attrib_batch.spec.metric_names import BUILT_IN_METRICS
+from attrib_batch.spec.metrics import METRICS
 from tests.support import oracle
 from tests.support.demo_pairs import random_pairs
 from tests.support.metrics import metric_of
 from tests.support.near import assert_near, assert_same_scores
-from tests.support.own_metrics import install_package
+from tests.support.own_package import install_package
 from tests.support.scored import encoded, method, score, tiny_model
 from tests.support.terms import terms_of
 from tests.support.tiny_models import ARCHITECTURES, tiny_tokenizer
@@ -43,9 +44,9 @@ PAIRS = random_pairs(4, 9, 4)
 @pytest.fixture
 def only_built_in(monkeypatch: pytest.MonkeyPatch) -> None:
     """What a test registers or loads is forgotten after it."""
-    monkeypatch.setattr(metrics, "_METRICS", dict(metrics._METRICS))
+    monkeypatch.setattr(metrics, "_loaded", dict(metrics._loaded))
     monkeypatch.setattr(metrics, "registered_names", set())
-    monkeypatch.setattr("attrib_batch.spec.metric_names.registered_names", metrics.registered_names)
+    monkeypatch.setattr("attrib_batch.spec.metrics.registered_names", metrics.registered_names)
 
 
 def _job(**of_method: object) -> SweepSpec:
@@ -58,7 +59,7 @@ def _job(**of_method: object) -> SweepSpec:
     return parse_spec(data, source="job")
 
 
-@pytest.mark.parametrize("name", BUILT_IN_METRICS)
+@pytest.mark.parametrize("name", METRICS)
 def test_values_and_answer_sets_are_those_written_out(name: str) -> None:
     torch.manual_seed(0)
     logits, clean = torch.randn(2, len(PAIRS), 126)
@@ -71,12 +72,12 @@ def test_values_and_answer_sets_are_those_written_out(name: str) -> None:
 
 
 @pytest.mark.parametrize("architecture", ["llama", "gpt2"])
-@pytest.mark.parametrize("name", BUILT_IN_METRICS)
+@pytest.mark.parametrize("name", METRICS)
 def test_scores_and_baselines_of_every_metric(name: str, architecture: str) -> None:
     from attrib_batch.attribution.methods.atp import attribution_patching
 
     model, plain = tiny_model(architecture), ARCHITECTURES[architecture]()
-    ours = attribution_patching(model, encoded(PAIRS), [method(metric=name)])[0]
+    ours = attribution_patching(model, encoded(PAIRS), [Method.of(method(metric=name))], batch_tokens=4096)[0]
     for index, pair in enumerate(PAIRS):
         clean, corrupted = (plain(torch.tensor([ids])).logits[0, -1].detach() for ids in (pair.clean, pair.corrupted))
         metric = metric_of(name, pair.answers, pair.wrong_answers, clean)
@@ -87,7 +88,7 @@ def test_scores_and_baselines_of_every_metric(name: str, architecture: str) -> N
         assert_near(ours.corrupted_metric[index], metric(corrupted), terms)
 
 
-@pytest.mark.parametrize("name", BUILT_IN_METRICS)
+@pytest.mark.parametrize("name", METRICS)
 def test_half_precision_logits_are_measured_in_single(name: str) -> None:
     torch.manual_seed(0)
     logits, clean = (10 * torch.randn(2, len(PAIRS), 126)).bfloat16()
@@ -99,8 +100,23 @@ def test_half_precision_logits_are_measured_in_single(name: str) -> None:
 
 
 def test_names_a_job_knows_are_those_that_are_defined() -> None:
-    assert [metric_named(name).__name__ for name in BUILT_IN_METRICS] == list(BUILT_IN_METRICS)
-    assert set(metrics._METRICS) == set(BUILT_IN_METRICS)
+    assert [metric_named(name).__name__ for name in METRICS] == list(METRICS)
+    assert [entry.name for entry in METRICS.values()] == list(METRICS)
+    assert all(entry.unit and entry.explanation for entry in METRICS.values())
+
+
+@pytest.mark.parametrize("name", METRICS)
+def test_what_the_registry_says_of_a_metric_is_so(name: str) -> None:
+    entry, metric = METRICS[name], metric_named(name)
+    pairs = encoded(PAIRS)
+    logits, clean = torch.randn(2, len(pairs), 126, generator=torch.Generator().manual_seed(0)).unbind()
+    named = sorted({token for pair in pairs for token in (*pair.answers, *pair.wrong_answers)})
+    answers, among = AnswerSets.of(pairs, logits.device), AnswerSets.of(pairs, logits.device, named)
+    alone = metric(logits[:, named], clean[:, named], among)
+    assert torch.allclose(alone, metric(logits, clean, answers)) == entry.of_answers_alone
+    at_clean = clean.clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(metric(at_clean, clean, answers).sum(), at_clean)
+    assert (gradient.abs().max().item() < 1e-6) == entry.flat_on_clean
 
 
 def test_unknown_metric_is_refused_with_the_known_ones() -> None:
@@ -112,7 +128,9 @@ def test_unknown_metric_is_refused_with_the_known_ones() -> None:
 
 @pytest.mark.parametrize("kind", ["atp", "atp_star"])
 def test_kl_where_it_has_no_gradient_is_refused(kind: str) -> None:
-    with pytest.raises(JobError, match=f"kl is at its minimum on the clean run, where {kind} .* use direction denoise"):
+    with pytest.raises(
+        JobError, match=f"kl is at its minimum on the clean prompt, where {kind} .* use direction denoise"
+    ):
         _job(kind=kind, metric="kl", direction="noise")
     _job(kind=kind, metric="kl", direction="denoise")
 
@@ -244,7 +262,7 @@ def test_a_metric_needs_a_gradient_only_where_one_is_taken() -> None:
 
 
 @pytest.mark.usefixtures("only_built_in")
-@pytest.mark.parametrize("name", BUILT_IN_METRICS)
+@pytest.mark.parametrize("name", METRICS)
 def test_what_is_built_in_would_pass(name: str) -> None:
     register_metric("own", metric_named(name))
     try_metric("own", 4, needs_gradient=True)

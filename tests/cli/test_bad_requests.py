@@ -17,7 +17,7 @@ from attrib_batch.attribution import metrics
 from attrib_batch.cli.app import app
 from attrib_batch.errors import AttribBatchError, ExitCode
 from tests.support.jobs import TinyJob, attrib_batch, attrib_batch_here
-from tests.support.own_metrics import install_package
+from tests.support.own_package import install_package
 from tests.support.shared_ray import SharedRay
 
 
@@ -43,7 +43,7 @@ BAD_JOBS: dict[str, tuple[dict[str, Any], str]] = {
     "unknown nested key": ({"datasets": [{"id": "a", "path": "b", "size": 1}]}, r"datasets\[0\].size: unknown key"),
     "no models": ({"models": []}, "models: .*at least 1"),
     "BOS not said": ({"models": [{"id": "x"}]}, r"models\[0\].prepend_bos: missing; expected prepend"),
-    "unknown method": ({"methods": [{"id": "magic"}]}, r"methods\[0\].kind: Input should be 'atp'.*not 'magic'"),
+    "unknown method": ({"methods": [{"id": "magic"}]}, r"methods\[0\].kind: expected the kind .*not 'magic'"),
     "unknown component": (
         {"methods": [{"id": "atp", "components": ["zz"]}]}, r"methods\[0\].components\[0\]: .*'z'.*not 'zz'",
     ),
@@ -246,7 +246,7 @@ def test_a_metric_that_cannot_be_used(case: str, job: TinyJob, tmp_path: Path, m
     source, expected = BAD_METRICS[case]
     install_package(tmp_path / "packages", "own_metric", source, "own = own_metric:own")
     monkeypatch.syspath_prepend(tmp_path / "packages")
-    monkeypatch.setattr(metrics, "_METRICS", dict(metrics._METRICS))
+    monkeypatch.setattr(metrics, "_loaded", dict(metrics._loaded))
     monkeypatch.delitem(sys.modules, "own_metric", raising=False)
     path = job.write(methods=[{"id": "atp", "metric": "own"}])
     for arguments in (("plan", path), ("run", path, "--out", tmp_path / "out")):

@@ -107,7 +107,7 @@ def test_atp_star_on_one_layer_is_refused() -> None:
     check_methods(job(), config, [method(id="atp_star")])
     config.num_hidden_layers = 1
     check_methods(job(), config, [method()])
-    with pytest.raises(ModelError, match="atp_star needs a model of two layers or more"):
+    with pytest.raises(ModelError, match="atp_star needs a model of 2 layers or more"):
         check_methods(job(), config, [method(id="atp_star")])
 
 

@@ -18,10 +18,10 @@ from attrib_batch.attribution.engine import FailedPair, TokenBudget, score_pairs
 from attrib_batch.attribution.metrics import logit_diff, register_metric
 from attrib_batch.errors import ShardsDisagreeError
 from attrib_batch.models.load import load_model
-from attrib_batch.models.sharded import Agreement
+from attrib_batch.models.ranks import Agreement
 from attrib_batch.pairs.encoding.encode import EncodedPair
 from attrib_batch.spec import Component, ModelSpec
-from attrib_batch.spec.metric_names import registered_names
+from attrib_batch.spec.metrics import registered_names
 from tests.support.demo_pairs import random_pairs
 from tests.support.near import assert_same_scores
 from tests.support.ports import LOOPBACK, free_ports

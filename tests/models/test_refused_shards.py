@@ -12,9 +12,10 @@ import torch
 from transformers import LlamaConfig
 
 from attrib_batch.errors import ModelError, ShardGroupError
-from attrib_batch.models import sharded
+from attrib_batch.models import ranks, sharded
 from attrib_batch.models.load import read_config
-from attrib_batch.models.sharded import join_ranks, load_shard
+from attrib_batch.models.ranks import join_ranks
+from attrib_batch.models.sharded import load_shard
 from attrib_batch.spec import ModelSpec
 from tests.support.ports import LOOPBACK, free_ports
 from tests.support.shards import model_job
@@ -83,7 +84,7 @@ def test_devices_of_shards(tiny: Callable[[str], Path], monkeypatch: pytest.Monk
     ("address", "local"), [("127.0.0.1", True), ("::1", True), ("localhost", True), ("10.0.0.5", False), ("n1", False)]
 )
 def test_loopback_addresses(address: str, local: bool) -> None:
-    assert sharded._is_loopback(address) is local
+    assert ranks._is_loopback(address) is local
 
 
 def test_a_gpu_of_its_own_is_the_first_a_rank_sees(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,14 +14,10 @@ from nnsight.intervention.backends.remote import RemoteError
 from pydantic import SecretStr
 
 from attrib_batch.errors import AttribBatchError, ModelError, RunInterruptedError
+from attrib_batch.ndif import retries
 from attrib_batch.ndif import server as ndif_server
-from attrib_batch.ndif.server import (
-    JobFailedError,
-    JobGoneError,
-    JobTooLongError,
-    NdifServer,
-    transient_reason,
-)
+from attrib_batch.ndif.errors import JobFailedError, JobGoneError, JobTooLongError, transient_reason
+from attrib_batch.ndif.server import NdifServer
 from tests.support.http_answers import answering
 
 KEY = "00000000-aaaa-bbbb-cccc-121212121212"
@@ -34,7 +30,7 @@ PACKAGES = {"nnsight": version("nnsight"), "torch": "2", "transformers": "5", "e
 
 @pytest.fixture(autouse=True)
 def _no_long_waits(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ndif_server, "FIRST_WAIT_SECONDS", 0.01)
+    monkeypatch.setattr(retries, "FIRST_WAIT_SECONDS", 0.01)
 
 
 def status_error(code: int, **headers: str) -> httpx.HTTPStatusError:

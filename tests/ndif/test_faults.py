@@ -19,8 +19,8 @@ import torch
 from attrib_batch.attribution import metrics
 from attrib_batch.attribution.metrics import register_metric
 from attrib_batch.errors import AttribBatchError, TaskError
-from attrib_batch.ndif import server as server_calls
-from attrib_batch.ndif.server import JobFailedError
+from attrib_batch.ndif import retries
+from attrib_batch.ndif.errors import JobFailedError
 from attrib_batch.pairs.making.writer import write_pairs
 from tests.support.demo_pairs import random_pairs
 from tests.support.faulty_proxy import BUCKET
@@ -135,7 +135,7 @@ def test_what_passes_is_waited_for(ndif_server: NdifServer, job: TinyJob, replic
 
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(server_calls, "FIRST_WAIT_SECONDS", 0.05)
+    monkeypatch.setattr(retries, "FIRST_WAIT_SECONDS", 0.05)
 
 
 @pytest.mark.parametrize("path", ["/env", "/status", "/request", "/response", BUCKET])
@@ -293,9 +293,9 @@ def raises_for_all(logits: Tensor, clean_logits: Tensor, answers: Any) -> Tensor
 def own_metrics(monkeypatch: pytest.MonkeyPatch) -> None:
     """Metrics of one's own; other tests do not know them."""
     names: set[str] = set()
-    monkeypatch.setattr(metrics, "_METRICS", dict(metrics._METRICS))
+    monkeypatch.setattr(metrics, "_loaded", dict(metrics._loaded))
     monkeypatch.setattr(metrics, "registered_names", names)
-    monkeypatch.setattr("attrib_batch.spec.metric_names.registered_names", names)
+    monkeypatch.setattr("attrib_batch.spec.metrics.registered_names", names)
     for function in (fails_for_some, raises_for_some, raises_for_all):
         register_metric(function.__name__, function)
 

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import pickletools
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 from nnsight.intervention.backends.local import LocalSimulationBackend
+from nnsight.schema.request import RequestModel
 
 from attrib_batch.attribution.engine import FailedPair, ScoredBatch, TokenBudget, score_pairs
 from attrib_batch.models.load import LoadedModel, load_model
 from attrib_batch.ndif import request as remote
 from attrib_batch.ndif.model import RemoteModel, open_remote_model
+from attrib_batch.ndif.server import PACKAGES_THERE
 from attrib_batch.pairs.encoding.encode import EncodedPair, encode_pairs
 from attrib_batch.spec import Component, MethodSpec, ModelSpec
 from attrib_batch.tables import FailureReason
@@ -31,6 +35,7 @@ METHODS = {
     "atp_ig": [{"id": "atp_ig", "components": ["z", "resid_pre"]}],
     "atp_star": [{"id": "atp_star", "components": ["z", "q", "k"]}],
     "exact": [{"id": "exact", "components": ["z", "k"]}],
+    "exact at the end": [{"id": "exact", "at": "last"}],
 }
 
 
@@ -65,6 +70,7 @@ def test_a_request_scores_what_the_engine_scores(model: LoadedModel, case: str) 
         assert isinstance(mine, ScoredBatch)
         assert isinstance(theirs, ScoredBatch)
         assert mine.pairs == theirs.pairs
+        np.testing.assert_equal(theirs.result.positions, mine.result.positions)
         for index, pair in enumerate(mine.pairs):
             terms = terms_of(model.module, pair, method.metric)
             for metric in ("clean_metric", "corrupted_metric"):
@@ -74,6 +80,43 @@ def test_a_request_scores_what_the_engine_scores(model: LoadedModel, case: str) 
                 for batch in (mine, theirs)
             )
             assert_same_scores(scores, others, terms)
+
+
+@pytest.mark.parametrize("case", METHODS)
+def test_a_request_names_only_packages_that_a_server_has(
+    model: LoadedModel, case: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    payloads: list[bytes] = []
+    serialize = RequestModel.serialize
+
+    def recorded(*args: object, **options: object) -> bytes:
+        payloads.append(serialize(*args, **options))
+        return payloads[-1]
+
+    monkeypatch.setattr(RequestModel, "serialize", staticmethod(recorded))
+    simulated(model, pairs_for(model), [MethodSpec.model_validate(method) for method in METHODS[case]])
+    [payload] = payloads
+    third_party = roots_named_in(payload) - set(sys.stdlib_module_names)
+    assert third_party <= {"nnsight", "cloudpickle", "numpy", *PACKAGES_THERE}
+
+
+def roots_named_in(payload: bytes) -> set[str]:
+    """The packages that unpickling a payload imports: texts on the stack before a global is taken from it."""
+    texts: list[str] = []
+    memo: dict[int, str] = {}
+    roots = set()
+    last = ""
+    for operation, argument, _ in pickletools.genops(payload):
+        if operation.name in {"SHORT_BINUNICODE", "BINUNICODE"}:
+            texts.append(argument)
+        elif operation.name == "MEMOIZE":
+            memo[len(memo)] = texts[-1] if last in {"SHORT_BINUNICODE", "BINUNICODE"} else ""
+        elif operation.name in {"BINGET", "LONG_BINGET"}:
+            texts.append(memo[argument])
+        elif operation.name == "STACK_GLOBAL":
+            roots.add(texts[-2].partition(".")[0])
+        last = operation.name
+    return roots
 
 
 def test_what_comes_back_is_scores_alone(model: LoadedModel) -> None:

@@ -161,6 +161,25 @@ def test_every_method_says_what_its_numbers_are(tmp_path: Path, kind: str, words
     assert words in visible(write_report(tmp_path).read_text(encoding="utf-8"))
 
 
+@pytest.mark.parametrize(
+    ("at", "stored", "ranked"), [("last", [4], "the last position"), (["A"], [1], "the positions that were asked for")]
+)
+def test_a_method_at_some_positions_shows_those_alone(
+    tmp_path: Path, at: str | list[str], stored: list[int], ranked: str
+) -> None:
+    scores = {"z": np.ones((2, 2, 5)), "mlp_out": np.ones((2, 5))}
+    pairs = [Pair(index, scores, roles={1: "A", 2: "B"}, stored=stored) for index in range(3)]
+    write_run(tmp_path, {CELL: pairs}, method={"kind": "exact", "at": at})
+    page = write_report(tmp_path).read_text(encoding="utf-8")
+    words = visible(page)
+    assert f"Positions measured: {at if at == 'last' else 'A'}." in words
+    assert f"Strongest heads at {ranked}" in words
+    assert "Heads, all positions" not in words
+    assert ("Heads, at the last position" in words) == (at == "last")
+    assert "every token" not in words
+    assert "outside the map" not in words
+
+
 def test_a_method_of_a_later_release_is_shown_without_words_for_it(tmp_path: Path) -> None:
     write_run(tmp_path, {CELL: [Pair(0, {"z": np.ones((1, 1, 2))})]}, method={"kind": "new", "metric": "own"})
     assert "units of own" in visible(write_report(tmp_path).read_text(encoding="utf-8"))

@@ -29,7 +29,7 @@ IMPORTED = (
     "attrib_batch.api",
     "attrib_batch.cli",
     "attrib_batch.execution.workers.replica",
-    "attrib_batch.models.architectures",
+    "attrib_batch.models.families",
     "nnsight.modeling.transformers",
     "transformers.models.auto.modeling_auto",
     "transformers.models.llama.modeling_llama",

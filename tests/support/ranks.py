@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from multiprocessing.connection import Connection
     from multiprocessing.process import BaseProcess
 
-    from attrib_batch.models.sharded import Agreement
+    from attrib_batch.models.ranks import Agreement
 
 START_SECONDS = 90
 STOP_SECONDS = 5
@@ -117,7 +117,7 @@ def _serve(pipe: Connection, rank: int, size: int, port: int, collective_seconds
 
 
 def _join(rank: int, size: int, port: int, timeout: timedelta) -> None:
-    from attrib_batch.models.sharded import join_ranks
+    from attrib_batch.models.ranks import join_ranks
 
     agreement.append(join_ranks(rank, size, LOOPBACK, port, timeout=timeout))
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from attrib_batch.spec import Cell
 from attrib_batch.storage.store import Store
@@ -30,6 +31,8 @@ class Pair:
     corrupted: float = -1.0
     group: int | None = None
     first_difference: int = 0
+    stored: Sequence[int] | None = None
+    """The positions that have rows; all where None."""
 
     @property
     def n_tokens(self) -> int:
@@ -66,7 +69,10 @@ def _rows(pair: Pair, component: str, scores: np.ndarray) -> pa.Table:
         "role": pa.array(roles * (n // n_tokens), pa.string()).dictionary_encode(),
         "score": scores.reshape(-1).astype(np.float32),
     }
-    return pa.table(columns).cast(Table.SCORES.schema)
+    table = pa.table(columns).cast(Table.SCORES.schema)
+    return (
+        table if pair.stored is None else table.filter(pc.is_in(table["position"], pa.array(pair.stored, pa.int32())))
+    )
 
 
 def baseline_table(pairs: Sequence[Pair]) -> pa.Table:

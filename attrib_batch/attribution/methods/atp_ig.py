@@ -1,14 +1,14 @@
 """Attribution patching with integrated gradients.
 
 Sundararajan, Taly, Yan 2017 (arXiv 1703.01365), equation 1, on the path that Hanna, Pezzelle, Belinkov 2024
-("EAP-IG", arXiv 2403.17806, section 3) take: the token embeddings move straight from the base run's to the other
-run's, and the gradient on every activation is averaged over the way. With S = ``ig_steps`` midpoints,
+("EAP-IG", arXiv 2403.17806, section 3) take: the token embeddings move straight from the base prompt's to the
+other prompt's, and the gradient on every activation is averaged over the way. With S = ``ig_steps`` midpoints,
 
     score(a) = sum over features of  (a_other - a_base) * 1/S sum over s < S of dM/da |embeddings at (s + 1/2) / S
 
-A saturated place, where the gradient of the base run alone vanishes, is left behind along the path. At the embeddings
-themselves the scores of a pair add up to M(other) - M(base) as S grows (completeness); midpoints converge to that with
-the square of S.
+A saturated place, where the gradient of the base prompt alone vanishes, is left behind along the path. At the
+embeddings themselves the scores of a pair add up to M(other) - M(base) as S grows (completeness); midpoints converge to
+that with the square of S.
 
 The path is laid through what enters the first layer. Between it and the embeddings stand at most a constant factor
 and position embeddings that both prompts share, so a straight line through one is a straight line through the other.
@@ -16,35 +16,26 @@ and position embeddings that both prompts share, so a straight line through one 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
 
 import torch
 
 from attrib_batch.attribution.contrast import Contrast, rows_at, sites_in_order
-from attrib_batch.attribution.forward import read_start, run_suffixes
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from attrib_batch.attribution.scores import BatchScores
-    from attrib_batch.models.load import LoadedModel
-    from attrib_batch.pairs.encoding.encode import EncodedPair
-    from attrib_batch.spec import MethodSpec
+from attrib_batch.attribution.forward import forward_suffixes, read_start
+from attrib_batch.attribution.method import Method
+from attrib_batch.attribution.scores import BatchScores
+from attrib_batch.models.load import LoadedModel
+from attrib_batch.pairs.encoding.encode import EncodedPair
 
 
 def integrated_gradients(
-    model: LoadedModel, pairs: Sequence[EncodedPair], method: MethodSpec, *, batch_tokens: int
+    model: LoadedModel, pairs: Sequence[EncodedPair], method: Method, *, batch_tokens: int
 ) -> BatchScores:
     """Score pairs of one shape (equal length, equal first difference), ``ig_steps`` gradient runs each.
 
     Every step of every pair is a row; rows are run together as far as ``batch_tokens`` suffix positions go.
-
-    Raises:
-        ValueError: the method has no ``ig_steps``.
     """
-    if method.ig_steps is None:
-        raise ValueError("integrated gradients need ig_steps")
-    steps = method.ig_steps
+    steps: int = method.parameters["ig_steps"]
     sites = sites_in_order(model, method.components)
     contrast = Contrast.of(model, pairs, method, list(sites.values()))
     start = read_start(model, contrast.base_rows, contrast.prefix)
@@ -63,7 +54,7 @@ def integrated_gradients(
     for rows in torch.split(torch.arange(len(pairs) * steps), max(1, batch_tokens // n_positions)):
         pair, step = rows // steps, rows % steps
         fraction = ((step + 0.5) / steps).to(start).view(-1, 1, 1)
-        run = run_suffixes(
+        passed = forward_suffixes(
             model,
             [contrast.base_rows[index] for index in pair.tolist()],
             contrast.prefix,
@@ -71,9 +62,9 @@ def integrated_gradients(
             graph=True,
             start=rows_at(start, pair) + fraction * rows_at(way, pair),
         )
-        keys = list(run.sites[0])
-        wanted = [layer[key] for layer in run.sites for key in keys]
-        gradients = iter(torch.autograd.grad(contrast.objective(run.logits, pair).sum(), wanted))
+        keys = list(passed.sites[0])
+        wanted = [layer[key] for layer in passed.sites for key in keys]
+        gradients = iter(torch.autograd.grad(contrast.objective(passed.logits, pair).sum(), wanted))
         for layer, difference in enumerate(contrast.difference):
             products = {key: next(gradients).float() * rows_at(difference[key], pair).float() for key in keys}
             for component, site in sites.items():

@@ -4,7 +4,7 @@ Kramar, Lieberum, Shah, Nanda 2024 (arXiv 2403.00745), section 3.
 
 **QK fix** (equations 6-10). Where attention is saturated, the gradient on a query or key vanishes though replacing it
 would move the attention elsewhere. So the softmax is computed again with the one query, or key, replaced, and only what
-follows is linear. With A the base run's attention probabilities of a head, A' those after the replacement,
+follows is linear. With A the base prompt's attention probabilities of a head, A' those after the replacement,
 
     I(q at t) = sum over s of         dM/dA[t, s] * (A'[t, s] - A[t, s])
     I(k at s) = sum over heads, t, u of  dM/dA[t, u] * (A'[t, u] - A[t, u])
@@ -27,47 +27,33 @@ below it one backward pass through the l lower layers gives I_l; together they c
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Sequence
 
 import torch
 from einops import reduce
+from jaxtyping import Float
 from torch import Tensor
 
-from attrib_batch.attribution.attention import read_attention
+from attrib_batch.attribution.attention import Attention, read_attention
 from attrib_batch.attribution.contrast import Contrast, sites_in_order
-from attrib_batch.attribution.forward import run_suffixes
+from attrib_batch.attribution.forward import Capture, forward_suffixes
+from attrib_batch.attribution.method import Method
 from attrib_batch.attribution.metrics import at_least_float32
 from attrib_batch.attribution.scores import BatchScores
-from attrib_batch.errors import ModelError
+from attrib_batch.models.families import Site, SiteKey
+from attrib_batch.models.load import LoadedModel
+from attrib_batch.pairs.encoding.encode import EncodedPair
 from attrib_batch.spec import Component
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
-
-    from jaxtyping import Float
-
-    from attrib_batch.attribution.attention import Attention
-    from attrib_batch.attribution.forward import Capture
-    from attrib_batch.models.architectures import End, Site
-    from attrib_batch.models.load import LoadedModel
-    from attrib_batch.pairs.encoding.encode import EncodedPair
-    from attrib_batch.spec import MethodSpec
 
 _FIXED = (Component.Q, Component.K)
 _RESIDUAL = (Component.RESID_PRE, Component.RESID_MID, Component.RESID_POST)
 
 
 def attribution_patching_star(
-    model: LoadedModel, pairs: Sequence[EncodedPair], method: MethodSpec, *, batch_tokens: int
+    model: LoadedModel, pairs: Sequence[EncodedPair], method: Method, *, batch_tokens: int
 ) -> BatchScores:
-    """Score pairs of one shape (equal length, equal first difference).
-
-    Raises:
-        ModelError: the model has one layer, so no node survives a drop.
-    """
+    """Score pairs of one shape (equal length, equal first difference); the model has two layers or more."""
     n_layers = model.dimensions.n_layers
-    if n_layers < 2:
-        raise ModelError("atp_star needs a model of two layers or more: its scores are means over the other layers")
     size = len(pairs)
     if any(component in _FIXED for component in method.components):
         # The QK fix keeps the gradients on z of every drop: at each layer those of the drops above it.
@@ -76,7 +62,7 @@ def attribution_patching_star(
     return BatchScores.joined([_score(model, pairs[i : i + size], method) for i in range(0, len(pairs), size)])
 
 
-def _score(model: LoadedModel, pairs: Sequence[EncodedPair], method: MethodSpec) -> BatchScores:
+def _score(model: LoadedModel, pairs: Sequence[EncodedPair], method: Method) -> BatchScores:
     n_layers = model.dimensions.n_layers
     components = list(sites_in_order(model, method.components))
     fixed = [component for component in components if component in _FIXED]
@@ -84,12 +70,12 @@ def _score(model: LoadedModel, pairs: Sequence[EncodedPair], method: MethodSpec)
     contrast = Contrast.of(model, pairs, method, list(linear.values()))
     helpers = {Component.RESID_PRE, Component.RESID_POST} | ({Component.Z} if fixed else set())
     sites = sites_in_order(model, [*{*linear, *helpers}])
-    run = run_suffixes(model, contrast.base_rows, contrast.prefix, list(sites.values()), graph=True)
-    objective = contrast.objective(run.logits, torch.arange(len(pairs))).sum()
+    passed = forward_suffixes(model, contrast.base_rows, contrast.prefix, list(sites.values()), graph=True)
+    objective = contrast.objective(passed.logits, torch.arange(len(pairs))).sum()
 
     estimates: dict[Component, list[list[Tensor]]] = {component: [[] for _ in range(n_layers)] for component in linear}
     z_gradients: list[list[tuple[int, Tensor]]] = [[] for _ in range(n_layers)]
-    for layer, gradients, counts in _gradients(run, objective, sites):
+    for layer, gradients, counts in _gradients(passed, objective, sites):
         for component, site in linear.items():
             if count := counts[component]:
                 gradient, difference = gradients[site.key], contrast.difference[layer][site.key]
@@ -116,18 +102,19 @@ def _score(model: LoadedModel, pairs: Sequence[EncodedPair], method: MethodSpec)
 
 
 def _gradients(
-    run: Capture, objective: Float[Tensor, ""], sites: dict[Component, Site]
-) -> Iterator[tuple[int, dict[tuple[str, End], Tensor], dict[Component, int]]]:
-    """For a layer: gradients at its sites, and for how many of the drops they are a component's gradients.
+    passed: Capture, objective: Float[Tensor, ""], sites: dict[Component, Site]
+) -> Iterator[tuple[int, dict[SiteKey, Float[Tensor, "pair ..."]], dict[Component, int]]]:
+    """Yield a layer, gradients at its sites, and for how many of the drops they are a component's gradients.
 
     Over all that is yielded, the counts of a component at a layer are the drops in which it has a gradient at all.
     """
-    n_layers = len(run.sites)
-    keys = list(run.sites[0])
+    n_layers = len(passed.sites)
+    keys = list(passed.sites[0])
     into, out_of = sites[Component.RESID_PRE].key, sites[Component.RESID_POST].key
 
-    def backward(output: Tensor, n_lowest: int, gradient: Tensor | None) -> list[dict[tuple[str, End], Tensor]]:
-        wanted = [layer[key] for layer in run.sites[:n_lowest] for key in keys]
+    # No shapes here: the annotations of an inner function are evaluated on a server too, which has no jaxtyping.
+    def backward(output: Tensor, n_lowest: int, gradient: Tensor | None) -> list[dict[SiteKey, Tensor]]:
+        wanted = [layer[key] for layer in passed.sites[:n_lowest] for key in keys]
         found = iter(torch.autograd.grad(output, wanted, gradient, retain_graph=True, materialize_grads=True))
         return [{key: next(found) for key in keys} for _ in range(n_lowest)]
 
@@ -139,14 +126,14 @@ def _gradients(
         skipped = {sites[c].key: past for c in (Component.RESID_PRE, Component.RESID_MID) if c in sites}
         yield dropped, skipped, {c: int(sites[c].key in skipped) for c in sites}
         if dropped:
-            for layer, gradients in enumerate(backward(run.sites[dropped][into], dropped, past)):
+            for layer, gradients in enumerate(backward(passed.sites[dropped][into], dropped, past)):
                 yield layer, gradients, dict.fromkeys(sites, 1)
 
 
 def _query_effects(
-    base: Attention, other: Attention, z_gradients: list[tuple[int, Tensor]]
+    base: Attention, other: Attention, z_gradients: list[tuple[int, Float[Tensor, "pair position head d_head"]]]
 ) -> Float[Tensor, "pair head position"]:
-    """Sum over drops of |I(q)|, one layer."""
+    """Add up |I(q)| over drops, for one layer."""
     scores = base.scores(base.query, base.key) + base.mask
     replaced = base.scores(other.query, base.key) + base.mask
     change = (replaced.softmax(-1) - scores.softmax(-1)) @ base.value
@@ -155,9 +142,9 @@ def _query_effects(
 
 
 def _key_effects(
-    base: Attention, other: Attention, z_gradients: list[tuple[int, Tensor]]
+    base: Attention, other: Attention, z_gradients: list[tuple[int, Float[Tensor, "pair position head d_head"]]]
 ) -> Float[Tensor, "pair kv_head position"]:
-    """Sum over drops of |I(k)|, one layer.
+    """Add up |I(k)| over drops, for one layer.
 
     The softmax is computed again for every key: the closed form divides by 1 - A, which is 0 in saturated attention.
     """

@@ -7,14 +7,17 @@ from typing import TYPE_CHECKING, Any
 
 from attrib_batch.execution.planning.paths import with_absolute_paths
 from attrib_batch.execution.planning.request import check_models, find_models
-from attrib_batch.models.architectures import dimensions_of
+from attrib_batch.models.families import dimensions_of
 from attrib_batch.models.load import load_tokenizer, read_config
 from attrib_batch.models.vocabulary import check_vocabulary
 from attrib_batch.pairs.encoding.encode import EncodedPair, encode_pairs
 from attrib_batch.pairs.reading.reader import PairTable
+from attrib_batch.spec.positions import ALL, positions_asked
 from attrib_batch.tables import CellPlan
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from attrib_batch.pairs.encoding.encode import Tokenizer
     from attrib_batch.spec import SweepSpec
 
@@ -48,9 +51,11 @@ def estimate_job(spec: SweepSpec) -> list[CellEstimate]:
     tokenizers = {model.name: load_tokenizer(model, sources[model.name]) for model in spec.models}
     for model in spec.models:
         check_vocabulary(model, tokenizers[model.name], sizes[model.name].d_vocab)
+    ats = {method.parameters.get("at", ALL) for method in spec.methods}
     positions = {
-        (model.name, name): _mean_length(
+        (model.name, name): _mean_positions(
             table,
+            ats,
             tokenizers[model.name],
             prepend_bos=model.prepend_bos,
             max_tokens=sizes[model.name].max_tokens,
@@ -63,14 +68,25 @@ def estimate_job(spec: SweepSpec) -> list[CellEstimate]:
     estimates = []
     for plan in plans:
         size = sizes[plan.cell.model]
-        heads = sum(size.heads_of(component) or 1 for component in spec.method(plan.cell.method).components)
-        rows = round(plan.n_pairs * size.n_layers * heads * positions[plan.cell.model, plan.cell.dataset])
+        method = spec.method(plan.cell.method)
+        heads = sum(size.heads_of(component) or 1 for component in method.components)
+        of_pair = positions[plan.cell.model, plan.cell.dataset][method.parameters.get("at", ALL)]
+        rows = round(plan.n_pairs * size.n_layers * heads * of_pair)
         estimates.append(CellEstimate(plan, rows, round(rows * BYTES_PER_ROW)))
     return estimates
 
 
-def _mean_length(table: PairTable, tokenizer: Tokenizer, **options: Any) -> float:
-    """Positions per pair, pairs that cannot be scored counting none; ``options`` are those of ``encode_pairs``."""
+def _mean_positions(
+    table: PairTable, ats: Iterable[str | tuple[str, ...]], tokenizer: Tokenizer, **options: Any
+) -> dict[str | tuple[str, ...], float]:
+    """Count the positions per pair that methods store, pairs that cannot be scored counting none.
+
+    Args:
+        table: a dataset.
+        ats: the values of ``at`` of the methods.
+        tokenizer: the model's.
+        **options: those of ``encode_pairs``.
+    """
     sample = table.rows(0, min(table.n_rows, SAMPLE_PAIRS))
-    encoded = encode_pairs(sample, tokenizer, **options)
-    return sum(item.n_tokens for item in encoded if isinstance(item, EncodedPair)) / len(sample)
+    encoded = [item for item in encode_pairs(sample, tokenizer, **options) if isinstance(item, EncodedPair)]
+    return {at: sum(len(positions_asked(at, pair.roles)) for pair in encoded) / len(sample) for at in ats}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from typing import TYPE_CHECKING
 
-from attrib_batch.spec import Cell, run_together
+from attrib_batch.spec import Cell, share_forward_passes
 from attrib_batch.tables import Table
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ def tasks_by_model(spec: SweepSpec, plans: Iterable[CellPlan], waiting: Containe
     tasks: dict[str, list[Task]] = {model.name: [] for model in spec.models}
     for model in spec.models:
         for dataset in spec.datasets:
-            for methods in run_together(spec.methods):
+            for methods in share_forward_passes(spec.methods):
                 same_pairs: dict[tuple[int, int], list[Chunk]] = defaultdict(list)
                 for method in methods:
                     for chunk in plan_of[Cell(model.name, dataset.id, method.id)].chunks():

@@ -21,7 +21,9 @@ from attrib_batch.execution.planning.request import check_models, find_fingerpri
 from attrib_batch.execution.planning.stages import OpenRun, PlannedStage, StageWork
 from attrib_batch.pairs.making.writer import serialize_pairs
 from attrib_batch.pairs.reading.reader import PairTable
-from attrib_batch.spec import DEFAULT_VERIFIED_PAIRS, Cell, parse_spec
+from attrib_batch.spec import DEFAULT_VERIFIED_PAIRS, Cell, MethodSpec, parse_spec
+from attrib_batch.spec.methods import EXACT, method_entry
+from attrib_batch.spec.positions import ALL
 from attrib_batch.storage.lease import Lease
 from attrib_batch.storage.store import Store
 from attrib_batch.tables import (
@@ -46,12 +48,11 @@ if TYPE_CHECKING:
     from attrib_batch.execution.planning.inputs import InputLocations
     from attrib_batch.models.load import LoadedModel
     from attrib_batch.pairs.reading.reader import Pair
-    from attrib_batch.spec import MethodSpec, SweepSpec
+    from attrib_batch.spec import SweepSpec
 
 CHUNK_PAIRS = 4
 """Pairs in a chunk of the measurement: it costs hundreds of times what the estimate does."""
 READ_PAIRS = 4096
-EXACT = "exact"
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,8 @@ class Verification:
     """Pairs to sample from each dataset; a pair and its mirror are sampled together."""
     seed: int = 0
     """The same seed samples the same pairs."""
+    at: str | tuple[str, ...] = ALL
+    """The positions that are measured: all, last, or names of roles. One at the last position is a single token."""
     name: str = VERIFICATION
     needs: tuple[str, ...] = (SCORING,)
 
@@ -76,12 +79,14 @@ class Verification:
             return None
         if not _estimates(spec):
             raise RequestError("verify: every method of the job is exact already; there is no estimate to check")
-        return cls(spec.verify.pairs, spec.verify.seed)
+        return cls(spec.verify.pairs, spec.verify.seed, spec.verify.at)
 
     def is_committed(self, store: Store, manifest: Manifest, spec: SweepSpec) -> bool:
         """Return whether the manifest has this verification of a job, and all of it is committed."""
         entry = manifest.stage(self.name)
         if entry is None:
+            return False
+        if _exact_methods(_estimates(spec), entry, self.at) != list(entry.job.get("methods", ())):
             return False
         sizes = {plan.dataset: plan.n_pairs for plan in entry.cells}
         measured = {(plan.model, plan.dataset) for plan in entry.cells}
@@ -101,7 +106,7 @@ class Verification:
         """
         store = run.store.below(self.name)
         before = run.manifest.stage(self.name)
-        methods = _exact_methods(_estimates(run.spec), before)
+        methods = _exact_methods(_estimates(run.spec), before, self.at)
         samples = {dataset.id: self._sample(run, dataset.id, before) for dataset in run.spec.datasets}
         data = run.spec.model_dump(mode="json") | {
             "chunk_pairs": CHUNK_PAIRS,
@@ -235,31 +240,38 @@ def _sample_name(dataset: str) -> str:
 
 
 def _estimates(spec: SweepSpec) -> list[MethodSpec]:
-    return [method for method in spec.methods if method.kind != EXACT]
+    return [method for method in spec.methods if not method_entry(method.kind).measured]
 
 
-def _exact_methods(estimates: Sequence[MethodSpec], before: StageEntry | None) -> list[dict[str, Any]]:
+def _exact_methods(
+    estimates: Sequence[MethodSpec], before: StageEntry | None, at: str | tuple[str, ...]
+) -> list[dict[str, Any]]:
     """Return the fewest exact methods that measure what ``estimates`` estimate, those that are there already first."""
     exact: list[dict[str, Any]] = list(before.job.get("methods", ())) if before else []
+    positions = at if isinstance(at, str) else list(at)
     alike: dict[tuple[str, str], dict[str, None]] = defaultdict(dict)
     for method in estimates:
         alike[method.metric, method.direction].update(dict.fromkeys(map(str, method.components)))
     for (metric, direction), components in alike.items():
         same = [item for item in exact if (item["metric"], item["direction"]) == (metric, direction)]
-        measured = {component for item in same for component in item["components"]}
+        measured = {
+            component for item in same for component in item["components"] if item.get("at", ALL) in (ALL, positions)
+        }
         missing = [component for component in components if component not in measured]
         if missing:
             name = EXACT if (metric, direction) == ("logit_diff", "denoise") else f"{EXACT}-{metric}-{direction}"
             number = f"-{len(same) + 1}" if same else ""
-            exact.append(
+            method = MethodSpec.model_validate(
                 {
                     "id": f"{name}{number}",
                     "kind": EXACT,
                     "components": missing,
                     "metric": metric,
                     "direction": direction,
+                    "at": positions,
                 }
             )
+            exact.append(method.model_dump(mode="json"))
     return exact
 
 

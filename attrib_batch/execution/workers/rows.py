@@ -2,89 +2,106 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from operator import itemgetter
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from jaxtyping import Int
 
+from attrib_batch.attribution.engine import ScoredBatch
+from attrib_batch.pairs.encoding.encode import EncodedPair
 from attrib_batch.spec import Component
 from attrib_batch.tables import BASELINES, FAILURES, SCORES
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
-    from attrib_batch.attribution.engine import ScoredBatch
-    from attrib_batch.pairs.encoding.encode import EncodedPair
 
 _COMPONENT_NAMES = pa.array([str(component) for component in Component])
 _COMPONENT_CODES = {component: code for code, component in enumerate(Component)}
 
 
 def score_rows(batches: Sequence[ScoredBatch]) -> pa.Table:
-    """The scores table of a chunk, in the order of the pairs' ids.
+    """Build the scores table of a chunk, in the order of the pairs' ids.
 
-    Positions of the shared prefix are rows like any other; their score is exactly 0.
+    Positions of the shared prefix are rows like any other; their score is exactly 0. A position that was not asked for
+    has no row, so a pair may have none at all.
     """
     roles = sorted({role for batch in batches for pair in batch.pairs for role in pair.roles if role is not None})
     slices: list[tuple[int, pa.Table]] = []
     for batch in batches:
-        table = _batch_rows(batch, roles)
-        rows_per_pair = table.num_rows // len(batch.pairs)
+        table, n_rows = _batch_rows(batch, roles)
+        starts = np.cumsum([0, *n_rows[:-1]])
         slices += [
-            (pair.pair_id, table.slice(index * rows_per_pair, rows_per_pair)) for index, pair in enumerate(batch.pairs)
+            (pair.pair_id, table.slice(start, length))
+            for pair, start, length in zip(batch.pairs, starts.tolist(), n_rows.tolist(), strict=True)
         ]
     slices.sort(key=lambda item: item[0])
     return pa.concat_tables([table for _, table in slices]) if slices else SCORES.empty_table()
 
 
-def _batch_rows(batch: ScoredBatch, roles: list[str]) -> pa.Table:
-    """The rows of pairs of one shape: pair, then component, layer, head, position."""
-    n_pairs, n_tokens = len(batch.pairs), batch.pairs[0].n_tokens
+def _batch_rows(batch: ScoredBatch, roles: list[str]) -> tuple[pa.Table, Int[np.ndarray, " pair"]]:
+    """Build the rows of pairs of one shape (pair, then component, layer, head, position); and count those of each."""
+    n_pairs = len(batch.pairs)
     codes = {role: code for code, role in enumerate(roles)}
     role_at = np.array(
         [[-1 if role is None else codes[role] for role in pair.roles] for pair in batch.pairs], dtype=np.int32
     )
+    places = _places(batch)
+    role_at = np.take_along_axis(role_at, np.maximum(places, 0), axis=1)
     columns: dict[str, list[np.ndarray]] = {
         name: [] for name in ("component", "layer", "head", "position", "role", "score")
     }
-    for component, suffix in batch.result.scores.items():
-        _, n_layers, n_heads, n_suffix = suffix.shape
-        shape = (n_pairs, n_layers, n_heads, n_tokens)
+    for component, given in batch.result.scores.items():
+        _, n_layers, n_heads, n_given = given.shape
+        shape = (n_pairs, n_layers, n_heads, places.shape[1])
         score = np.zeros(shape, dtype=np.float32)
-        score[..., n_tokens - n_suffix :] = suffix
-        layer, head, position = np.meshgrid(
+        score[..., places.shape[1] - n_given :] = given
+        layer, head, _ = np.meshgrid(
             np.arange(n_layers, dtype=np.int16),
             np.arange(n_heads, dtype=np.int16) if component.has_heads else np.full(1, -1, dtype=np.int16),
-            np.arange(n_tokens, dtype=np.int32),
+            np.arange(places.shape[1]),
             indexing="ij",
         )
         columns["component"].append(np.full(score[0].size, _COMPONENT_CODES[component], dtype=np.int32))
         columns["layer"].append(layer.ravel())
         columns["head"].append(head.ravel())
-        columns["position"].append(position.ravel())
+        columns["position"].append(np.broadcast_to(places[:, None, None, :], shape).reshape(n_pairs, -1))
         columns["role"].append(np.broadcast_to(role_at[:, None, None, :], shape).reshape(n_pairs, -1))
         columns["score"].append(score.reshape(n_pairs, -1))
-    one_pair = {name: np.concatenate(columns[name]) for name in ("component", "layer", "head", "position")}
-    repeated = {name: np.tile(values, n_pairs) for name, values in one_pair.items()}
-    role = np.concatenate(columns["role"], axis=1).ravel()
+    one_pair = {name: np.concatenate(columns[name]) for name in ("component", "layer", "head")}
     ids = np.array([pair.pair_id for pair in batch.pairs], dtype=np.int64)
-    return pa.Table.from_arrays(
+    flat = {
+        "pair_id": np.repeat(ids, one_pair["layer"].size),
+        **{name: np.tile(values, n_pairs) for name, values in one_pair.items()},
+        **{name: np.concatenate(columns[name], axis=1).ravel() for name in ("position", "role", "score")},
+    }
+    held = (flat["position"] >= 0).reshape(n_pairs, -1)
+    if not held.all():
+        flat = {name: values[held.ravel()] for name, values in flat.items()}
+    table = pa.Table.from_arrays(
         [
-            pa.array(np.repeat(ids, one_pair["layer"].size)),
-            pa.DictionaryArray.from_arrays(pa.array(repeated["component"]), _COMPONENT_NAMES),
-            pa.array(repeated["layer"]),
-            pa.array(repeated["head"], mask=repeated["head"] < 0),
-            pa.array(repeated["position"]),
-            pa.DictionaryArray.from_arrays(pa.array(role, mask=role < 0), pa.array(roles, pa.string())),
-            pa.array(np.concatenate(columns["score"], axis=1).ravel()),
+            pa.array(flat["pair_id"]),
+            pa.DictionaryArray.from_arrays(pa.array(flat["component"]), _COMPONENT_NAMES),
+            pa.array(flat["layer"]),
+            pa.array(flat["head"], mask=flat["head"] < 0),
+            pa.array(flat["position"]),
+            pa.DictionaryArray.from_arrays(pa.array(flat["role"], mask=flat["role"] < 0), pa.array(roles, pa.string())),
+            pa.array(flat["score"]),
         ],
         schema=SCORES,
     )
+    return table, held.sum(axis=1)
+
+
+def _places(batch: ScoredBatch) -> Int[np.ndarray, "pair place"]:
+    """Return the position of each place along the last axis of a batch's rows; -1 where a pair has no row."""
+    if batch.result.positions is not None:
+        return batch.result.positions.astype(np.int32)
+    n_tokens = batch.pairs[0].n_tokens
+    return np.broadcast_to(np.arange(n_tokens, dtype=np.int32), (len(batch.pairs), n_tokens))
 
 
 def baseline_rows(batches: Sequence[ScoredBatch]) -> pa.Table:
-    """The baselines table of a chunk, in the order of the pairs' ids."""
+    """Build the baselines table of a chunk, in the order of the pairs' ids."""
     rows = [
         _baseline(pair, clean, corrupted)
         for batch in batches
@@ -112,5 +129,5 @@ def _baseline(pair: EncodedPair, clean: float, corrupted: float) -> dict[str, An
 
 
 def failure_rows(failures: Sequence[Mapping[str, Any]]) -> pa.Table:
-    """The failures table of a chunk, in the order of the pairs' ids."""
+    """Build the failures table of a chunk, in the order of the pairs' ids."""
     return pa.Table.from_pylist(sorted(failures, key=itemgetter("pair_id")), schema=FAILURES)

@@ -21,7 +21,8 @@ from attrib_batch.execution.workers.task import (
     peak_memory,
     watched,
 )
-from attrib_batch.ndif.server import PUBLIC_HOST, JobFailedError, JobGoneError, JobTooLongError, NdifServer
+from attrib_batch.ndif.errors import JobFailedError, JobGoneError, JobTooLongError
+from attrib_batch.ndif.server import PUBLIC_HOST, NdifServer
 from attrib_batch.storage.remote_jobs import RemoteJob, forget_jobs, job_name, read_job, write_job
 from attrib_batch.tables import FailureReason
 

@@ -46,7 +46,8 @@ class ShardWorker:
 
         from attrib_batch.attribution.engine import TokenBudget
         from attrib_batch.attribution.metrics import try_metrics
-        from attrib_batch.models.sharded import join_ranks, load_shard, parameters_here
+        from attrib_batch.models.ranks import join_ranks
+        from attrib_batch.models.sharded import load_shard, parameters_here
 
         started = time.perf_counter()
         workers = self.model_spec.workers

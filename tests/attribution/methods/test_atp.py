@@ -151,13 +151,13 @@ def test_running_out_of_memory_halves_the_batches_and_changes_no_score(monkeypat
     expected = score(model, pairs, method())
     sizes: list[int] = []
 
-    def limited(model: object, pairs: list[EncodedPair], methods: object) -> object:
+    def limited(model: object, pairs: list[EncodedPair], methods: object, **options: object) -> object:
         sizes.append(len(pairs))
         if len(pairs) > 2:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return attribution_patching(model, pairs, methods)
+        return attribution_patching(model, pairs, methods, **options)
 
-    monkeypatch.setattr("attrib_batch.attribution.engine.attribution_patching", limited)
+    monkeypatch.setattr("attrib_batch.attribution.methods.atp.attribution_patching", limited)
     budget = TokenBudget(4096)
     outcomes = [outcome for _, outcome in score_pairs(model, pairs, [method()], budget)]
     assert sizes == [8, 4, 2, 2, 4, 2, 2]
@@ -177,11 +177,11 @@ def test_a_single_pair_that_does_not_fit_is_tried_smaller_and_then_fails(monkeyp
     tried: list[int] = []
     budget = TokenBudget(64)
 
-    def never(*_: object) -> None:
+    def never(*_: object, **options: object) -> None:
         tried.append(budget.tokens)
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr("attrib_batch.attribution.engine.attribution_patching", never)
+    monkeypatch.setattr("attrib_batch.attribution.methods.atp.attribution_patching", never)
     [(_, failure)] = score_pairs(tiny_model("llama"), encoded(random_pairs(1, 9, 4)), [method()], budget)
     assert isinstance(failure, FailedPair)
     assert "out of memory" in failure.message

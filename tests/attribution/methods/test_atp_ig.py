@@ -5,9 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from attrib_batch.attribution.engine import METHODS
+from attrib_batch.attribution.method import Method
+from attrib_batch.attribution.methods.atp_ig import integrated_gradients
 from attrib_batch.errors import JobError
-from attrib_batch.spec import DEFAULT_IG_STEPS, Component, parse_spec
+from attrib_batch.spec import Component, parse_spec
 from tests.support import oracle
 from tests.support.demo_pairs import random_pairs
 from tests.support.near import assert_near, assert_same_scores
@@ -37,7 +38,7 @@ def test_scores_of_what_enters_add_up_to_the_metric_difference(name: str) -> Non
     missing = []
     for steps in (8, 32, 128):
         job = method(id="atp_ig", ig_steps=steps, components=["resid_pre"])
-        result = METHODS["atp_ig"](model, pairs, job, batch_tokens=512)
+        result = integrated_gradients(model, pairs, Method.of(job), batch_tokens=512)
         whole = result.clean_metric - result.corrupted_metric
         sums = result.scores[Component.RESID_PRE][:, 0].sum(axis=(1, 2))
         missing.append(np.abs(sums - whole).max())
@@ -66,19 +67,22 @@ def test_more_steps_come_nearer_to_each_other() -> None:
 
 
 def test_ig_steps_belong_to_atp_ig_alone() -> None:
-    def ig_steps(**of_method: object) -> int | None:
+    def parameters(**of_method: object) -> dict[str, object]:
         data = {
             "name": "job",
             "models": [{"id": "m", "prepend_bos": False}],
             "datasets": [{"id": "d", "path": "d.parquet"}],
             "methods": [of_method],
         }
-        return parse_spec(data, source="job").methods[0].ig_steps
+        return dict(parse_spec(data, source="job").methods[0].parameters)
 
-    assert ig_steps(id="atp_ig") == DEFAULT_IG_STEPS
-    assert ig_steps(id="fine", kind="atp_ig", ig_steps=50) == 50
-    assert ig_steps(id="atp") is None
-    with pytest.raises(JobError, match=r"methods\[0\]: ig_steps .* kind atp_ig .*; kind is exact"):
-        ig_steps(id="exact", ig_steps=5)
-    with pytest.raises(JobError, match=r"ig_steps.*greater than or equal to 1"):
-        ig_steps(id="atp_ig", ig_steps=0)
+    assert parameters(id="atp_ig") == {"ig_steps": 8}
+    assert parameters(id="fine", kind="atp_ig", ig_steps=50) == {"ig_steps": 50}
+    assert parameters(id="atp") == {}
+    assert parameters(id="atp", ig_steps=None) == {}, "as manifests of earlier releases have it"
+    with pytest.raises(JobError, match=r"methods\[0\]: ig_steps is for kind atp_ig; kind is exact"):
+        parameters(id="exact", ig_steps=5)
+    with pytest.raises(JobError, match=r"methods\[0\].ig_steps: .*greater than or equal to 1, not 0"):
+        parameters(id="atp_ig", ig_steps=0)
+    with pytest.raises(JobError, match=r"methods\[0\].steps: unknown key; known here: .*direction, ig_steps, at$"):
+        parameters(id="atp_ig", steps=5)

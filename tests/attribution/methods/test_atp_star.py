@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import torch
 
-from attrib_batch.attribution.methods.atp_star import attribution_patching_star
 from attrib_batch.errors import ModelError
 from attrib_batch.models.load import wrap_model
 from attrib_batch.spec import Component
@@ -106,5 +105,5 @@ def test_one_layer_has_no_other_to_drop() -> None:
     config = model.config
     config.num_hidden_layers = 1
     one_layer = wrap_model(type(model)(config), tiny_tokenizer())
-    with pytest.raises(ModelError, match="two layers or more"):
-        attribution_patching_star(one_layer, encoded(PAIRS[:1]), method(id="atp_star"), batch_tokens=100)
+    with pytest.raises(ModelError, match="2 layers or more"):
+        score(one_layer, encoded(PAIRS[:1]), method(id="atp_star"))

@@ -6,13 +6,18 @@ in float32 the digits that are compared here. (The oracle in float32 differs as 
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
 
-from attrib_batch.attribution.engine import METHODS
+from attrib_batch.attribution.engine import ScoredBatch, TokenBudget, score_pairs
+from attrib_batch.attribution.method import Method
+from attrib_batch.attribution.methods import exact
+from attrib_batch.attribution.methods.exact import activation_patching
 from attrib_batch.spec import Component
+from attrib_batch.spec.positions import positions_asked
 from tests.support import oracle
 from tests.support.demo_pairs import TokenPair, random_pairs
 from tests.support.near import assert_near, assert_same_scores
@@ -22,6 +27,7 @@ from tests.support.tiny_models import ARCHITECTURES
 
 if TYPE_CHECKING:
     from attrib_batch.models.load import LoadedModel
+    from attrib_batch.pairs.encoding.encode import EncodedPair
 
 
 def _double(name: str) -> LoadedModel:
@@ -71,7 +77,7 @@ def test_replacing_all_that_differs_gives_the_other_run(name: str, direction: st
     pair = random_pairs(1, 9, 4, changed_share=0)[0]
     job = method(id="exact", components=["resid_pre", "resid_post"], direction=direction)
     model = _double(name)
-    result = METHODS["exact"](model, encoded([pair]), job, batch_tokens=4096)
+    result = activation_patching(model, encoded([pair]), Method.of(job), batch_tokens=4096)
     whole = (result.clean_metric - result.corrupted_metric) * (1 if direction == "denoise" else -1)
     terms = terms_of(model.module, pair)
     assert_near(result.scores[Component.RESID_POST][:, -1, 0, -1], whole, terms, dtype="float64")
@@ -95,3 +101,69 @@ def test_the_model_is_left_as_it_was() -> None:
     after = score(model, pairs, method())
     for pair in pairs:
         assert_same_scores(after[pair.pair_id], before[pair.pair_id], terms_of(model.module, pair), dtype="float64")
+
+
+def _with_roles(pairs: list[EncodedPair]) -> list[EncodedPair]:
+    """Roles that differ between pairs of 9 tokens: IO twice, once, once before the first difference, and nowhere."""
+    of_pairs = [
+        {5: "IO", 7: "IO", 6: "S2"},
+        {6: "IO", 8: "end"},
+        {1: "IO", 7: "S2", 8: "end"},
+        {3: "S1"},
+    ]
+    return [
+        replace(pair, roles=tuple(roles.get(position) for position in range(9)))
+        for pair, roles in zip(pairs, of_pairs, strict=True)
+    ]
+
+
+@pytest.mark.parametrize("at", ["last", "IO", ["S2", "end"]])
+@pytest.mark.parametrize("batch_tokens", [4096, 40])
+def test_only_the_positions_asked_for_are_scored(at: str | list[str], batch_tokens: int) -> None:
+    model = _double("llama")
+    pairs = _with_roles(encoded(random_pairs(4, 9, 4)))
+    components = ["z", "k", "resid_mid"]
+    everywhere = score(model, pairs, method(id="exact", components=components))
+    job = method(id="exact", components=components, at=at)
+    seen = set()
+    for _, outcome in score_pairs(model, pairs, [job], TokenBudget(batch_tokens)):
+        assert isinstance(outcome, ScoredBatch)
+        assert outcome.result.positions is not None
+        for index, pair in enumerate(outcome.pairs):
+            mine = [p for p in outcome.result.positions[index].tolist() if p >= 0]
+            assert mine == positions_asked(job.parameters["at"], pair.roles)
+            scores = {name: values[index] for name, values in outcome.result.scores.items()}
+            differ = [place for place, position in enumerate(mine) if position >= pair.first_difference]
+            assert all((values[..., : len(mine) - len(differ)] == 0).all() for values in scores.values())
+            if differ:
+                ours = {name: values[..., differ] for name, values in scores.items()}
+                there = everywhere[pair.pair_id].items()
+                theirs = {name: values[..., [mine[place] for place in differ]] for name, values in there}
+                assert_same_scores(ours, theirs, terms_of(model.module, pair), dtype="float64")
+            assert outcome.result.clean_metric[index] == pytest.approx(everywhere[pair.pair_id].clean_metric)
+            seen.add(pair.pair_id)
+    assert seen == {0, 1, 2, 3}
+
+
+def test_the_last_position_against_plain_hooks_costs_one_token_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, plain = _double("gemma3"), ARCHITECTURES["gemma3"]().double()
+    [pair] = random_pairs(1, 9, 4)
+    computed: list[int] = []
+    original = exact._Prompts.patched
+
+    def patched(self: exact._Prompts, layer: int, position: int, *rest: object) -> object:
+        computed.append(position)
+        return original(self, layer, position, *rest)
+
+    monkeypatch.setattr(exact._Prompts, "patched", patched)
+    job = method(id="exact", components=["z", "mlp_out"], at="last")
+    [(_, outcome)] = score_pairs(model, encoded([pair]), [job], TokenBudget(4096))
+    assert set(computed) == {8}
+    assert isinstance(outcome, ScoredBatch)
+    ours = {name: values[0] for name, values in outcome.result.scores.items()}
+    metric = oracle.logit_diff(pair.answers, pair.wrong_answers)
+    theirs = {
+        name: oracle.exact(plain, pair.clean, pair.corrupted, metric, name, direction="denoise")[..., -1:]
+        for name in job.components
+    }
+    assert_same_scores(ours, theirs, terms_of(plain, pair), dtype="float64")

@@ -87,3 +87,41 @@ def test_positions_beyond_16_bits() -> None:
     assert frame["position"].min() == 0
     assert frame["position"].n_unique() == length
     assert (last["score"] != 0).all()
+
+
+def test_positions_that_were_not_asked_for_have_no_row() -> None:
+    whole = batch(6, 2, [7, 3, 5])
+    positions = np.array([[0, 5], [4, -1], [-1, -1]])
+    scores = {component: values[..., :2] for component, values in whole.result.scores.items()}
+    table = score_rows([replace(whole, result=replace(whole.result, scores=scores, positions=positions))])
+    assert table.schema.equals(SCORES)
+    frame = pl.from_arrow(table)
+    assert isinstance(frame, pl.DataFrame)
+    found = {
+        (*row[:5],): (row[5], row[6])
+        for row in frame.select(pl.exclude("role", "score"), pl.col("role").cast(pl.String), "score").iter_rows()
+    }
+    expected = {
+        (pair.pair_id, str(component), layer, head if component.has_heads else None, int(position)): (
+            pair.roles[position],
+            values[i, layer, head, place],
+        )
+        for component, values in scores.items()
+        for i, pair in enumerate(whole.pairs)
+        for layer in range(N_LAYERS)
+        for head in range(values.shape[2])
+        for place, position in enumerate(positions[i])
+        if position >= 0
+    }
+    assert found == expected
+    assert len(frame) == len(expected)
+    assert set(frame["pair_id"]) == {3, 7}
+    assert baseline_rows([whole])["pair_id"].to_pylist() == [3, 5, 7], "a pair without a row is scored all the same"
+
+
+def test_no_pair_has_a_position_that_was_asked_for() -> None:
+    whole = batch(6, 2, [7, 3])
+    scores = {component: values[..., :0] for component, values in whole.result.scores.items()}
+    empty = replace(whole.result, scores=scores, positions=np.zeros((2, 0), dtype=np.int64))
+    assert empty.finite().all()
+    assert score_rows([replace(whole, result=empty)]).equals(SCORES.empty_table())

@@ -51,9 +51,9 @@ def fault(monkeypatch: pytest.MonkeyPatch) -> list[Fault]:
         return logit_diff(logits, clean_logits, answers)
 
     names: set[str] = set()
-    monkeypatch.setattr(metrics, "_METRICS", dict(metrics._METRICS))
+    monkeypatch.setattr(metrics, "_loaded", dict(metrics._loaded))
     monkeypatch.setattr(metrics, "registered_names", names)
-    monkeypatch.setattr("attrib_batch.spec.metric_names.registered_names", names)
+    monkeypatch.setattr("attrib_batch.spec.metrics.registered_names", names)
     register_metric(METRIC, may_raise)
     return faults
 

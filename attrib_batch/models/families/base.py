@@ -1,0 +1,177 @@
+"""What a family of models is described by: the site of each component.
+
+A component is read at a *site*: the input or output of one module of a decoder layer, and the view that turns that
+tensor into (pair, position, head, feature). Queries and keys are read after their normalisation and before the rotary
+embedding. The embedding rotates each position's vector by an angle that depends on the position alone, and a rotation
+keeps inner products; so a score there equals the score after the rotation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any, Literal
+
+from attrib_batch.errors import ModelError
+from attrib_batch.models.families.views import HeadsView, flat, whole
+from attrib_batch.spec import Component
+
+End = Literal["input", "output"]
+SiteKey = tuple[str, End]
+"""Path of a module below its layer, and which end of it: sites with the same key read the same tensor."""
+
+
+@dataclass(frozen=True)
+class Site:
+    """Where one component of a decoder layer is read."""
+
+    module: str
+    """Path below the layer; empty for the layer itself."""
+    end: End
+    view: HeadsView = whole
+    head_axis: int | None = None
+    """The axis of heads where the tensor has one of its own; None where heads are part of the feature axis."""
+
+    @property
+    def key(self) -> SiteKey:
+        """Sites with the same key read the same tensor."""
+        return self.module, self.end
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """Where the parts of one family of models are, as paths below its ``ForCausalLM`` module."""
+
+    layers: str
+    embedding: str
+    final_norm: str
+    attention: str
+    """Path of the attention module below a layer."""
+    sites: Mapping[Component, Site]
+    """Every component this family has, in the order of the forward pass."""
+    unembedding: str = "lm_head"
+
+    def site(self, component: Component, model_type: str) -> Site:
+        """Return the component's site.
+
+        Raises:
+            ModelError: the family does not have the component.
+        """
+        try:
+            return self.sites[component]
+        except KeyError:
+            raise ModelError(self.missing(component, model_type)) from None
+
+    def missing(self, component: Component, model_type: str) -> str:
+        """Say that the family does not have a component, why, and which ones it has."""
+        parallel = component is Component.RESID_MID
+        reason = ": its attention and MLP read the same residual stream in parallel" if parallel else ""
+        return f"{model_type} has no {component}{reason}. Components it has: {', '.join(self.sites)}"
+
+
+ArchitectureOf = Callable[[Any], Architecture]
+"""Gives the architecture of a model from its transformers configuration."""
+
+
+@dataclass(frozen=True)
+class Family:
+    """The registry's entry of a family: models that have their parts in the same places."""
+
+    name: str
+    """As its authors write it."""
+    model_types: tuple[str, ...]
+    """The ``model_type`` of transformers configurations of this family."""
+    architecture: ArchitectureOf
+
+
+@dataclass(frozen=True)
+class Projections:
+    """The sites of queries, keys and values."""
+
+    q: Site
+    k: Site
+    v: Site
+    values_first: bool = False
+    """Whether values are there before queries and keys: where these are normalised after all three projections."""
+
+    def in_order(self) -> dict[Component, Site]:
+        """Return the sites in the order of the forward pass."""
+        queries_and_keys, values = {Component.Q: self.q, Component.K: self.k}, {Component.V: self.v}
+        return values | queries_and_keys if self.values_first else queries_and_keys | values
+
+
+def separate(q: str = "q_proj", k: str = "k_proj") -> Projections:
+    """Describe projections of their own, with heads side by side on the feature axis.
+
+    Args:
+        q: the module below ``self_attn`` that gives the queries last: a norm, where one follows the projection.
+        k: the same for keys.
+    """
+    q_site, k_site, v_site = (Site(f"self_attn.{module}", "output", flat) for module in (q, k, "v_proj"))
+    return Projections(q_site, k_site, v_site)
+
+
+def fused(module: str, part: Callable[[int], HeadsView]) -> Projections:
+    """Describe one projection that gives queries, keys and values.
+
+    Args:
+        module: its path below the layer.
+        part: gives the view of queries, keys and values, for 0, 1 and 2.
+    """
+    q, k, v = (Site(module, "output", part(index)) for index in range(3))
+    return Projections(q, k, v)
+
+
+def layer_sites(
+    projections: Projections,
+    *,
+    output: str = "self_attn.o_proj",
+    resid_mid: str | None,
+    attn_out: str | None = None,
+    mlp_out: str = "mlp",
+) -> Mapping[Component, Site]:
+    """List the sites of a layer, in the order of the forward pass.
+
+    Args:
+        projections: of queries, keys and values.
+        output: the attention's output projection, whose input is ``z``.
+        resid_mid: the module that reads the residual stream between attention and MLP; None where none does.
+        attn_out: the module whose output attention adds to the stream; the output projection unless a norm follows it.
+        mlp_out: the same of the MLP.
+    """
+    sites = {
+        Component.RESID_PRE: Site("", "input"),
+        **projections.in_order(),
+        Component.Z: Site(output, "input", flat),
+        Component.ATTN_OUT: Site(attn_out or output, "output"),
+        Component.RESID_MID: Site(resid_mid or "", "input"),
+        Component.MLP_OUT: Site(mlp_out, "output"),
+        Component.RESID_POST: Site("", "output"),
+    }
+    if resid_mid is None:
+        del sites[Component.RESID_MID]
+    return MappingProxyType(sites)
+
+
+def llama_like(sites: Mapping[Component, Site], *, final_norm: str = "model.norm") -> Architecture:
+    """Describe a model whose modules are named as Llama's."""
+    return Architecture(
+        layers="model.layers",
+        embedding="model.embed_tokens",
+        final_norm=final_norm,
+        attention="self_attn",
+        sites=sites,
+    )
+
+
+def post_normed(projections: Projections, *, resid_mid: str = "pre_feedforward_layernorm") -> Architecture:
+    """Describe a model in which attention and MLP pass a norm of their own before they are added to the stream."""
+    return llama_like(
+        layer_sites(
+            projections,
+            attn_out="post_attention_layernorm",
+            mlp_out="post_feedforward_layernorm",
+            resid_mid=resid_mid,
+        )
+    )

@@ -1,0 +1,237 @@
+"""The registry of methods: one entry each, with all that is known of a method beside how it is computed.
+
+What a job may ask of it, how it is planned, what it needs of a model, and how a report explains it are read here. The
+function that computes it is named and not imported: a job file is checked where no model runs.
+
+A method of one's own is an entry that an installed package offers in the entry-point group ``attrib_batch.methods``,
+under the name of its kind. The module of the entry is imported when a job names the kind, or a report shows it, so it
+should import nothing heavy; the module of the function may.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
+
+from pydantic import Field
+
+from attrib_batch.errors import JobError
+from attrib_batch.spec.base import Strict
+from attrib_batch.spec.cell import Component
+from attrib_batch.spec.entry_points import load_offered, offered
+from attrib_batch.spec.positions import AtPositions
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+METHOD_GROUP = "attrib_batch.methods"
+"""The entry-point group in which an installed package offers methods of its own, by kind."""
+
+
+class GradientAt(Enum):
+    """Where a method differentiates the metric."""
+
+    BASE = "the base prompt"
+    PATH = "points between the two prompts"
+    NOWHERE = "nowhere"
+
+
+class NoParameters(Strict):
+    """The parameters of a method that has none."""
+
+
+@dataclass(frozen=True)
+class MethodEntry:
+    """What is known of a kind of method. Every field has a value that suits a method that says nothing of it."""
+
+    kind: str
+    """What jobs call it."""
+    function: str
+    """Where it is computed, as ``module:function``.
+
+    The function scores pairs of one shape, as `attrib_batch.attribution.engine.ScoringFunction` says; with
+    ``shares_forward_passes`` as `SharedScoringFunction` does.
+    """
+    title: str
+    """Its name in a report."""
+    explanation: str
+    """What its scores are, as one sentence or more; ``{name}`` stands for the value of a parameter."""
+    cost: str
+    """What it costs for a pair, in forward passes of one prompt (a backward pass counts as one)."""
+    paper: str
+    """Where it was defined."""
+    parameters: type[Strict] = NoParameters
+    """The keys that jobs give it beside those of every method, with their defaults."""
+    gradient_at: GradientAt = GradientAt.NOWHERE
+    magnitudes: bool = False
+    """Whether its scores are magnitudes, which say nothing about the direction of an effect."""
+    measured: bool = False
+    """Whether its scores are the effects themselves; otherwise they are estimates, which can be verified."""
+    advice: str = "use exact"
+    """What to do where its estimates turn out to be wrong, for a report."""
+    shares_forward_passes: bool = False
+    """Whether all methods of this kind, of any direction, metric and components, are computed together."""
+    reads_whole_prompts: bool = False
+    """Whether it takes keys and values from whole prompts alone, never from a prefix that was computed by itself."""
+    least_layers: int = 1
+    """How many layers a model must have."""
+    least_layers_reason: str = ""
+    """Why, for messages."""
+    reads_attention_for: frozenset[Component] = frozenset()
+    """Components for which it must see the queries and keys that attention works on."""
+
+    @property
+    def differentiates(self) -> bool:
+        """Whether it takes the metric's gradient anywhere."""
+        return self.gradient_at is not GradientAt.NOWHERE
+
+    def explain(self, parameters: Mapping[str, Any]) -> str:
+        """Return what its scores are, with these values of its parameters and its defaults for all others."""
+        values = self.parameters().model_dump()
+        values |= {name: value for name, value in parameters.items() if name in values and value is not None}
+        phrases = {
+            name: value if isinstance(value, str | int | float) else ", ".join(value) for name, value in values.items()
+        }
+        return f"{self.title}: {self.explanation.format_map(phrases)}"
+
+
+class _PathParameters(Strict):
+    ig_steps: int = Field(8, ge=1, description="points on the path that gradients are averaged over")
+
+
+EXACT = "exact"
+"""The kind that measures what the others estimate."""
+
+_METHODS = "attrib_batch.attribution.methods"
+
+BUILT_IN_METHODS: Mapping[str, MethodEntry] = MappingProxyType(
+    {
+        entry.kind: entry
+        for entry in (
+            MethodEntry(
+                "atp",
+                function=f"{_METHODS}.atp:attribution_patching",
+                title="Attribution patching",
+                explanation=(
+                    "gradient times difference, a first-order estimate of what patching would do, close for attention "
+                    "heads and weaker for MLP outputs and the residual stream."
+                ),
+                cost="3: both prompts, and the gradient on one; two directions together 4",
+                paper="Nanda 2023; Syed, Rager, Conmy 2023 (arXiv 2310.10348)",
+                gradient_at=GradientAt.BASE,
+                advice="use exact, or try atp_ig (saturation) or atp_star (queries and keys) and verify them too",
+                shares_forward_passes=True,
+            ),
+            MethodEntry(
+                "atp_ig",
+                function=f"{_METHODS}.atp_ig:integrated_gradients",
+                title="Integrated gradients",
+                explanation=(
+                    "as attribution patching, with the gradient averaged over {ig_steps} points on the way between "
+                    "the two prompts; an estimate that saturation misleads less."
+                ),
+                cost="2 + 2 for each of ig_steps points",
+                paper="Sundararajan et al. 2017 (arXiv 1703.01365); Hanna et al. 2024 (arXiv 2403.17806)",
+                parameters=_PathParameters,
+                gradient_at=GradientAt.PATH,
+                advice="use exact, or more ig_steps and verify again",
+            ),
+            MethodEntry(
+                "atp_star",
+                function=f"{_METHODS}.atp_star:attribution_patching_star",
+                title="AtP*",
+                explanation=(
+                    "attribution patching with repairs for saturated attention and for effects that cancel. Its "
+                    "scores are magnitudes: they rank activations and say nothing about the direction of an effect."
+                ),
+                cost="3 + half a pass for each layer",
+                paper="Kramar, Lieberum, Shah, Nanda 2024 (arXiv 2403.00745)",
+                gradient_at=GradientAt.BASE,
+                magnitudes=True,
+                least_layers=2,
+                least_layers_reason="its scores are means over the other layers",
+                reads_attention_for=frozenset({Component.Q, Component.K}),
+            ),
+            MethodEntry(
+                EXACT,
+                function=f"{_METHODS}.exact:activation_patching",
+                title="Activation patching",
+                explanation=(
+                    "the measured effect of one replacement at a time. A sum over positions or heads adds separate "
+                    "replacements, which is not the effect of making them together. Positions measured: {at}."
+                ),
+                cost="2 + for every component, layer, head and position of at the part of a pass behind it",
+                paper="Vig et al. 2020 (arXiv 2004.12265); Meng et al. 2022 (arXiv 2202.05262)",
+                parameters=AtPositions,
+                measured=True,
+                reads_whole_prompts=True,
+            ),
+        )
+    }
+)
+"""The built-in methods, by kind."""
+
+_loaded: dict[str, MethodEntry] = {}
+
+
+def known_methods() -> list[str]:
+    """Return every kind a job may name, the built-in ones first."""
+    return [*BUILT_IN_METHODS, *sorted(offered(METHOD_GROUP).keys() - BUILT_IN_METHODS.keys())]
+
+
+def find_method_entry(kind: str) -> MethodEntry | None:
+    """Return the entry of a kind; None for one that is not known here.
+
+    Raises:
+        JobError: an installed package offers it, and what it offers cannot be used.
+    """
+    # Packages are searched only for a kind that is not built in: it reads the metadata of all of them.
+    if (entry := BUILT_IN_METHODS.get(kind) or _loaded.get(kind)) is not None:
+        return entry
+    if kind not in offered(METHOD_GROUP):
+        return None
+    found, reference = load_offered(METHOD_GROUP, kind, "method")
+    if not isinstance(found, MethodEntry):
+        raise JobError(f"method {kind!r}: {reference} is no {MethodEntry.__name__} of {MethodEntry.__module__}")
+    if found.kind != kind:
+        raise JobError(f"method {kind!r}: the entry at {reference} is of kind {found.kind!r}; give both one name")
+    _loaded[kind] = found
+    return found
+
+
+def method_entry(kind: str) -> MethodEntry:
+    """Return the entry of a kind.
+
+    Raises:
+        JobError: the kind is not known here; naming those that are.
+    """
+    entry = find_method_entry(kind)
+    if entry is None:
+        raise JobError(
+            f"method {kind!r} is not known in this process; known: {', '.join(known_methods())}. A method of one's own "
+            f"is offered by an installed package, in the entry-point group {METHOD_GROUP!r}"
+        )
+    return entry
+
+
+def check_method_kind(kind: str) -> str:
+    """Return the kind, if there is a method of that kind.
+
+    Raises:
+        ValueError: naming the kinds there are.
+        JobError: see `find_method_entry`.
+    """
+    if find_method_entry(kind) is None:
+        raise ValueError(f"expected the kind of a method ({', '.join(known_methods())})")
+    return kind
+
+
+def built_in_parameters() -> dict[str, list[str]]:
+    """Return the parameters that built-in kinds have, each with those kinds."""
+    found: dict[str, list[str]] = {}
+    for kind, entry in BUILT_IN_METHODS.items():
+        for name in entry.parameters.model_fields:
+            found.setdefault(name, []).append(kind)
+    return found
