@@ -257,9 +257,12 @@ def read_manifest(directory: Directory) -> Manifest:
 
 def _earlier_identities(fingerprint: Any) -> dict[str, Any]:
     """Return the identities that a fingerprint of version 1 states."""
-    if not isinstance(fingerprint, dict) or not isinstance(spec := fingerprint.get("spec"), dict):
+    if not isinstance(fingerprint, dict):
         return {}
     models, datasets = fingerprint.get("models", {}), fingerprint.get("datasets", {})
+    spec = fingerprint.get("spec")
+    if not isinstance(spec, dict):
+        spec = {"models": [{"name": name} for name in models]}
 
     def without(item: dict[str, Any], name: str) -> dict[str, Any]:
         return {key: value for key, value in item.items() if key != name and value is not None}

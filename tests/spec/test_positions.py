@@ -54,9 +54,9 @@ def test_a_list_holds_roles_alone(at: list[str]) -> None:
 def test_only_exact_has_it_and_it_is_part_of_what_is_stored() -> None:
     with pytest.raises(JobError, match="at is for kind exact; kind is atp"):
         job(kind="atp", at="last")
-    assert "at" not in job(kind="atp").identity()["methods"][0]
-    assert job(at="last").identity() != job().identity() == job(at="all").identity()
-    assert job(at="IO").identity() == job(at=["IO"]).identity()
+    assert "at" not in job(kind="atp").methods[0].identity()
+    assert job(at="last").methods[0].identity() != job().methods[0].identity() == job(at="all").methods[0].identity()
+    assert job(at="IO").methods[0].identity() == job(at=["IO"]).methods[0].identity()
 
 
 def test_the_positions_that_are_meant() -> None:

@@ -24,8 +24,8 @@ def job(**keys: Any) -> SweepSpec:
 def test_boundaries_are_allowed_only_where_a_job_says_so_and_then_it_is_another_job() -> None:
     assert not job().allow_boundary
     assert job(allow_boundary=True).allow_boundary
-    assert job(allow_boundary=True).identity() != job().identity() == job(allow_boundary=False).identity()
-    assert job(allow_boundary=True).identity() == job(allow_boundary=True, name="other").identity()
+    assert job(allow_boundary=True).settings() != job().settings() == job(allow_boundary=False).settings()
+    assert job(allow_boundary=True).settings() == job(allow_boundary=True, name="other").settings()
 
 
 def test_allow_boundary_is_yes_or_no() -> None:
