@@ -42,7 +42,7 @@ from tests.support.require import require
 
 pytestmark = pytest.mark.slow
 
-HUNG_SECONDS = 20
+HUNG_SECONDS = 15
 """Also the longest that loading may take."""
 POISON = {RAISES: "raise", NAN: "nan", EXITS: "exit", SEGFAULTS: "segfault"}
 
@@ -218,7 +218,7 @@ def test_a_worker_that_hangs_is_replaced(runs: Runs, undisturbed: Path) -> None:
 
 def test_a_second_driver_is_refused_and_the_first_goes_on(runs: Runs, undisturbed: Path) -> None:
     out = runs.job.folder / "two"
-    with runs.started(out, None, "--local", slow=0.2) as driver:
+    with runs.started(out, None, "--local", slow=0.1) as driver:
         second = runs.run(out, "--local")
         assert driver.poll() is None, "the first was done too early for this test"
         said, _ = driver.communicate(timeout=120)

@@ -14,7 +14,7 @@ pytestmark = pytest.mark.slow
 
 KEEPALIVE = {"RAY_grpc_client_keepalive_time_ms": "2000", "RAY_grpc_client_keepalive_timeout_ms": "2000"}
 """Ray then takes a connection for broken when the other end says nothing for a few seconds, instead of minutes."""
-HUNG_SECONDS = 20
+HUNG_SECONDS = 15
 """Also the longest that loading may take."""
 ALL_BUT_ONE = f"{N_PAIRS - 1} of {N_PAIRS} pairs scored, 1 in failures"
 

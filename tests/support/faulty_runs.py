@@ -80,12 +80,15 @@ class Runs:
         *options: str,
         more_than: int = 2,
         slow: float = 0.05,
+        own_ray: bool = False,
         **faults: object,
     ) -> Iterator[ForkedCommand]:
         """A slow run, some of whose chunks are committed: more than a number."""
-        with start(
-            "run", job or self.write(), "--out", out, *options, env=self.environment(slow=slow, **faults)
-        ) as driver:
+        env = self.environment(slow=slow, **faults)
+        if not own_ray and "--local" not in options:
+            env |= self.shared.cluster.joining
+            options = (*options, *self.shared.options)
+        with start("run", job or self.write(), "--out", out, *options, env=env) as driver:
             deadline = time.monotonic() + 120
             while len(committed(out)) <= more_than:
                 assert driver.poll() is None, driver.said()

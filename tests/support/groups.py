@@ -11,7 +11,10 @@ if TYPE_CHECKING:
 
 LONG_FIRST = (
     "tests/ndif/",
+    "tests/execution/test_lost_workers.py",
+    "tests/execution/test_object_runs.py",
     "tests/execution/test_faults.py",
+    "tests/execution/test_shards.py",
     "tests/cluster/",
     "tests/test_end_to_end.py",
     "tests/execution/",
