@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
     from attrib_batch.api.run import Run
 
+MOST_SUMMARIZED_PAIRS = 20_000
+"""Pairs that are summarised for being shown: more would hold up a notebook."""
 TILE = 12
 """Pixels of a head in the map."""
 
@@ -30,7 +32,9 @@ def run_html(run: Run) -> str:
     ]
     body = "<br>".join(lines)
     first = next((cell.cell for cell in status.cells if cell.scored and cell.stage == "scoring"), None)
-    if first is not None:
+    if first is not None and not run.is_summarized and status.scored > MOST_SUMMARIZED_PAIRS:
+        body += "<br>run.heads() summarises the scores, which takes a while for so many pairs"
+    elif first is not None:
         try:
             heads = run.heads(model=first.model, dataset=first.dataset, method=first.method)
         except OutputError as error:

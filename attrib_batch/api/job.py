@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
-
 from attrib_batch.analysis import write_agreement
+from attrib_batch.api.launch import run_to_end
 from attrib_batch.api.run import Run
-from attrib_batch.errors import StoppedError
-from attrib_batch.execution.driver import run_stages
 from attrib_batch.execution.local import LocalExecutor
 from attrib_batch.execution.planning.opening import open_run as open_for_execution
-from attrib_batch.observe.progress import NoProgress, make_progress
 from attrib_batch.spec import load_spec, parse_spec
 from attrib_batch.tables import VERIFICATION
 
@@ -22,9 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-    from attrib_batch.execution.driver import RunResult
     from attrib_batch.execution.executor import Executor
-    from attrib_batch.execution.planning.stages import OpenRun
     from attrib_batch.models.load import LoadedModel
     from attrib_batch.observe.progress import ProgressView
     from attrib_batch.spec import SweepSpec
@@ -83,19 +76,6 @@ class Job:
         return run
 
 
-def run_to_end(opened: OpenRun, executor: Executor, progress: bool | ProgressView) -> RunResult:
-    """Run what was opened; an interrupt is one to the caller too."""
-    try:
-        return run_stages(opened, executor, progress_view(progress), keep_process=_is_interactive())
-    except StoppedError as stopped:
-        raise KeyboardInterrupt(str(stopped)) from stopped
-
-
-def _is_interactive() -> bool:
-    """Return whether a person works in this process, which a second interrupt must not end."""
-    return hasattr(sys, "ps1") or "ipykernel" in sys.modules
-
-
 def load_job(source: str | Path | Mapping[str, Any]) -> Job:
     """Read a job file, or check a job's data.
 
@@ -108,10 +88,3 @@ def load_job(source: str | Path | Mapping[str, Any]) -> Job:
     if isinstance(source, dict):
         return Job(parse_spec(source, source="job"))
     return Job(load_spec(source))  # type: ignore[arg-type]  # a mapping of another class is refused there
-
-
-def progress_view(progress: bool | ProgressView) -> ProgressView:
-    """Return the view that a caller asks for."""
-    if isinstance(progress, bool):
-        return make_progress(Console(stderr=True)) if progress else NoProgress()
-    return progress

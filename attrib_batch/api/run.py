@@ -75,6 +75,11 @@ class Run:
         """What the run holds and where its numbers come from."""
         return read_manifest(self._store)
 
+    @property
+    def is_summarized(self) -> bool:
+        """Whether the summary tables are there and newer than every part."""
+        return analysis.summary_is_current(self._store)
+
     def status(self) -> RunStatus:
         """Return how far the run is, from its files."""
         return read_status(self._store)
@@ -203,7 +208,7 @@ class Run:
             RequestError: there is nothing to verify, or what is measured already is another sample.
             RunInterruptedError: it could not finish; the same call goes on.
         """
-        from attrib_batch.api.job import run_to_end
+        from attrib_batch.api.launch import run_to_end
         from attrib_batch.execution.local import LocalExecutor
         from attrib_batch.execution.planning.verification import Verification, open_verification
 
@@ -234,7 +239,7 @@ class Run:
         return write_report(self._store)
 
     def _summary(self) -> analysis.Summary:
-        if not analysis.summary_is_current(self._store):
+        if not self.is_summarized:
             analysis.summarize(self._store)
         return analysis.read_summary(self._store)
 

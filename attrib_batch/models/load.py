@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,8 @@ from attrib_batch.models.sources import find_model
 from attrib_batch.models.vocabulary import check_vocabulary
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     import torch
     from nnsight.modeling.transformers import TransformersModel
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -123,15 +126,16 @@ def load_weights(spec: ModelSpec, source: ModelSource, **placement: Any) -> PreT
     read_config(spec, source)  # what cannot be attributed is refused before its weights, maybe many gigabytes, are read
     location, revision = model_files(source)
     try:
-        return AutoModelForCausalLM.from_pretrained(
-            location,
-            revision=revision,
-            trust_remote_code=spec.trust_remote_code,
-            dtype=getattr(torch, spec.dtype),
-            use_safetensors=None if spec.allow_pickle else True,
-            attn_implementation=None if spec.attention == "auto" else spec.attention,
-            **placement,
-        )
+        with _without_progress_bar():
+            return AutoModelForCausalLM.from_pretrained(
+                location,
+                revision=revision,
+                trust_remote_code=spec.trust_remote_code,
+                dtype=getattr(torch, spec.dtype),
+                use_safetensors=None if spec.allow_pickle else True,
+                attn_implementation=None if spec.attention == "auto" else spec.attention,
+                **placement,
+            )
     except ImportError as error:
         raise ModelError(
             f"model {spec.id!r} cannot be loaded: a package is missing ({' '.join(str(error).split())}). Install it "
@@ -146,6 +150,20 @@ def load_weights(spec: ModelSpec, source: ModelSource, **placement: Any) -> PreT
             f"model {spec.id!r} cannot be loaded: its weights are not of the sizes that its configuration states "
             f"({_first_line(error)})"
         ) from error
+
+
+@contextmanager
+def _without_progress_bar() -> Iterator[None]:
+    """Keep transformers from drawing a progress bar of its own across the run's."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 def wrap_model(module: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> LoadedModel:

@@ -68,6 +68,11 @@ class RunStatus:
         return ExitCode.SOME_FAILED if any(cell.failed for cell in self.cells) else ExitCode.OK
 
     @property
+    def scored(self) -> int:
+        """Pairs with scores, in all cells."""
+        return sum(cell.scored for cell in self.cells)
+
+    @property
     def waiting(self) -> int:
         """Pairs in no committed chunk, in all cells."""
         return sum(cell.waiting for cell in self.cells)
