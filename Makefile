@@ -5,15 +5,25 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 # Whole files go to two processes, as tests/support/groups.py says.
 PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
-FAST := -m 'not slow and not browser'
+FAST := -m 'not slow'
+SLOWEST := --durations=25
 
-.PHONY: demo test coverage test-kernels lint bench bench-scale clean
+.PHONY: demo check test test-rest coverage test-kernels lint bench bench-scale clean
 
 demo: $(STAMP)
 	$(BIN)/attrib-batch demo --out runs/demo
 
+# After every edit: no process, no Ray, no network, no real model.
+check: lint
+	$(PYTEST) $(FAST) $(PYTEST_ARGS)
+
+# Everything that needs no package of the operating system.
 test: $(STAMP)
-	$(PYTEST) $(PYTEST_ARGS)
+	$(PYTEST) -m 'not system' $(SLOWEST) $(PYTEST_ARGS)
+
+# What `coverage` does not run.
+test-rest: $(STAMP)
+	$(PYTEST) -m slow $(SLOWEST) $(PYTEST_ARGS)
 
 # Apart from `test`: watching every line makes tests a third slower. What runs in other processes is not counted.
 coverage: $(STAMP)

@@ -13,6 +13,7 @@ from tests.support.browser import browser  # noqa: F401 - a fixture
 from tests.support.faulty_runs import runs, undisturbed  # noqa: F401 - fixtures
 from tests.support.google_store import google_conditions, google_store  # noqa: F401 - fixtures
 from tests.support.groups import Groups, sort_long_first
+from tests.support.marks import mark_by_needs, starts_no_process
 from tests.support.ndif_server import ndif_server  # noqa: F401 - a fixture
 from tests.support.near import most_used
 from tests.support.object_store import object_store, object_store_server  # noqa: F401 - fixtures
@@ -45,7 +46,9 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Groups | Non
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Only with several processes does the order matter."""
+    """Mark tests by what they need; only with several processes does their order matter."""
+    for item in items:
+        mark_by_needs(item)
     if hasattr(config, "workerinput"):
         sort_long_first(items)
 
@@ -54,6 +57,12 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Say how near the comparisons of scores came to their tolerance; with several processes nobody knows."""
     if line := most_used():
         terminalreporter.write_line(line)
+
+
+@pytest.fixture(autouse=True)
+def _fast_is_fast(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Refuse to start a process in a test that is not marked as slow."""
+    starts_no_process(request.node, monkeypatch)
 
 
 @pytest.fixture(scope="session", autouse=True)

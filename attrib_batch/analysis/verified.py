@@ -16,7 +16,7 @@ import polars as pl
 from attrib_batch.analysis.tables import committed_parts, read_manifest, scan
 from attrib_batch.errors import OutputError
 from attrib_batch.spec import Cell, Component
-from attrib_batch.spec.methods import find_method_entry
+from attrib_batch.spec.registries.methods import find_method_entry
 from attrib_batch.storage.store import Store, StoredFile
 from attrib_batch.tables import VERIFICATION, Chunk, Table
 

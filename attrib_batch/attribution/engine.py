@@ -16,7 +16,7 @@ from attrib_batch.attribution.method import Method
 from attrib_batch.attribution.metrics import metric_named
 from attrib_batch.attribution.scores import BatchScores
 from attrib_batch.errors import RequestError
-from attrib_batch.models.capabilities import check_layers
+from attrib_batch.models.checks.capabilities import check_layers
 from attrib_batch.models.load import LoadedModel
 from attrib_batch.models.rotary import prefix_is_reusable
 from attrib_batch.pairs.encoding.encode import EncodedPair

@@ -15,8 +15,8 @@ from attrib_batch.errors import JobError
 from attrib_batch.models.load import LoadedModel
 from attrib_batch.pairs.encoding.encode import EncodedPair
 from attrib_batch.spec import MethodSpec, share_forward_passes
-from attrib_batch.spec.entry_points import load_reference
-from attrib_batch.spec.methods import method_entry
+from attrib_batch.spec.registries.entry_points import load_reference
+from attrib_batch.spec.registries.methods import method_entry
 
 
 @runtime_checkable

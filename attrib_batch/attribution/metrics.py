@@ -19,9 +19,9 @@ from torch import Tensor
 from attrib_batch.errors import JobError
 from attrib_batch.pairs.encoding.encode import EncodedPair
 from attrib_batch.spec import MethodSpec
-from attrib_batch.spec.entry_points import load_offered, load_reference, offered
-from attrib_batch.spec.methods import method_entry
-from attrib_batch.spec.metrics import METRIC_GROUP, METRICS, known_metrics, registered_names
+from attrib_batch.spec.registries.entry_points import load_offered, load_reference, offered
+from attrib_batch.spec.registries.methods import method_entry
+from attrib_batch.spec.registries.metrics import METRIC_GROUP, METRICS, known_metrics, registered_names
 
 
 @dataclass(frozen=True)

@@ -108,8 +108,8 @@ def validate(
     if model is None:
         raise RequestError(f"pairs validate {file}: name the model whose tokenizer counts, with --model")
 
+    from attrib_batch.models.checks.vocabulary import check_vocabulary
     from attrib_batch.models.load import load_tokenizer, read_dimensions
-    from attrib_batch.models.vocabulary import check_vocabulary
     from attrib_batch.pairs.reading.reader import PairTable
     from attrib_batch.pairs.validate import render_validation
     from attrib_batch.pairs.validate import validate as validate_table

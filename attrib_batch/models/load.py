@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from attrib_batch.errors import ModelError
-from attrib_batch.models.capabilities import check_config
-from attrib_batch.models.causality import check_prefixes
+from attrib_batch.models.checks.capabilities import check_config
+from attrib_batch.models.checks.causality import check_prefixes
+from attrib_batch.models.checks.shapes import check_shapes
+from attrib_batch.models.checks.vocabulary import check_vocabulary
 from attrib_batch.models.families import Architecture, Dimensions, architecture_of, dimensions_of
-from attrib_batch.models.shapes import check_shapes
 from attrib_batch.models.sources import find_model
-from attrib_batch.models.vocabulary import check_vocabulary
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING
 
 from attrib_batch.errors import ModelError, ShardGroupError
 from attrib_batch.models.activations import activation_at
-from attrib_batch.models.causality import check_prefixes
+from attrib_batch.models.checks.causality import check_prefixes
+from attrib_batch.models.checks.shapes import CHECKED_TOKENS, check_modules, compare_shapes
+from attrib_batch.models.checks.vocabulary import check_vocabulary
 from attrib_batch.models.families import architecture_of, dimensions_of
 from attrib_batch.models.load import (
     choose_device,
@@ -19,9 +21,7 @@ from attrib_batch.models.load import (
     prepare_tracing,
     read_config,
 )
-from attrib_batch.models.shapes import CHECKED_TOKENS, check_modules, compare_shapes
 from attrib_batch.models.sources import find_model
-from attrib_batch.models.vocabulary import check_vocabulary
 
 if TYPE_CHECKING:
     import torch

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from attrib_batch.errors import ModelError
-from attrib_batch.models.capabilities import check_config
+from attrib_batch.models.checks.capabilities import check_config
+from attrib_batch.models.checks.vocabulary import check_vocabulary
 from attrib_batch.models.families import Architecture, Dimensions, architecture_of, dimensions_of
 from attrib_batch.models.load import load_tokenizer, model_files
 from attrib_batch.models.sources import find_model
-from attrib_batch.models.vocabulary import check_vocabulary
 from attrib_batch.storage.hub import hub_errors
 
 if TYPE_CHECKING:

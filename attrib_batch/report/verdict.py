@@ -7,7 +7,7 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
 from attrib_batch.report.formats import plain
-from attrib_batch.spec.methods import find_method_entry
+from attrib_batch.spec.registries.methods import find_method_entry
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from attrib_batch.spec.methods import find_method_entry
-from attrib_batch.spec.metrics import metric_entry
+from attrib_batch.spec.registries.methods import find_method_entry
+from attrib_batch.spec.registries.metrics import metric_entry
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from attrib_batch.spec.methods import MethodEntry
+    from attrib_batch.spec.registries.methods import MethodEntry
 
 
 def unit_of(metric: str) -> str:

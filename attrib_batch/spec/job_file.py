@@ -11,8 +11,8 @@ from pydantic import ValidationError
 from attrib_batch.errors import JobError
 from attrib_batch.spec.dataset import DatasetSpec
 from attrib_batch.spec.method import MethodSpec
-from attrib_batch.spec.methods import built_in_parameters
 from attrib_batch.spec.model import ModelSpec
+from attrib_batch.spec.registries.methods import built_in_parameters
 from attrib_batch.spec.sweep import SweepSpec
 from attrib_batch.spec.verification import VerificationSpec
 from attrib_batch.spec.workers import WorkersSpec

@@ -9,7 +9,7 @@ from pydantic import AfterValidator, ConfigDict, Field, model_validator
 
 from attrib_batch.spec.base import PartitionName, Strict
 from attrib_batch.spec.cell import Component
-from attrib_batch.spec.methods import (
+from attrib_batch.spec.registries.methods import (
     BUILT_IN_METHODS,
     GradientAt,
     built_in_parameters,
@@ -17,7 +17,7 @@ from attrib_batch.spec.methods import (
     find_method_entry,
     method_entry,
 )
-from attrib_batch.spec.metrics import check_metric_name, metric_entry
+from attrib_batch.spec.registries.metrics import check_metric_name, metric_entry
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping

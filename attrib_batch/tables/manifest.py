@@ -19,8 +19,8 @@ from pydantic import Field, ValidationError, model_validator
 
 from attrib_batch._version import __version__
 from attrib_batch.errors import OutputError
-from attrib_batch.spec.methods import EXACT
 from attrib_batch.spec.positions import ALL, check_at
+from attrib_batch.spec.registries.methods import EXACT
 from attrib_batch.tables.plan import CellPlan, Tolerant
 from attrib_batch.tables.schema import READABLE_SCHEMA_VERSIONS, SCHEMA_VERSION
 

@@ -23,7 +23,7 @@ from attrib_batch.attribution.metrics import (
 from attrib_batch.errors import JobError, ModelError
 from attrib_batch.models.load import wrap_model
 from attrib_batch.spec import SweepSpec, parse_spec
-from attrib_batch.spec.metrics import METRICS
+from attrib_batch.spec.registries.metrics import METRICS
 from tests.support import oracle
 from tests.support.demo_pairs import random_pairs
 from tests.support.metrics import metric_of
@@ -46,7 +46,7 @@ def only_built_in(monkeypatch: pytest.MonkeyPatch) -> None:
     """What a test registers or loads is forgotten after it."""
     monkeypatch.setattr(metrics, "_loaded", dict(metrics._loaded))
     monkeypatch.setattr(metrics, "registered_names", set())
-    monkeypatch.setattr("attrib_batch.spec.metrics.registered_names", metrics.registered_names)
+    monkeypatch.setattr("attrib_batch.spec.registries.metrics.registered_names", metrics.registered_names)
 
 
 def _job(**of_method: object) -> SweepSpec:

@@ -21,7 +21,7 @@ from attrib_batch.models.load import load_model
 from attrib_batch.models.ranks import Agreement
 from attrib_batch.pairs.encoding.encode import EncodedPair
 from attrib_batch.spec import Component, ModelSpec
-from attrib_batch.spec.metrics import registered_names
+from attrib_batch.spec.registries.metrics import registered_names
 from tests.support.demo_pairs import random_pairs
 from tests.support.near import assert_same_scores
 from tests.support.ports import LOOPBACK, free_ports

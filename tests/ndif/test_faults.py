@@ -295,7 +295,7 @@ def own_metrics(monkeypatch: pytest.MonkeyPatch) -> None:
     names: set[str] = set()
     monkeypatch.setattr(metrics, "_loaded", dict(metrics._loaded))
     monkeypatch.setattr(metrics, "registered_names", names)
-    monkeypatch.setattr("attrib_batch.spec.metrics.registered_names", names)
+    monkeypatch.setattr("attrib_batch.spec.registries.metrics.registered_names", names)
     for function in (fails_for_some, raises_for_some, raises_for_all):
         register_metric(function.__name__, function)
 

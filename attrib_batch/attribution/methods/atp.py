@@ -28,7 +28,7 @@ from attrib_batch.models.families import Site, SiteKey
 from attrib_batch.models.load import LoadedModel
 from attrib_batch.pairs.encoding.encode import EncodedPair
 from attrib_batch.spec import Component
-from attrib_batch.spec.metrics import metric_entry
+from attrib_batch.spec.registries.metrics import metric_entry
 
 
 def attribution_patching(

@@ -64,7 +64,7 @@ def check_models(
     """
     # They bring transformers and torch, which a run with nothing left to do need not wait for.
     from attrib_batch.attribution.metrics import try_metrics
-    from attrib_batch.models.capabilities import check_config, check_methods
+    from attrib_batch.models.checks.capabilities import check_config, check_methods
     from attrib_batch.models.families import dimensions_of
     from attrib_batch.models.load import choose_device, read_config
 

@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING
 
 from attrib_batch.execution.planning.paths import with_absolute_paths
 from attrib_batch.execution.planning.request import check_models, find_models
+from attrib_batch.models.checks.vocabulary import check_vocabulary
 from attrib_batch.models.families import dimensions_of
 from attrib_batch.models.load import load_tokenizer, read_config
-from attrib_batch.models.vocabulary import check_vocabulary
 from attrib_batch.pairs.reading.reader import PairTable
 from attrib_batch.pairs.validate import validate
 

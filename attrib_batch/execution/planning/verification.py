@@ -22,8 +22,8 @@ from attrib_batch.execution.planning.stages import OpenRun, PlannedStage, StageW
 from attrib_batch.pairs.making.writer import serialize_pairs
 from attrib_batch.pairs.reading.reader import PairTable
 from attrib_batch.spec import DEFAULT_VERIFIED_PAIRS, Cell, MethodSpec, parse_spec
-from attrib_batch.spec.methods import EXACT, method_entry
 from attrib_batch.spec.positions import ALL
+from attrib_batch.spec.registries.methods import EXACT, method_entry
 from attrib_batch.storage.lease import Lease
 from attrib_batch.storage.store import Store
 from attrib_batch.tables import (

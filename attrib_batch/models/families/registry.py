@@ -13,7 +13,7 @@ from typing import Any
 from attrib_batch.errors import JobError, ModelError
 from attrib_batch.models.families import gemma2, gemma3, gpt2, gpt_neox, llama, olmo2, phi, qwen3
 from attrib_batch.models.families.base import Architecture, Family
-from attrib_batch.spec.entry_points import load_offered, offered
+from attrib_batch.spec.registries.entry_points import load_offered, offered
 
 FAMILY_GROUP = "attrib_batch.families"
 """The entry-point group in which an installed package offers families of its own, by ``model_type``."""

@@ -53,7 +53,7 @@ def fault(monkeypatch: pytest.MonkeyPatch) -> list[Fault]:
     names: set[str] = set()
     monkeypatch.setattr(metrics, "_loaded", dict(metrics._loaded))
     monkeypatch.setattr(metrics, "registered_names", names)
-    monkeypatch.setattr("attrib_batch.spec.metrics.registered_names", names)
+    monkeypatch.setattr("attrib_batch.spec.registries.metrics.registered_names", names)
     register_metric(METRIC, may_raise)
     return faults
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from attrib_batch.spec.entry_points import offered
+from attrib_batch.spec.registries.entry_points import offered
 
 METRIC_GROUP = "attrib_batch.metrics"
 """The entry-point group in which an installed package offers metrics of its own, by name."""

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from attrib_batch.errors import ModelError
+from attrib_batch.models.checks.shapes import check_shapes
 from attrib_batch.models.families import architecture_of, dimensions_of
-from attrib_batch.models.shapes import check_shapes
 from tests.support.tiny_models import ARCHITECTURES
 
 

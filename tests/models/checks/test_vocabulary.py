@@ -12,9 +12,9 @@ from typer.testing import CliRunner
 from attrib_batch.cli.app import app
 from attrib_batch.errors import ModelError
 from attrib_batch.execution.planning.estimate import estimate_job
+from attrib_batch.models.checks.vocabulary import check_vocabulary
 from attrib_batch.models.load import load_model, load_tokenizer
 from attrib_batch.models.sharded import load_shard
-from attrib_batch.models.vocabulary import check_vocabulary
 from attrib_batch.ndif.model import open_remote_model
 from attrib_batch.spec import ModelSpec, load_spec
 from tests.support.jobs import TinyJob

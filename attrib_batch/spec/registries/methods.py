@@ -20,8 +20,8 @@ from pydantic import Field
 from attrib_batch.errors import JobError
 from attrib_batch.spec.base import Strict
 from attrib_batch.spec.cell import Component
-from attrib_batch.spec.entry_points import load_offered, offered
 from attrib_batch.spec.positions import AtPositions
+from attrib_batch.spec.registries.entry_points import load_offered, offered
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

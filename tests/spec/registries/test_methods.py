@@ -14,14 +14,14 @@ from attrib_batch.analysis import read_verified
 from attrib_batch.attribution.engine import ScoredBatch
 from attrib_batch.attribution.groups import group_methods, scoring_function
 from attrib_batch.errors import JobError, ModelError
-from attrib_batch.models.capabilities import check_methods
+from attrib_batch.models.checks.capabilities import check_methods
 from attrib_batch.ndif import request
 from attrib_batch.ndif.model import RemoteModel
 from attrib_batch.report.verdict import Value, judge
 from attrib_batch.report.wording import describe_method, describe_scale
 from attrib_batch.spec import Cell, Component, MethodSpec, ModelSpec, parse_spec, share_forward_passes
-from attrib_batch.spec import methods as registry
-from attrib_batch.spec.methods import BUILT_IN_METHODS, GradientAt
+from attrib_batch.spec.registries import methods as registry
+from attrib_batch.spec.registries.methods import BUILT_IN_METHODS, GradientAt
 from tests.support.demo_pairs import random_pairs
 from tests.support.jobs import environment
 from tests.support.own_package import install_package
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 ENTRY = """
 from pydantic import Field
 from attrib_batch.spec.base import Strict
-from attrib_batch.spec.methods import MethodEntry
+from attrib_batch.spec.registries.methods import MethodEntry
 
 class Scale(Strict):
     factor: float = Field(2.0, gt=0, description="what scores are multiplied by")
@@ -153,7 +153,7 @@ def test_a_job_names_methods_without_torch(own: Path) -> None:
     ("source", "message"),
     [
         ("import no_such_module", "cannot be loaded from own_method:entry: ModuleNotFoundError"),
-        ("entry = 3", "own_method:entry is no MethodEntry of attrib_batch.spec.methods"),
+        ("entry = 3", "own_method:entry is no MethodEntry of attrib_batch.spec.registries.methods"),
         (ENTRY.replace('"own",', '"other",', 1), "is of kind 'other'"),
     ],
 )

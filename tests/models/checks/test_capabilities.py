@@ -10,8 +10,8 @@ import torch
 from transformers import AutoConfig
 
 from attrib_batch.errors import ModelError
-from attrib_batch.models.capabilities import check_config, check_methods
-from attrib_batch.models.causality import check_prefixes
+from attrib_batch.models.checks.capabilities import check_config, check_methods
+from attrib_batch.models.checks.causality import check_prefixes
 from attrib_batch.models.load import load_model, read_config, wrap_model
 from attrib_batch.spec import ModelSpec
 from tests.support.scored import method

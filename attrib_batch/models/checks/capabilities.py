@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from attrib_batch.errors import ModelError
 from attrib_batch.models.families import architecture_of
-from attrib_batch.spec.methods import method_entry
+from attrib_batch.spec.registries.methods import method_entry
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
