@@ -5,6 +5,8 @@ from __future__ import annotations
 import subprocess
 import sys
 
+import pytest
+
 from tests.support.jobs import environment
 
 HEAVY = {"torch", "ray", "nnsight", "transformers"}
@@ -19,6 +21,7 @@ def loaded_after(code: str) -> set[str]:
     return set(done.stdout.split("\n")[-2].split())
 
 
+@pytest.mark.slow
 def test_import_and_help_load_nothing_heavy() -> None:
     assert loaded_after("import attrib_batch") == set()
     assert (
@@ -31,6 +34,7 @@ def test_import_and_help_load_nothing_heavy() -> None:
     )
 
 
+@pytest.mark.slow
 def test_report_and_analysis_work_where_torch_and_ray_are_not_installed() -> None:
     blocked = (
         "import sys\n"

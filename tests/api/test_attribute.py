@@ -173,6 +173,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.slow
 def test_an_interrupt_leaves_what_is_committed_and_the_same_call_goes_on(job: TinyJob, tmp_path: Path) -> None:
     import signal
     import time

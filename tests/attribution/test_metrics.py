@@ -161,6 +161,7 @@ def test_metric_of_an_installed_package(tmp_path: Path, monkeypatch: pytest.Monk
         assert_same_scores(doubled[pair.pair_id], twice, 2 * terms_of(model.module, pair))
 
 
+@pytest.mark.slow
 def test_checking_a_name_loads_neither_torch_nor_the_metric(tmp_path: Path) -> None:
     install_package(tmp_path, "own_metrics", "raise SystemExit('loaded')", "own = own_metrics:own")
     code = (

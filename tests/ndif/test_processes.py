@@ -14,6 +14,8 @@ import pytest
 from tests.support.processes import Service, ServiceError, end, is_gone
 
 ROOT = Path(__file__).parents[2]
+pytestmark = pytest.mark.slow
+
 START_A_CHILD = 'sleep 600 & echo "child $!"'
 
 DIES_WITHOUT_ENDING_ITS_SERVICE = """

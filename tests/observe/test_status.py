@@ -304,12 +304,14 @@ def test_a_driver_that_died_is_named(out: Path) -> None:
     assert "no driver is at work\n" in attrib_batch_here("status", out).output
 
 
+@pytest.mark.slow
 def test_watch_ends_at_once_without_a_driver(out: Path) -> None:
     ended = attrib_batch("status", out, "--watch", "--every", "60", seconds=40)
     assert ended.code == 1
     assert ended.output.count("waiting") == 1
 
 
+@pytest.mark.slow
 def test_watch_follows_a_run_to_its_end(tmp_path: Path) -> None:
     job, packages = TinyJob.make(tmp_path, n_pairs=24), tmp_path / "packages"
     install_metric(packages)
@@ -333,6 +335,7 @@ def test_watch_follows_a_run_to_its_end(tmp_path: Path) -> None:
     assert last[2].startswith("last speed: ")
 
 
+@pytest.mark.slow
 def test_status_needs_neither_torch_nor_ray(out: Path) -> None:
     write_log(out, given(0, 0))
     code = (

@@ -262,6 +262,7 @@ def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
         write_report(tmp_path)
 
 
+@pytest.mark.slow
 def test_reporting_imports_neither_torch_nor_ray() -> None:
     code = "import sys, attrib_batch.report; sys.exit(bool({'torch', 'ray', 'nnsight'} & set(sys.modules)))"
     subprocess.run([sys.executable, "-c", code], check=True, env=dict(os.environ), timeout=60)

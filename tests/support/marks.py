@@ -8,6 +8,7 @@ which is checked: a fast test that starts a process fails.
 from __future__ import annotations
 
 import subprocess
+from multiprocessing.process import BaseProcess
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -20,6 +21,7 @@ SLOW_FIXTURES = {
     "google_store",
     "object_store",
     "object_store_server",
+    "ranks",
     "runs",
     "shared_ray",
     "smollm2",
@@ -49,3 +51,4 @@ def starts_no_process(item: pytest.Item, monkeypatch: pytest.MonkeyPatch) -> Non
         raise AssertionError(f"{item.nodeid} starts a process: mark it as slow ({arguments[1:2]})")
 
     monkeypatch.setattr(subprocess.Popen, "__init__", refuse)
+    monkeypatch.setattr(BaseProcess, "start", refuse)

@@ -82,6 +82,7 @@ def with_a_bad_pair(job: TinyJob) -> None:
     pairs.with_columns(bad.alias("answers")).write_parquet(job.pairs)
 
 
+@pytest.mark.slow
 def test_prometheus_finds_what_was_committed(job: TinyJob, tmp_path: Path) -> None:
     with_a_bad_pair(job)
     models = [{"id": str(job.model), "name": name, "prepend_bos": False} for name in ("first", "second")]
@@ -106,6 +107,7 @@ def test_prometheus_finds_what_was_committed(job: TinyJob, tmp_path: Path) -> No
         assert counts["tokens_total", model] == 2 * (7 * 9 + 8 * 11)
 
 
+@pytest.mark.slow
 def test_a_run_needs_no_metrics(job: TinyJob, tmp_path: Path) -> None:
     with_a_bad_pair(job)
     text = run(job, job.write(), tmp_path / "out", system={"enable_metrics_collection": False}, wanted="")

@@ -114,6 +114,7 @@ def test_the_installed_package_travels_with_a_folder_that_has_none(
     assert packed.n_files == len(contents)
 
 
+@pytest.mark.slow
 def test_what_travels_runs_by_itself(tmp_path: Path) -> None:
     """The zip is unpacked where no other copy of the package comes first, as a node of a cluster does."""
     (tmp_path / "folder").mkdir()

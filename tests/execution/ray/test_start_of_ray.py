@@ -56,6 +56,7 @@ def test_a_folder_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.Mon
         check_ray_folder()
 
 
+@pytest.mark.slow
 def test_the_command_refuses_a_long_one_before_ray_starts(tmp_path: Path) -> None:
     job, long = TinyJob.make(tmp_path / "job", n_pairs=4), tmp_path / ("x" * 80)
     long.mkdir()

@@ -138,6 +138,7 @@ def test_its_parameters_are_checked_as_those_of_any_method() -> None:
             parse_spec(_job({"id": "own", **wrong}), source="job")
 
 
+@pytest.mark.slow
 def test_a_job_names_methods_without_torch(own: Path) -> None:
     code = (
         f"import sys; sys.path.insert(0, {str(own)!r})\n"
