@@ -251,5 +251,5 @@ def test_the_first_model_with_open_tasks_has_the_worker() -> None:
 
 
 def test_shards_are_refused() -> None:
-    with pytest.raises(RequestError, match="model 'm1' is split into shards.* run the job with Ray"):
+    with pytest.raises(RequestError, match=r"model 'm1' is split into shards.* run the job with Ray"):
         LocalExecutor().allot(demands("replica", "sharded"))

@@ -82,7 +82,7 @@ def test_plain_lines_come_no_more_often_than_they_should(monkeypatch: pytest.Mon
     monkeypatch.setattr(progress.time, "monotonic", lambda: now)
     out, written = console()
     view = PlainProgress(out)
-    for done in range(0, 30):
+    for done in range(30):
         view.update(snapshot(done=done))
         now += LINE_SECONDS / 10
     assert written.getvalue().splitlines() == [f"{done} of 5,000 pairs" for done in (0, 10, 20)]

@@ -240,7 +240,9 @@ ASKED = st.one_of(
     ),
 )
 CLAIMS = st.lists(
-    st.builds(lambda asked, count, size: claim(count, size * GB, **asked), ASKED, st.integers(0, 4), st.integers(0, 30)),
+    st.builds(
+        lambda asked, count, size: claim(count, size * GB, **asked), ASKED, st.integers(0, 4), st.integers(0, 30)
+    ),
     max_size=4,
 )
 NODES = st.lists(st.builds(node, st.integers(0, 8), st.integers(0, 2)), max_size=4)
