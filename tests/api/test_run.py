@@ -38,9 +38,6 @@ def mean_at(pairs: list[Pair], position: int, component: str = "z") -> np.ndarra
     return np.mean([pair.scores[component][..., position] for pair in pairs], axis=0)
 
 
-# ------------------------------------------------------------------------------------------- tables
-
-
 def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
     for folder in (tmp_path, tmp_path / "absent"):
         with pytest.raises(OutputError, match=re.escape(str(folder))):
@@ -83,9 +80,6 @@ def test_a_run_says_where_it_is_and_how_far(run: ab.Run) -> None:
     assert repr(run) == (f"Run({str(run.path)!r}): 34 of 36 pairs scored; gpt2 x ioi x atp; gpt2 x ioi x noise")
     assert run.result is None, "it was only opened"
     assert not Path(run.agreement_path).exists()
-
-
-# ------------------------------------------------------------------------------------------- the strongest heads
 
 
 def strongest(values: np.ndarray, order: np.ndarray, n: int) -> list[tuple[int, int, float]]:
@@ -145,9 +139,6 @@ def test_what_is_not_there_is_told_with_what_is(asked: dict[str, str], says: str
         run.top(**asked)  # type: ignore[arg-type]
 
 
-# ------------------------------------------------------------------------------------------- heatmaps
-
-
 def as_matrix(rows: pl.DataFrame, column: str, value: str) -> np.ndarray:
     return rows.pivot(column, index="layer", values=value).sort("layer").drop("layer").to_numpy()
 
@@ -204,9 +195,6 @@ def test_where_clean_and_corrupted_are_alike_raw_scores_are_drawn(tmp_path: Path
 def test_a_heatmap_is_of_one_cell_that_is_there(asked: dict[str, str], says: str, run: ab.Run) -> None:
     with pytest.raises(ValueError, match=re.escape(says)):
         run.heatmap(**asked)  # type: ignore[arg-type]
-
-
-# ------------------------------------------------------------------------------------------- notebooks and pages
 
 
 def test_a_notebook_shows_counts_heads_and_a_map_and_loads_nothing(run: ab.Run) -> None:

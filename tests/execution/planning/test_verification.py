@@ -76,9 +76,6 @@ def test_what_is_measured_already_stays_and_what_is_missing_is_a_method_of_its_o
     assert again["exact-3"] == ("logit_diff", "denoise", ["v"])
 
 
-# ------------------------------------------------------------------------------------------- the sample
-
-
 def opened(job: TinyJob, out: Path, **changes: Any) -> OpenRun:
     run = open_run(parse_spec(job.data(**{"chunk_pairs": N_PAIRS, **changes}), source="job"), out)
     run.lease.release()
@@ -196,9 +193,6 @@ def test_the_plan_is_in_the_manifest_before_a_worker_sees_it(run: OpenRun) -> No
     assert entry.identities.datasets["random"]["seed of the sample"] == 3
     assert planned.work.store.root == run.store.below("verification").root
     assert planned.work.pins["random"] == PairTable.open(planned.work.spec.datasets[0].path).fingerprint()
-
-
-# ------------------------------------------------------------------------------------------ when it is done
 
 
 def test_it_is_committed_when_all_that_is_asked_is_measured(job: TinyJob, run: OpenRun) -> None:
