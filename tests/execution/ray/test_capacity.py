@@ -106,7 +106,7 @@ class Clock:
             workers(**asked),
             most,
             nodes=lambda: self.nodes,
-            on_the_way=lambda: self.pending,
+            starting=lambda: self.pending,
             grows=lambda: self.grows,
         )
 
