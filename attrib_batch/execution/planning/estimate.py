@@ -70,7 +70,7 @@ def estimate_job(spec: SweepSpec) -> list[CellEstimate]:
 
 
 def _mean_length(table: PairTable, tokenizer: Tokenizer, **options: Any) -> float:
-    """Return positions per pair; a pair that cannot be scored counts 0. ``options`` are those of ``encode_pairs``."""
+    """Positions per pair, pairs that cannot be scored counting none; ``options`` are those of ``encode_pairs``."""
     sample = table.rows(0, min(table.n_rows, SAMPLE_PAIRS))
     encoded = encode_pairs(sample, tokenizer, **options)
     return sum(item.n_tokens for item in encoded if isinstance(item, EncodedPair)) / len(sample)

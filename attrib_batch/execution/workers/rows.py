@@ -22,7 +22,7 @@ _COMPONENT_CODES = {component: code for code, component in enumerate(Component)}
 
 
 def score_rows(batches: Sequence[ScoredBatch]) -> pa.Table:
-    """Build the scores table of a chunk, in the order of the pairs' ids.
+    """The scores table of a chunk, in the order of the pairs' ids.
 
     Positions of the shared prefix are rows like any other; their score is exactly 0.
     """
@@ -39,7 +39,7 @@ def score_rows(batches: Sequence[ScoredBatch]) -> pa.Table:
 
 
 def _batch_rows(batch: ScoredBatch, roles: list[str]) -> pa.Table:
-    """Build the rows of pairs of one shape: pair, then component, layer, head, position."""
+    """The rows of pairs of one shape: pair, then component, layer, head, position."""
     n_pairs, n_tokens = len(batch.pairs), batch.pairs[0].n_tokens
     codes = {role: code for code, role in enumerate(roles)}
     role_at = np.array(
@@ -84,7 +84,7 @@ def _batch_rows(batch: ScoredBatch, roles: list[str]) -> pa.Table:
 
 
 def baseline_rows(batches: Sequence[ScoredBatch]) -> pa.Table:
-    """Build the baselines table of a chunk, in the order of the pairs' ids."""
+    """The baselines table of a chunk, in the order of the pairs' ids."""
     rows = [
         _baseline(pair, clean, corrupted)
         for batch in batches
@@ -112,5 +112,5 @@ def _baseline(pair: EncodedPair, clean: float, corrupted: float) -> dict[str, An
 
 
 def failure_rows(failures: Sequence[Mapping[str, Any]]) -> pa.Table:
-    """Build the failures table of a chunk, in the order of the pairs' ids."""
+    """The failures table of a chunk, in the order of the pairs' ids."""
     return pa.Table.from_pylist(sorted(failures, key=itemgetter("pair_id")), schema=FAILURES)
