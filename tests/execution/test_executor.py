@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from attrib_batch import errors
 from attrib_batch.errors import (
     AttribBatchError,
     DatasetError,
@@ -31,8 +32,10 @@ TASK = Assignment((Chunk(Cell("tiny", "random", "atp"), 0, 4),))
 SAID = "what it said"
 
 
-def every_class(base: type[AttribBatchError]) -> list[type[AttribBatchError]]:
-    return [base, *(found for child in base.__subclasses__() for found in every_class(child))]
+EVERY_CLASS = [
+    found for found in vars(errors).values() if isinstance(found, type) and issubclass(found, AttribBatchError)
+]
+"""Every exception of `attrib_batch.errors`."""
 
 
 AT_WORK = {
@@ -64,7 +67,7 @@ ENDS_A_START = {**ENDS, RequestError: RequestError, JobError: JobError, DatasetE
                 ResumeMismatchError: ResumeMismatchError}  # fmt: skip
 
 
-@pytest.mark.parametrize("cause", every_class(AttribBatchError), ids=lambda found: found.__name__)
+@pytest.mark.parametrize("cause", EVERY_CLASS, ids=lambda found: found.__name__)
 def test_an_exception_of_this_package_while_a_task_is_at_work(cause: type[AttribBatchError]) -> None:
     if cause in ENDS:
         with pytest.raises(ENDS[cause], match=SAID):
@@ -75,7 +78,7 @@ def test_an_exception_of_this_package_while_a_task_is_at_work(cause: type[Attrib
     assert event == (WorkerLost(WORKER, SAID) if kind is WorkerLost else kind(WORKER, TASK, SAID))
 
 
-@pytest.mark.parametrize("cause", every_class(AttribBatchError), ids=lambda found: found.__name__)
+@pytest.mark.parametrize("cause", EVERY_CLASS, ids=lambda found: found.__name__)
 def test_an_exception_of_this_package_while_a_worker_loads(cause: type[AttribBatchError]) -> None:
     if cause in ENDS_A_START:
         with pytest.raises(ENDS_A_START[cause], match=SAID):
