@@ -20,7 +20,7 @@ from attrib_batch.pairs.encoding.encode import EncodedPair
 
 WORDS = (5, 6)
 """So few that prompts recur."""
-ANSWERS = st.sampled_from([((1,), (2,)), ((2,), (1,)), ((1, 3), (2,))])
+ANSWERS = st.sampled_from([((1,), (2,)), ((2,), (1,)), ((1, 3), (2,)), ((1,), (3,))])
 
 
 def pair(pair_id: int, clean: Tokens, corrupted: Tokens, answers: tuple[Tokens, Tokens] = ((1,), (2,))) -> EncodedPair:

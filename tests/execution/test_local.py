@@ -173,6 +173,12 @@ def test_a_worker_that_ends_leaves_its_task_between_two_micro_batches(
     assert here.executor.pairs_in_hand() == 0
 
 
+def test_what_a_worker_that_was_ended_had_reported_is_dropped(here: Here) -> None:
+    here.executor.start(WORKER, here.model, here.work)
+    here.executor.end(WORKER)
+    assert [here.executor.wait(0) for _ in range(3)] == [[], [], []]
+
+
 def raising(error: BaseException) -> Callable[..., Any]:
     def act(*_: object) -> Any:
         raise error
