@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from itertools import groupby
 
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from attrib_batch.attribution.batches import (
@@ -56,6 +56,17 @@ REQUESTS = st.lists(
     st.builds(Request, st.sampled_from(["denoise", "noise"]), st.sampled_from(["logit_diff", "prob_diff"])),
     min_size=1, max_size=4, unique=True,
 )  # fmt: skip
+
+
+TWINS = [
+    pair(number, clean, corrupted, answers)
+    for number, (clean, corrupted, answers) in enumerate([
+        ((5, 5), (6, 5), ((1,), (2,))), ((5, 5), (6, 5), ((1,), (3,))), ((5, 5), (6, 5), ((4,), (2,))),
+        ((6, 5), (5, 5), ((1,), (2,))), ((6, 6), (5, 5), ((1,), (2,))),
+    ])
+]  # fmt: skip
+"""Pairs that differ in one of all that a gradient depends on."""
+BOTH = [Request("denoise", "logit_diff"), Request("noise", "logit_diff"), Request("denoise", "prob_diff")]
 
 
 def shape(pair: EncodedPair) -> tuple[int, int]:
@@ -116,6 +127,7 @@ def test_denoising_takes_the_gradient_on_the_corrupted_prompt_and_noising_on_the
 
 
 @given(ONE_LENGTH, REQUESTS)
+@example(TWINS, BOTH)
 def test_every_index_points_to_the_right_prompt(pairs: list[EncodedPair], requests: list[Request]) -> None:
     rows = plan_rows(pairs, requests)
     all_rows = [*rows.graph, *rows.plain]
@@ -128,6 +140,7 @@ def test_every_index_points_to_the_right_prompt(pairs: list[EncodedPair], reques
 
 
 @given(ONE_LENGTH, REQUESTS)
+@example(TWINS, BOTH)
 def test_a_graph_row_carries_one_metric_and_each_is_carried_once(
     pairs: list[EncodedPair], requests: list[Request]
 ) -> None:
@@ -148,6 +161,7 @@ def test_a_graph_row_carries_one_metric_and_each_is_carried_once(
 
 
 @given(ONE_LENGTH, REQUESTS)
+@example(TWINS, BOTH)
 def test_a_prompt_is_computed_without_a_graph_once_and_only_if_it_must(
     pairs: list[EncodedPair], requests: list[Request]
 ) -> None:

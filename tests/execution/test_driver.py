@@ -93,6 +93,25 @@ def test_the_second_stage_begins_when_the_first_is_committed_and_workers_go_on(j
     assert [(end.stage, end.done, end.total) for end in view.closed] == [("verification", N_PAIRS + 4, N_PAIRS + 4)]
 
 
+def test_a_later_stage_that_goes_on_says_so_too(job: TinyJob, tmp_path: Path) -> None:
+    def outcome(worker: WorkerId, assignment: Assignment) -> TaskDone | TaskUnreadable | None:
+        [chunk] = assignment.task
+        if chunk.cell.method == "exact":
+            return TaskUnreadable(worker, assignment, "not now") if chunk.start and not again else None
+        pairs = [Pair(row, {"z": np.ones((1, 1, 2))}) for row in range(chunk.start, chunk.stop)]
+        write_chunk(tmp_path, chunk, pairs)
+        return TaskDone(worker, TaskReport(assignment, len(pairs), 0, 0, 0, 0, 0.0, 0.0, 1))
+
+    again, view = False, View()
+    with pytest.raises(DatasetError, match="4 pairs could not be read"):
+        run(job, tmp_path, ScriptedExecutor(outcome=outcome), verify={"pairs": 8})
+    again = True
+    run(job, tmp_path, ScriptedExecutor(outcome=outcome), view, verify={"pairs": 8})
+    assert [note for note in view.notes if note.startswith("resuming")] == [
+        "resuming scoring: 12 of 12 pairs are committed", "resuming verification: 4 of 8 pairs are committed",
+    ]  # fmt: skip
+
+
 def test_a_stage_that_cannot_begin_leaves_the_one_before_committed(job: TinyJob, tmp_path: Path) -> None:
     """Empty tables have no pair to sample: what is asked of the second stage is refused, and the first stays."""
     executor = ScriptedExecutor()
