@@ -10,6 +10,7 @@ import numpy as np
 from attrib_batch.analysis import heatmap
 from attrib_batch.errors import OutputError
 from attrib_batch.report.formats import signed
+from attrib_batch.spec import Component
 
 if TYPE_CHECKING:
     import polars as pl
@@ -45,10 +46,13 @@ def run_html(run: Run) -> str:
 
 
 def _heads_html(heads: pl.DataFrame) -> str:
-    component = heads.get_column("component")[0]
-    rows = heads.filter((heads["component"] == component) & (heads["scope"] == "last"))
-    if rows.is_empty() or rows.get_column("head").null_count():
+    """Return the strongest heads and the map of z, or of the first component with heads; nothing where none has."""
+    by_head = heads.filter((heads["scope"] == "last") & heads["head"].is_not_null())
+    present = set(by_head.get_column("component"))
+    component = next((name for name in (Component.Z, *Component) if name in present), None)
+    if component is None:
         return ""
+    rows = by_head.filter(by_head["component"] == str(component))
     ranked = rows.sort(rows["mean"].abs(), descending=True).head(5)
     table = "".join(
         f"<tr><td>L{row['layer']}H{row['head']}</td><td style='text-align:right'>{signed(row['mean'])}</td></tr>"

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def run_to_end(opened: OpenRun, executor: Executor, progress: bool | ProgressView) -> RunResult:
-    """Run what was opened; an interrupt is one to the caller too."""
+    """Run what was opened; raise KeyboardInterrupt where a signal stopped it."""
     try:
         return run_stages(opened, executor, progress_view(progress), keep_process=_is_interactive())
     except StoppedError as stopped:

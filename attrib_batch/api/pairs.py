@@ -88,7 +88,7 @@ def _pair(index: int, row: Any) -> Pair:
 
 
 def _is_missing(value: Any) -> bool:
-    """Return whether pandas means nothing by a value."""
+    """Return whether a value is missing: None, or the NaN that pandas puts there."""
     return value is None or (isinstance(value, float) and math.isnan(value))
 
 

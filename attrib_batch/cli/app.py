@@ -51,7 +51,7 @@ def main() -> None:
     try:
         code: int | None = app(standalone_mode=False)
     except AttribBatchError as error:
-        _complain(str(error))
+        _print_error(str(error))
         sys.exit(int(error.exit_code))
     except typer.TyperException as error:
         # The parser's own: an unknown verb, a missing argument. It knows how to show itself.
@@ -62,5 +62,5 @@ def main() -> None:
     sys.exit(int(code or 0))
 
 
-def _complain(message: str) -> None:
+def _print_error(message: str) -> None:
     Console(stderr=True).print(f"[bold red]error:[/] {escape(message)}", highlight=False, soft_wrap=True)

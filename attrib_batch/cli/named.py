@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 def named_values(option: str, form: str, given: Iterable[str]) -> list[tuple[str, str]]:
-    """Names and values: what stands on either side of the first equals sign of each.
+    """Split options of the form NAME=VALUE at their first equals sign.
 
     Raises:
         RequestError: one is not of the ``form``.

@@ -41,7 +41,7 @@ def make_ioi(
         bool, typer.Option(help="Follow each pair by the pair with clean and corrupted exchanged.")
     ] = True,
 ) -> None:
-    """Indirect object identification: "... John and Mary ...; John gave a drink to" -> " Mary"."""
+    """Make pairs of indirect object identification: "... John and Mary ...; John gave a drink to" -> " Mary"."""
     from attrib_batch.pairs.making.ioi import generate_ioi
     from attrib_batch.pairs.making.writer import write_pairs
 

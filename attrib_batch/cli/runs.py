@@ -73,7 +73,7 @@ def run(
         made = load_job(job).run(
             out, executor=_executor(address, local=local), retry_failures=retry_failures, ndif_host=ndif_host
         )
-    return int(_tell(made, out))
+    return int(_print_result(made, out))
 
 
 def demo(
@@ -84,7 +84,7 @@ def demo(
 
     with _stopped_is_an_error():
         made = Job(load_demo()).run(out, executor=_executor(None, local=local))
-    code = _tell(made, out)
+    code = _print_result(made, out)
     typer.echo(f"report: {made.report()}")
     return int(code)
 
@@ -121,7 +121,7 @@ def verify(
     executor = _executor(address, local=local)
     with _stopped_is_an_error():
         made.verify(pairs, seed=seed, at=_positions(at), executor=executor, locations=locations, ndif_host=ndif_host)
-    return int(_tell(made, out))
+    return int(_print_result(made, out))
 
 
 def doctor() -> int:
@@ -132,7 +132,7 @@ def doctor() -> int:
     findings = examine()
     for finding in findings:
         mark = "[green]ok[/]  " if finding.ok else "[red]no[/]  "
-        console.print(f"{mark}{finding.what}: {finding.detail}", highlight=False, soft_wrap=True)
+        console.print(f"{mark}{finding.subject}: {finding.detail}", highlight=False, soft_wrap=True)
     return 0 if all(finding.ok for finding in findings if finding.needed) else 2
 
 
@@ -145,7 +145,7 @@ def _positions(given: list[str] | None) -> str | list[str]:
 
 @contextmanager
 def _stopped_is_an_error() -> Iterator[None]:
-    """Turn an interrupt that a run has heeded into the error that says how to go on."""
+    """Raise the StoppedError behind a KeyboardInterrupt, whose message says how to go on."""
     try:
         yield
     except KeyboardInterrupt as stopped:
@@ -165,8 +165,8 @@ def _executor(address: str | None, *, local: bool) -> Executor:
     return RayExecutor(address)
 
 
-def _tell(made: Run, out: str) -> ExitCode:
-    """Say how the stages of an execution ended, and return its exit code."""
+def _print_result(made: Run, out: str) -> ExitCode:
+    """Print how the stages of an execution ended, and return its exit code."""
     result = made.result
     if result is None:
         raise AssertionError("an execution leaves a result")

@@ -41,14 +41,14 @@ def submit(
     jobs = ClusterJobs(address)
     check_paths(checked, out, Path.cwd(), shared=lambda: out_is_shared or jobs.is_here())
 
-    def tell(line: str) -> None:
+    def print_line(line: str) -> None:
         typer.echo(line, err=True)
 
-    job_id = submit_job(checked, job, jobs, out=out, ndif_host=ndif_host, tell=tell)
+    job_id = submit_job(checked, job, jobs, out=out, ndif_host=ndif_host, report=print_line)
     try:
         return int(jobs.follow(job_id, _write))
     except KeyboardInterrupt:
-        tell(how_to_go_on(jobs, job_id))
+        print_line(how_to_go_on(jobs, job_id))
         return int(ExitCode.UNFINISHED)
 
 

@@ -1,4 +1,4 @@
-"""What an execution has done so far, counted for each model as its tasks are committed."""
+"""Count what an execution has done, for each model as its tasks are committed."""
 
 from __future__ import annotations
 
@@ -42,14 +42,14 @@ class _ModelTally:
         return 0 if self.ended else self.waiting - self.done
 
     def interval(self, now: float) -> tuple[float, float]:
-        """From when until when the model was worked on; without workers the interval is empty."""
+        """Return from when until when the model was worked on; an empty interval where it had no worker."""
         if not self.workers:
             return now, now
         begun = min(ready for ready, _ in self.workers.values())
         return begun, max(last for _, last in self.workers.values()) if self.ended else now
 
     def speed(self, now: float) -> float | None:
-        """Pairs per second; None before the first is committed."""
+        """Return pairs per second; None before the first is committed."""
         begun, until = self.interval(now)
         return self.done / (until - begun) if self.done and until > begun else None
 
@@ -151,7 +151,7 @@ class Tally:
         self.failed += n_pairs
 
     def model_ended(self, model: str) -> None:
-        """Stop the time of a model whose tasks are at their end, or are not gone on with."""
+        """Stop the clock of a model whose tasks have ended, or are given up."""
         self._models[model].ended = True
 
     @property
@@ -252,7 +252,7 @@ class Tally:
 
 
 def _covered(intervals: Iterable[tuple[float, float]]) -> float:
-    """Seconds that lie in at least one of the intervals."""
+    """Return how many seconds lie in at least one of the intervals."""
     total, reached = 0.0, -math.inf
     for begun, until in sorted(intervals):
         total += max(0.0, until - max(begun, reached))

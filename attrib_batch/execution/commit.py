@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def commit_chunk(store: Store, chunk: Chunk, *, scores: pa.Table, baselines: pa.Table, failures: pa.Table) -> int:
-    """Write a chunk's tables; returns the bytes of the scores file.
+    """Write a chunk's tables, and return the bytes of the scores file.
 
     An attempt that died may have left tables without their commit; they are replaced or removed, so that committed
     tables always come from one attempt. Where a chunk is committed already and other pairs fail now than did before,
@@ -38,7 +38,7 @@ def commit_chunk(store: Store, chunk: Chunk, *, scores: pa.Table, baselines: pa.
 
 
 def _failed(store: Store, chunk: Chunk) -> set[int]:
-    """The pairs in a chunk's failures."""
+    """Return the ids of the pairs in a chunk's failures."""
     try:
         return set(store.read_table(chunk.path(Table.FAILURES), ["pair_id"])["pair_id"].to_pylist())
     except FileNotFoundError:
@@ -70,7 +70,7 @@ def commit_given_up(store: Store, chunk: Chunk, pairs: Sequence[Pair], left_out:
 
 
 def worker_failures(pairs: Sequence[Pair], start: int, left_out: Iterable[LeftOut]) -> list[dict[str, Any]]:
-    """Rows of the failures table for the pairs that are left out, as far as they are among ``pairs``.
+    """Build rows of the failures table for those of ``pairs`` that are left out.
 
     Args:
         pairs: pairs that follow each other in the dataset.
@@ -91,5 +91,5 @@ def worker_failures(pairs: Sequence[Pair], start: int, left_out: Iterable[LeftOu
 
 
 def failure_row(pair_id: int, stage: Stage, reason: str, message: str, *, attempts: int) -> dict[str, Any]:
-    """One row of the failures table."""
+    """Build one row of the failures table."""
     return {"pair_id": pair_id, "stage": stage, "error": reason, "message": message, "attempts": attempts}

@@ -62,7 +62,7 @@ class RunResult:
 
     @property
     def scoring(self) -> StageResult:
-        """How the pairs of the job ended; nothing of them where the run did something else."""
+        """How the scoring stage ended; no pairs where this execution did another stage alone."""
         return self.stages.get(SCORING, StageResult(0, 0))
 
     @property
@@ -89,7 +89,7 @@ def run_stages(run: OpenRun, executor: Executor, progress: ProgressView, *, keep
 
 
 class _StopRequest:
-    """Set by SIGINT or SIGTERM; a second signal does what it would do without us."""
+    """Notes that SIGINT or SIGTERM came; a second signal has its usual effect."""
 
     def __init__(self, *, keep_process: bool) -> None:
         self.since: float | None = None
@@ -106,7 +106,7 @@ class _StopRequest:
 
 
 class _Driver:
-    """One execution of a run: what is counted, shown and heeded while workers work."""
+    """One execution of a run: stages, signals, the lease, the log and the record."""
 
     def __init__(self, run: OpenRun, executor: Executor, progress: ProgressView, *, keep_process: bool) -> None:
         self._run = run
@@ -116,7 +116,7 @@ class _Driver:
         self._tally = Tally()
         self._planned: list[PlannedStage] = []
         self._on_ndif = any(model.workers.kind == "ndif" for model in run.spec.models)
-        self._look_again = 0.0
+        self._next_look = 0.0
         self._log = RunLog(
             open_sink(run.store, log_name(run.lease.execution)),
             run=run.manifest.run_id,
@@ -198,7 +198,7 @@ class _Driver:
             self._progress.note(f"resuming {stage.name}: {committed:,} of {stage.n_pairs:,} pairs are committed")
 
     def _check_end(self, stage: PlannedStage, stop: _StopRequest) -> None:
-        """Raise what keeps a run from going on after a stage."""
+        """Raise the error that ends the run after a stage: it was stopped, or not everything is committed."""
         if stop.since is not None and self._tally.done < self._tally.total:
             raise StoppedError(
                 f"stopped with {self._tally.done:,} of {self._tally.total:,} pairs committed. "
@@ -212,7 +212,7 @@ class _Driver:
             )
 
     def _poll(self, stop: _StopRequest) -> bool | None:
-        """Look at what does not come from workers; see `EventLoop.run`."""
+        """Check the lease, NDIF jobs and signals; the return value is that of ``poll`` in `EventLoop.run`."""
         self._run.lease.check()
         self._look_at_ndif()
         if stop.since is None:
@@ -254,8 +254,8 @@ class _Driver:
 
     def _look_at_ndif(self) -> None:
         """Count what is under way on NDIF servers, now and then: it is read from files."""
-        if self._on_ndif and time.monotonic() >= self._look_again:
-            self._look_again = time.monotonic() + LOOK_SECONDS
+        if self._on_ndif and time.monotonic() >= self._next_look:
+            self._next_look = time.monotonic() + LOOK_SECONDS
             self._tally.elsewhere = format_counts(jobs_under_way(self._planned[-1].work.store))
 
 

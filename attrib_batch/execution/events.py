@@ -1,4 +1,4 @@
-"""What an executor tells of its workers."""
+"""The events that an executor reports of its workers."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class TaskDone:
 
 @dataclass(frozen=True)
 class TaskUnreadable:
-    """A worker could not read the pairs it was given; it is well."""
+    """A worker could not read the pairs it was given; the worker itself works on."""
 
     worker: WorkerId
     assignment: Assignment

@@ -1,7 +1,7 @@
 """The seam between what is decided and where it is done.
 
 The driver decides which worker does what next and accounts for every pair. An executor gives it workers: in this
-process (`local`), or as actors of a Ray cluster (`ray`). It decides nothing, and tells what happened as events.
+process (`local`), or as actors of a Ray cluster (`ray`). It decides nothing, and reports what happened as events.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Demand:
-    """What a model needs workers for."""
+    """The work for which a model needs workers."""
 
     model: ModelSpec
     open_tasks: int
@@ -58,11 +58,11 @@ class Executor(Protocol):
         ...
 
     def __enter__(self) -> Self:
-        """Make ready to start workers.
+        """Prepare to start workers.
 
         Raises:
-            RequestError: this cannot be had as asked.
-            RunInterruptedError: it cannot be had now.
+            RequestError: the executor cannot be used as asked.
+            RunInterruptedError: it cannot be used now.
         """
         ...
 
@@ -71,7 +71,7 @@ class Executor(Protocol):
         ...
 
     def check(self) -> None:
-        """Do nothing while workers can be had.
+        """Check that workers can still be started.
 
         Raises:
             RunInterruptedError: what holds the workers is lost.
@@ -82,13 +82,13 @@ class Executor(Protocol):
         """Return how many workers each model is to have now, by name; called often.
 
         Raises:
-            RequestError: one cannot have a worker as asked, now or later.
+            RequestError: a model can have no worker as asked, now or later.
             RunInterruptedError: the machines that could hold one are gone.
         """
         ...
 
     def waiting(self, model: ModelSpec, n_unplaced: int) -> str | None:
-        """Return what to say of so many workers that wait for room; None where there is nothing new to say."""
+        """Return a message about ``n_unplaced`` workers that wait for room; None where there is nothing new to say."""
         ...
 
     def start(self, worker: WorkerId, model: ModelSpec, work: StageWork) -> None:
@@ -100,11 +100,11 @@ class Executor(Protocol):
         ...
 
     def end(self, worker: WorkerId) -> None:
-        """End a worker, whatever it does; nothing more is heard of it."""
+        """End a worker, whatever it is doing; no event of it follows."""
         ...
 
     def wait(self, seconds: float) -> list[Event]:
-        """Return what happened within so many seconds, possibly nothing.
+        """Return the events of the next ``seconds`` seconds; an empty list where there are none.
 
         Raises:
             RequestError: a worker could not load its model, for a reason that will not change.
@@ -113,7 +113,7 @@ class Executor(Protocol):
         ...
 
     def pairs_in_hand(self) -> int:
-        """Return how many pairs of the tasks in hand are scored already, as far as that is known."""
+        """Return how many pairs of the tasks in hand are scored already; 0 where that is not known."""
         ...
 
     def given_up(self, model: str, n_pairs: int) -> None:
@@ -122,7 +122,7 @@ class Executor(Protocol):
 
 
 def judge(cause: BaseException, worker: WorkerId, assignment: Assignment | None) -> Event:
-    """Tell what it means for a run that a worker raised; the caller ends the worker unless it is `TaskUnreadable`.
+    """Return the event that a worker's exception means; the caller ends the worker unless it is `TaskUnreadable`.
 
     Args:
         cause: what it raised.

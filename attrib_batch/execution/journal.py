@@ -1,4 +1,4 @@
-"""What is decided and what happens in an execution, as lines of its log."""
+"""Write decisions and events of an execution as lines of its log."""
 
 from __future__ import annotations
 

@@ -45,11 +45,11 @@ class LocalExecutor:
     workers_here: bool = field(default=True, init=False)
     run_id: str = field(default="", init=False)
     _events: queue.SimpleQueue[Callable[[], Event]] = field(default_factory=queue.SimpleQueue, init=False)
-    """Each is what became of something; it raises what ends the run."""
+    """Each returns an event, or raises the error that ends the run."""
     _threads: dict[WorkerId, _WorkerThread] = field(default_factory=dict, init=False)
 
     def __enter__(self) -> Self:
-        """Do nothing: this process is there."""
+        """Do nothing: workers run in this process."""
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -58,7 +58,7 @@ class LocalExecutor:
             self.end(worker)
 
     def check(self) -> None:
-        """Do nothing: this process cannot be lost without an end of it all."""
+        """Do nothing: this process cannot be lost while the driver runs in it."""
 
     def allot(self, demands: Sequence[Demand]) -> Mapping[str, int]:
         """Give the first model with open tasks the one worker there is.
@@ -102,10 +102,10 @@ class LocalExecutor:
     def wait(self, seconds: float) -> list[Event]:
         """Return the next event; see `Executor.wait`."""
         try:
-            what = self._events.get(timeout=seconds)
+            outcome = self._events.get(timeout=seconds)
         except queue.Empty:
             return []
-        event = what()
+        event = outcome()
         if event.worker not in self._threads:
             return []
         if not isinstance(event, WorkerPlaced | WorkerReady | TaskDone | TaskUnreadable):
@@ -117,7 +117,7 @@ class LocalExecutor:
         return sum(thread.n_scored for thread in self._threads.values())
 
     def given_up(self, model: str, n_pairs: int) -> None:
-        """Count nothing."""
+        """Do nothing: no metrics are exported here."""
 
 
 class _Stopped(BaseException):
@@ -125,7 +125,7 @@ class _Stopped(BaseException):
 
 
 class _WorkerThread:
-    """A worker, and the thread that does what it is given."""
+    """A worker, and the thread that does its tasks."""
 
     def __init__(self, worker: WorkerId, owner: Any, events: queue.SimpleQueue[Callable[[], Event]]) -> None:
         self._worker, self._owner, self._events = worker, owner, events
@@ -144,7 +144,7 @@ class _WorkerThread:
         self._thread.join(JOIN_SECONDS)
 
     def _work(self) -> None:
-        self._tell(lambda: WorkerPlaced(self._worker))
+        self._report(lambda: WorkerPlaced(self._worker))
         self._do(None, lambda: WorkerReady(self._worker, self._owner.load()))
         while (given := self._todo.get()) is not None:
             self._do(given[0], partial(self._score, *given))
@@ -157,7 +157,7 @@ class _WorkerThread:
             self.n_scored = 0
 
     def _on_batch(self, n_pairs: int) -> None:
-        """Count pairs, and leave a task between two micro-batches where the worker is to end."""
+        """Count scored pairs; raise _Stopped if the worker is to end."""
         self.n_scored += n_pairs
         if self._stopped.is_set():
             raise _Stopped
@@ -169,9 +169,9 @@ class _WorkerThread:
             return
         except BaseException as error:  # noqa: BLE001 - what it means is judged where it is heard
             cause = error
-            self._tell(lambda: judge(cause, self._worker, assignment))
+            self._report(lambda: judge(cause, self._worker, assignment))
         else:
-            self._tell(lambda: event)
+            self._report(lambda: event)
 
-    def _tell(self, what: Callable[[], Event]) -> None:
-        self._events.put(what)
+    def _report(self, outcome: Callable[[], Event]) -> None:
+        self._events.put(outcome)

@@ -67,7 +67,7 @@ class _ModelLoop:
 
 @dataclass
 class EventLoop:
-    """Has the tasks of stages done by an executor's workers; workers go on from one stage to the next."""
+    """Gives the tasks of stages to an executor's workers, which go on from one stage to the next."""
 
     executor: Executor
     tally: Tally
@@ -125,7 +125,7 @@ class EventLoop:
         known.ended = False
 
     def _turn(self, *, stop: bool) -> None:
-        """Let every model go one step on."""
+        """Do what every model's scheduler decides, and handle the next events."""
         self.executor.check()
         active = [model for model in self._models.values() if not model.ended]
         # Where one model cannot go on, the run ends, and the others finish what they have in hand.
@@ -133,7 +133,7 @@ class EventLoop:
         for model in active:
             if stop and not model.scheduler.stopping:
                 model.journal.write(EventKind.STOP_ASKED, in_hand=model.scheduler.n_in_flight)
-                model.scheduler.stop_asked()
+                model.scheduler.stop()
         self._allot([model for model in active if not model.scheduler.stopping])
         for model in active:
             self._announce_waiting(model)
@@ -148,7 +148,7 @@ class EventLoop:
         self.progress.update(self.tally.snapshot())
 
     def _allot(self, models: list[_ModelLoop]) -> None:
-        """Have as many workers of each model as there is room for now."""
+        """Set how many workers each model has, as there is room now."""
         if not models:
             return
         demands = [Demand(model.spec, model.scheduler.n_open, model.weight_bytes) for model in models]
@@ -191,7 +191,7 @@ class EventLoop:
                 model.journal.decided(action)
 
     def _do(self, model: _ModelLoop, action: Action) -> bool:
-        """Do what a scheduler decided; False where it could not be done, which is told already."""
+        """Do what a scheduler decided; return False where it could not be done, which is logged already."""
         match action:
             case Start():
                 self.executor.start(WorkerId(model.spec.name, action.worker), model.spec, self._stage.work)
@@ -208,7 +208,7 @@ class EventLoop:
         return True
 
     def _handle(self, event: Event) -> None:
-        """Tell a model's scheduler, the accounts, the log and the screen of an event."""
+        """Pass an event on to the model's scheduler, the tally, the log and the progress view."""
         model, number, now = self._models[event.worker.model], event.worker.number, time.monotonic()
         scheduler = model.scheduler
         model.journal.happened(event)
@@ -236,7 +236,7 @@ class EventLoop:
                 scheduler.lost(number, event.message, now)
 
     def _give_up(self, model: _ModelLoop, given_up: GiveUp) -> bool:
-        """Commit a task untried; False where even the ids of its pairs cannot be read."""
+        """Commit all pairs of a task as failures; return False where even their ids cannot be read."""
         work = self._stage.work
         dataset = work.spec.dataset(given_up.task[0].cell.dataset)
         try:
@@ -255,13 +255,13 @@ class EventLoop:
 
 
 def _store_patience(work: StageWork) -> float:
-    """Return how long a worker may wait for an object store, if it has to do with one; then it gives up by itself."""
+    """Return how many seconds a worker waits for an object store before it gives up; 0 where the job uses none."""
     urls = [dataset.path for dataset in work.spec.datasets]
     return PATIENCE_SECONDS if work.store.is_remote or any(map(is_object_url, urls)) else 0.0
 
 
 def _deadlines(workers: WorkersSpec, store_patience: float) -> Deadlines:
-    """Return how long a worker of this kind may take."""
+    """Return the deadlines of a worker of this kind."""
     longest = workers.timeout_seconds
     if workers.kind == "ndif":
         # How long its requests wait for others' says nothing about the next one; it minds its time itself. It waits so

@@ -1,1 +1,1 @@
-"""Tell people and machines how a run goes: log, progress, history, status, and whether this machine is fit."""
+"""Report how a run goes: log, progress, history and status; and check this machine."""

@@ -1,4 +1,4 @@
-"""Is this machine fit to run jobs? One finding per question, each with what to do."""
+"""Check whether this machine can run jobs: one finding per question, each with what to do."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ _EXTRA_OF = {
 
 @dataclass(frozen=True)
 class Finding:
-    """One answer."""
+    """The answer to one question about this machine."""
 
-    what: str
+    subject: str
     ok: bool
     detail: str
     needed: bool = True
@@ -38,7 +38,7 @@ class Finding:
 
 
 def examine() -> list[Finding]:
-    """Look at Python, packages, bundled models, the cache folder and GPUs; loads no model and starts nothing."""
+    """Check Python, packages, bundled models, the cache folder and GPUs; load no model and start nothing."""
     return [*_python(), *_packages(), *_bundled(), *_cache(), *_gpus()]
 
 

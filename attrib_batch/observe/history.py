@@ -1,4 +1,4 @@
-"""What the newest log of a run tells: what was in hand when it was last written, the speed, what went wrong."""
+"""Read the newest log of a run: what was in hand when it was last written, the speed, what went wrong."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class InHand:
 
     @property
     def n_pairs(self) -> int:
-        """How many pairs, counted once for each method as everywhere."""
+        """How many pairs, each counted once for each method."""
         return (self.stop - self.start) * len(self.methods)
 
 
@@ -75,22 +75,22 @@ class History:
 
 
 def read_history(store: Store, *, heard_of_at: float = 0.0) -> History | None:
-    """What the newest log tells; None where there is none.
+    """Read the newest log; return None where there is none.
 
     Args:
         store: the run's directory.
-        heard_of_at: when the driver was last heard of by other ways, by its own clock, in seconds since 1970; what it
-            has not committed by then counts against its speed.
+        heard_of_at: when the driver last renewed its lease, by its own clock, in seconds since 1970; the time between
+            its last commit and that counts too.
     """
     logs = [file for file in store.list(LOGS) if file.name.endswith(SUFFIX)]
     if not logs:
         return None
     newest = max(logs, key=lambda file: file.modified_ns)
-    return tell(store.read_bytes(newest.relative).splitlines(), heard_of_at=heard_of_at)
+    return parse_log(store.read_bytes(newest.relative).splitlines(), heard_of_at=heard_of_at)
 
 
-def tell(lines: Iterable[bytes], *, heard_of_at: float = 0.0) -> History | None:
-    """What the lines of a log tell; None where there is none that can be read."""
+def parse_log(lines: Iterable[bytes], *, heard_of_at: float = 0.0) -> History | None:
+    """Parse the lines of a log; return None where no line can be read."""
     events = [event for line in lines if (event := _parse(line)) is not None]
     if not events:
         return None
@@ -112,12 +112,12 @@ def tell(lines: Iterable[bytes], *, heard_of_at: float = 0.0) -> History | None:
 
 
 def last_speed_without_log(store: Store) -> float | None:
-    """The speed of the last execution as its record tells it, where no log does; None where there is no record."""
+    """Return the speed of the last execution from its record, for runs without a log; None without a record."""
     return (last_record(store) or {}).get("pairs_per_second") or None
 
 
 def speeds_without_log(store: Store, waiting: Mapping[Cell, int], *, heard_of_at: float = 0.0) -> Speeds:
-    """The speeds while a driver is at work, as the times of the parts tell them, where no log does.
+    """Return the speeds while a driver is at work from the times of the parts, for runs without a log.
 
     They are those of the parts committed lately. Those of an execution that was killed cannot be told from its own; the
     speed is too low, then, until enough have been added.
@@ -137,11 +137,11 @@ def speeds_without_log(store: Store, waiting: Mapping[Cell, int], *, heard_of_at
             if part is not None and at > begun:
                 of_model.append((at, part[1] - part[0]))
     at_work = {cell.model for cell, n_pairs in waiting.items() if n_pairs and commits[cell.model]}
-    return _lately({model: sorted(found) for model, found in commits.items()}, {}, at_work, heard_of_at)
+    return _recent_speeds({model: sorted(found) for model, found in commits.items()}, {}, at_work, heard_of_at)
 
 
 def _parse(line: bytes) -> dict[str, Any] | None:
-    """An event, or None for a line that was cut off: the disk was full, or it is being written now."""
+    """Parse a line; return None for one that is cut off: the disk was full, or it is being written now."""
     try:
         event: dict[str, Any] = json.loads(line)
         return event | {"time": datetime.fromisoformat(event["time"])}
@@ -161,15 +161,15 @@ def _models_ended(events: Iterable[dict[str, Any]]) -> frozenset[str]:
 
 
 def _in_hand(events: Iterable[dict[str, Any]]) -> list[InHand]:
-    """What was given and has not ended, in the order in which it was given."""
+    """Return what was given and has not ended, in the order in which it was given."""
     found: dict[InHand, None] = {}
     for event in events:
-        what = event["event"]
-        if what in _GIVES:
+        kind = event["event"]
+        if kind in _GIVES:
             found[_task(event)] = None
-        elif what in _ENDS and "worker" in event:
+        elif kind in _ENDS and "worker" in event:
             found.pop(_task(event), None)
-        elif what in _ENDS_ALL_OF_WORKER:
+        elif kind in _ENDS_ALL_OF_WORKER:
             gone = (event["model"], event["worker"])
             found = {task: None for task in found if (task.model, task.worker) != gone}
     return list(found)
@@ -186,32 +186,32 @@ def _speeds(events: Sequence[dict[str, Any]], heard_of_at: float, *, over: bool)
     at_work: set[str] = set()
     at_last_commit: frozenset[str] = frozenset()
     for event in events:
-        what, at = event["event"], event["time"].timestamp()
-        if what == EventKind.STAGE_STARTED:
+        kind, at = event["event"], event["time"].timestamp()
+        if kind == EventKind.STAGE_STARTED:
             # A pair of one stage may cost hundreds of times one of another; workers go on from stage to stage.
             ready, commits = dict.fromkeys(ready, at), {}
             at_work = set(ready)
-        elif what == EventKind.WORKER_READY:
+        elif kind == EventKind.WORKER_READY:
             ready.setdefault(event["model"], at)
             at_work.add(event["model"])
-        elif what in _COMMITS:
+        elif kind in _COMMITS:
             commits.setdefault(event["model"], []).append((at, event["pairs"] + event["failed"]))
             at_work.add(event["model"])
             at_last_commit = frozenset(at_work)
-        elif what == EventKind.MODEL_ENDED:
+        elif kind == EventKind.MODEL_ENDED:
             at_work.discard(event["model"])
     if over:
-        return _lately(commits, ready, at_last_commit, 0.0)
-    return _lately(commits, ready, at_work, heard_of_at)
+        return _recent_speeds(commits, ready, at_last_commit, 0.0)
+    return _recent_speeds(commits, ready, at_work, heard_of_at)
 
 
-def _lately(
+def _recent_speeds(
     commits: Mapping[str, Sequence[tuple[float, int]]],
     ready: Mapping[str, float],
     at_work: Collection[str],
     heard_of_at: float,
 ) -> Speeds:
-    """The speed of each model of late; to one that is not at work any more, no time counts after its last commit."""
+    """Return the recent speed of each model; the time of one that is not at work ends at its last commit."""
     speeds = {
         model: _recent_speed(found, ready.get(model), heard_of_at if model in at_work else 0.0)
         for model, found in commits.items()
@@ -220,7 +220,7 @@ def _lately(
 
 
 def _recent_speed(commits: Sequence[tuple[float, int]], ready: float | None, heard_of_at: float) -> float | None:
-    """Pairs per second of late, from the times and pairs of commits in order.
+    """Return recent pairs per second, from the times and pairs of commits in order.
 
     Where it is not known when a worker was ready, the time counts from the first commit on.
     """

@@ -59,7 +59,7 @@ class Level(StrEnum):
 
 
 def log_name(execution: str) -> str:
-    """The log of one execution, relative to the run's directory."""
+    """Return the path of the log of one execution, relative to the run's directory."""
     return f"{LOGS}/{execution}{SUFFIX}"
 
 

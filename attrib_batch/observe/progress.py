@@ -134,12 +134,12 @@ class NoProgress:
 
 
 def make_progress(console: Console) -> ProgressView:
-    """The view that suits where the output goes."""
+    """Return the view that suits where the output goes."""
     return LiveProgress(console) if console.is_terminal else PlainProgress(console)
 
 
 def duration(seconds: float) -> str:
-    """A duration as a person reads it: 45 s, 3 min 20 s, 2 h 5 min."""
+    """Format a duration for people: 45 s, 3 min 20 s, 2 h 5 min."""
     whole = round(seconds)
     if whole < 60:
         return f"{whole} s"

@@ -26,7 +26,7 @@ class Sink(Protocol):
     """Where lines go."""
 
     def write(self, line: bytes) -> None:
-        """Take one line, its end included; never raises for a store that cannot be written."""
+        """Take one line, its end included; raise nothing if the store cannot be written."""
 
     def close(self) -> None:
         """Write what is left."""
@@ -46,7 +46,7 @@ class FileSink:
                 file.write(line)
 
     def close(self) -> None:
-        """Nothing is left."""
+        """Do nothing: every line is written already."""
 
 
 class ObjectSink:
@@ -87,6 +87,6 @@ class ObjectSink:
 
 
 def open_sink(store: Store, name: str) -> Sink:
-    """The sink that suits the store: only what is a file can be appended to."""
+    """Return the sink that suits the store: only a file can be appended to."""
     path: object = store.path(name)
     return FileSink(path) if isinstance(path, Path) else ObjectSink(store, name)

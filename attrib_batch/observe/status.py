@@ -62,7 +62,7 @@ class RunStatus:
 
     @property
     def exit_code(self) -> ExitCode:
-        """What the run would end with if it ended now."""
+        """The exit code of the run if it ended now."""
         if self.waiting:
             return ExitCode.UNFINISHED
         return ExitCode.SOME_FAILED if any(cell.failed for cell in self.cells) else ExitCode.OK

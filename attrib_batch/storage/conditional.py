@@ -65,7 +65,7 @@ def write_object(url: ObjectUrl, data: bytes, before: Version | None) -> Version
 
 
 def check_conditions(url: ObjectUrl, version: Version) -> None:
-    """Check that a store heeds conditions, on an object that was just written: some take no notice of them.
+    """Check that a store honours conditions, on an object that was just written: some ignore them.
 
     Args:
         url: the object.

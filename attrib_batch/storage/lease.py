@@ -67,7 +67,7 @@ class Holder:
 
     @property
     def seems_at_work(self) -> bool:
-        """Whether the holder is at work, as far as one look tells."""
+        """Whether the holder seems to be at work: its process exists, or elsewhere its lease is fresh."""
         return self.process_is_there() if self.is_here else self.fresh
 
     def process_is_there(self) -> bool:

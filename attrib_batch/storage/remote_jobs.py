@@ -42,22 +42,22 @@ class RemoteJob:
     status: str = "RECEIVED"
     description: str = ""
 
-    def told(self, status: str, description: str) -> RemoteJob:
-        """Return the job with what the server last said of it."""
+    def with_status(self, status: str, description: str) -> RemoteJob:
+        """Return the job with the status and description that the server sent last."""
         return replace(self, status=status, description=description)
 
     def describe(self) -> str:
-        """One line for a person."""
+        """Return the job's id, host and status as one line of text."""
         return f"{self.job_id} on {self.host}: {self.status}" + (f" ({self.description})" if self.description else "")
 
 
 def job_name(chunk: Chunk, method: MethodSpec, pair_ids: Sequence[int]) -> str:
-    """The file of the request that scores these pairs of a chunk by ``method`` and those that share its passes."""
+    """Return the file of the request that scores pairs of a chunk by ``method`` and those that share its passes."""
     return f"{FOLDER}/{_task_name(chunk, method)}-{_digest(list(pair_ids))}.json"
 
 
 def forget_jobs(store: Store, chunk: Chunk, method: MethodSpec) -> None:
-    """Forget every job for pairs of a chunk that is committed, whichever way its pairs were divided."""
+    """Remove the file of every job for pairs of a committed chunk, however its pairs were divided into jobs."""
     task = _task_name(chunk, method)
     for file in store.list(FOLDER):
         if file.name.startswith(f"{task}-"):
@@ -73,7 +73,7 @@ def _digest(data: list[object]) -> str:
 
 
 def write_job(store: Store, job: RemoteJob) -> None:
-    """Keep a job.
+    """Write the file of a job.
 
     Raises:
         OutputError: the store cannot be written.
@@ -82,7 +82,7 @@ def write_job(store: Store, job: RemoteJob) -> None:
 
 
 def read_job(store: Store, name: str) -> RemoteJob | None:
-    """The job of a request, if one is under way.
+    """Return the job of a request; None where none is under way.
 
     Raises:
         OutputError: its file is there and cannot be read.
@@ -99,14 +99,14 @@ def read_job(store: Store, name: str) -> RemoteJob | None:
 
 
 def jobs_under_way(store: Store) -> list[RemoteJob]:
-    """Every job that was submitted and is not fetched yet, the oldest first."""
+    """Return the jobs that were submitted and are not fetched yet, the oldest first."""
     names = [file.relative for file in store.list(FOLDER) if file.name.endswith(".json")]
     found = [job for name in names if (job := read_job(store, name)) is not None]
     return sorted(found, key=lambda job: job.submitted_at)
 
 
 def format_counts(jobs: Sequence[RemoteJob]) -> str:
-    """How many jobs are in which state, and what the server says of those that wait; empty without jobs."""
+    """Count jobs by state in one line, with what the server says of those that wait; empty text without jobs."""
     counts = Counter(job.status for job in jobs)
     waiting = next((job.description for job in jobs if job.status == "QUEUED" and job.description), "")
     states = ", ".join(f"{n} {status}" for status, n in counts.items())

@@ -1,4 +1,4 @@
-"""Whether a job may go on in a directory, and what the directory's manifest says then.
+"""Check whether a job may go on in a directory, and grow the directory's manifest.
 
 A sweep grows: what a job adds is planned beside what is there. What is committed is never computed again, and never
 under another identity: a name means one model, dataset or method in a directory as long as it has scores there.

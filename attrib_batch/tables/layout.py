@@ -42,12 +42,12 @@ class Chunk:
         return self.stop - self.start
 
     def path(self, table: Table) -> str:
-        """The chunk's file of ``table``, relative to the run's directory."""
+        """Return the path of the chunk's file of ``table``, relative to the run's directory."""
         return f"{table}/{self.cell.partition}/{part_name(self.start, self.stop)}"
 
 
 def part_name(start: int, stop: int) -> str:
-    """The file name of the pairs [start, stop); names sort in the order of the pairs."""
+    """Return the file name of the pairs [start, stop); names sort in the order of the pairs."""
     return f"part-{start:09d}-{stop:09d}.parquet"
 
 
@@ -55,6 +55,6 @@ _PART = re.compile(r"^part-(\d{9,})-(\d{9,})\.parquet$")
 
 
 def parse_part_name(name: str) -> tuple[int, int] | None:
-    """The pair range a file name states, or None for a file that is not a part."""
+    """Return the pair range that a file name states, or None for a file that is not a part."""
     match = _PART.match(name)
     return (int(match[1]), int(match[2])) if match else None

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class Tolerant(BaseModel):
-    """Takes keys that it does not know: a later release may say more, and that must stop nobody from reading."""
+    """Accepts unknown keys, so that files of later releases can be read."""
 
     model_config = ConfigDict(extra="allow", frozen=True)
 

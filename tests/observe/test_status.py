@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from attrib_batch.errors import ExitCode
-from attrib_batch.observe.history import SHOWN_MESSAGES, tell
+from attrib_batch.observe.history import SHOWN_MESSAGES, parse_log
 from attrib_batch.observe.log import log_name
 from attrib_batch.observe.records import EXECUTIONS
 from attrib_batch.observe.status import read_status
@@ -90,7 +90,7 @@ def test_pairs_are_counted_with_the_reasons_of_those_that_failed(out: Path) -> N
 
 
 def test_what_is_in_hand_is_what_was_given_and_has_not_ended() -> None:
-    history = tell(
+    history = parse_log(
         [
             given(0, 0), given(0, 10), given(0, 20, worker=1), given(0, 30, worker=2),
             committed(5, 0),
@@ -111,13 +111,13 @@ def test_what_is_in_hand_is_what_was_given_and_has_not_ended() -> None:
 
 
 def test_pairs_of_methods_that_run_together_are_counted_for_each() -> None:
-    history = tell([given(0, 0, methods=["atp", "atp_ig"])])
+    history = parse_log([given(0, 0, methods=["atp", "atp_ig"])])
     assert history is not None
     assert history.in_hand[0].n_pairs == 20
 
 
 def test_nothing_is_in_hand_after_the_end() -> None:
-    history = tell([given(0, 0), line(5, "execution_ended", exit_code=1, level="error", message="stopped")])
+    history = parse_log([given(0, 0), line(5, "execution_ended", exit_code=1, level="error", message="stopped")])
     assert history is not None
     assert history.in_hand == []
     assert history.exit_code == 1
@@ -136,7 +136,7 @@ def test_speed_is_that_of_the_last_minutes() -> None:
 
 
 def speed(lines: list[bytes], heard_of: float | None = None) -> float | None:
-    history = tell(lines, heard_of_at=0.0 if heard_of is None else BEGIN.timestamp() + heard_of)
+    history = parse_log(lines, heard_of_at=0.0 if heard_of is None else BEGIN.timestamp() + heard_of)
     assert history is not None
     return history.speeds.now
 
@@ -183,7 +183,7 @@ def test_each_model_needs_its_own_time(tmp_path: Path) -> None:
 
 
 def test_only_the_last_messages_are_kept() -> None:
-    history = tell([line(n, "worker_lost", worker=n, level="warning", message=f"lost {n}") for n in range(20)])
+    history = parse_log([line(n, "worker_lost", worker=n, level="warning", message=f"lost {n}") for n in range(20)])
     assert history is not None
     assert [message.text for message in history.messages] == [f"lost {n}" for n in range(20 - SHOWN_MESSAGES, 20)]
 

@@ -32,7 +32,7 @@ def test_a_job_is_found_again_by_its_pairs_with_what_was_last_said(tmp_path: Pat
     store = Store(tmp_path)
     name = job_name(CHUNK, ATP, range(8))
     assert read_job(store, name) is None
-    told = job(name).told("QUEUED", "Added to Queue at position 2.")
+    told = job(name).with_status("QUEUED", "Added to Queue at position 2.")
     write_job(store, told)
     assert read_job(store, job_name(CHUNK, ATP, list(range(8)))) == told
     assert told.describe() == "f00 on http://host: QUEUED (Added to Queue at position 2.)"
@@ -57,8 +57,8 @@ def test_a_committed_chunk_leaves_no_job_of_its_parts(tmp_path: Path) -> None:
 
 
 def test_jobs_are_counted_by_state() -> None:
-    waiting = job("b", 2.0).told("QUEUED", "Added to Queue at position 1.")
-    running = job("a").told("RUNNING", "Your job has started running.")
+    waiting = job("b", 2.0).with_status("QUEUED", "Added to Queue at position 1.")
+    running = job("a").with_status("RUNNING", "Your job has started running.")
     assert format_counts([]) == ""
     assert format_counts([running, waiting]) == "NDIF jobs: 1 RUNNING, 1 QUEUED (Added to Queue at position 1)"
 

@@ -35,6 +35,10 @@ class ScriptedExecutor:
     """Models whose workers never become ready."""
     total: int = 100
     """How many workers there may be together."""
+    warnings: Mapping[str, int] = field(default_factory=dict)
+    """What every task that is committed warns of."""
+    no_room: str | None = None
+    """What is said of workers that wait for room; none of them waits here."""
     depth: int = 1
     ends_hung_workers: bool = True
     grace_seconds: float = 0.0
@@ -69,7 +73,8 @@ class ScriptedExecutor:
         return shares
 
     def waiting(self, _model: ModelSpec, _n_unplaced: int) -> str | None:
-        return None
+        said, self.no_room = self.no_room, None
+        return said
 
     def start(self, worker: WorkerId, model: ModelSpec, _work: StageWork) -> None:
         assert worker.model == model.name
@@ -115,4 +120,4 @@ class ScriptedExecutor:
                     failures=FAILURES.empty_table(),
                 )  # fmt: skip
                 n_pairs += chunk.n_pairs
-        return TaskReport(assignment, n_pairs, 0, 0, 0, 0, 0.0, 0.0, 1)
+        return TaskReport(assignment, n_pairs, 0, 0, 0, 0, 0.0, 0.0, 1, warnings=dict(self.warnings))

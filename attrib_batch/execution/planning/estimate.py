@@ -1,4 +1,4 @@
-"""What a job will write, without running a model."""
+"""Estimate what a job will write, without loading a model."""
 
 from __future__ import annotations
 

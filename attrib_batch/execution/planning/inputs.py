@@ -1,4 +1,4 @@
-"""The datasets and models of an earlier run, found again: by what they hold, wherever they lie now.
+"""Find the datasets and models of an earlier run by their content, wherever they lie now.
 
 A manifest has absolute paths, for workers of any folder. They lead nowhere on another machine, and nowhere at all once
 the copy of a folder is gone in which a submitted job ran. So it also has the paths as the job named them, which hold
@@ -38,7 +38,7 @@ class InputLocations:
 
 
 def named_paths(asked: SweepSpec, resolved: SweepSpec) -> dict[str, dict[str, str]]:
-    """The paths of a job that were made absolute, as it named them."""
+    """Return the paths of a job that were made absolute, as it named them."""
     datasets = {
         mine.id: mine.path
         for mine, full in zip(asked.datasets, resolved.datasets, strict=True)
@@ -57,7 +57,7 @@ def find_inputs(
     *,
     given: Collection[str] = (),
 ) -> SweepSpec:
-    """The job of a manifest with every dataset and model where it lies now.
+    """Return the job of a manifest with every dataset and model where it lies now.
 
     Args:
         manifest: the manifest.
@@ -113,7 +113,7 @@ def _find_dataset(dataset: DatasetSpec, paths: list[str], fingerprint: str) -> s
 
 
 def _find_model(model: ModelSpec, paths: list[str], fingerprint: str) -> dict[str, Any]:
-    """The keys of the model's entry in the job that say where it is."""
+    """Return the keys of the model's entry in the job that say where it is."""
     where: dict[str, Any] = {"id": paths[0]}
     if fingerprint.startswith(_HUB) and model.workers.kind != "ndif":
         # What its branch was at. (An NDIF server knows a model by the revision as it was asked for.)

@@ -123,7 +123,7 @@ def _grown(store: Store, existing: Manifest | None, asked: Manifest) -> Manifest
 
 
 def _clear(store: Store) -> None:
-    """Remove what a run left whose place another takes: tables without their commit, and jobs on NDIF servers."""
+    """Remove what an earlier run without scores left: tables without their commit, and jobs on NDIF servers."""
     for folder in (*Table, JOBS):
         for file in store.list(folder, recursive=True):
             store.remove(file.relative)

@@ -1,4 +1,4 @@
-"""A job whose paths and servers mean the same to every worker, wherever it runs."""
+"""Make the paths and servers of a job the same for every worker, wherever it runs."""
 
 from __future__ import annotations
 

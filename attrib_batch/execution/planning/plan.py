@@ -1,4 +1,4 @@
-"""What workers do at once: the same pairs of one model and dataset, for methods that share forward passes."""
+"""Tasks: the same pairs of one model and dataset, for methods that share forward passes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Check what a job asks of its models, before anything starts: no pair and no worker is to find it out."""
+"""Check what a job asks of its models, before a worker starts."""
 
 from __future__ import annotations
 

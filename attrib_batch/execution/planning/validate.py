@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def validate_job(spec: SweepSpec) -> Iterator[tuple[str, str, ValidationReport]]:
-    """Yield a model's name, a dataset's id and what of the dataset can be scored with the model, for each of them.
+    """Yield for every model and dataset: the model's name, the dataset's id, and which of its pairs can be scored.
 
     Raises:
         RequestError: a model or a table cannot be had, or a model cannot do what a method asks.

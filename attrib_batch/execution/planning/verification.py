@@ -48,11 +48,35 @@ if TYPE_CHECKING:
     from attrib_batch.execution.planning.inputs import InputLocations
     from attrib_batch.models.load import LoadedModel
     from attrib_batch.pairs.reading.reader import Pair
-    from attrib_batch.spec import SweepSpec
+    from attrib_batch.spec import DatasetSpec, SweepSpec
 
 CHUNK_PAIRS = 4
 """Pairs in a chunk of the measurement: it costs hundreds of times what the estimate does."""
 READ_PAIRS = 4096
+
+
+@dataclass(frozen=True)
+class _Sample:
+    """The pairs of one dataset that are measured."""
+
+    kept: list[Pair]
+    """Those of its table, in order; they stay in front."""
+    new: frozenset[int]
+    """The ids of those that are drawn now."""
+
+    @property
+    def n_pairs(self) -> int:
+        return len(self.kept) + len(self.new)
+
+    def write(self, store: Store, dataset: DatasetSpec) -> None:
+        """Write the sample as a table of its own, unless it is there."""
+        if not self.new:
+            return
+        table = PairTable.open(dataset.path, dataset.limit)
+        rows = (pair for batch in table.batches(READ_PAIRS) for pair in batch if pair.pair_id in self.new)
+        store.write_bytes(
+            _sample_name(dataset.id), serialize_pairs(chain(self.kept, rows), id_columns=table.id_columns)
+        )
 
 
 @dataclass(frozen=True)
@@ -107,19 +131,22 @@ class Verification:
         store = run.store.below(self.name)
         before = run.manifest.stage(self.name)
         methods = _exact_methods(_estimates(run.spec), before, self.at)
-        samples = {dataset.id: self._sample(run, dataset.id, before) for dataset in run.spec.datasets}
+        samples = {dataset.id: self._draw(run, dataset.id, before) for dataset in run.spec.datasets}
         data = run.spec.model_dump(mode="json") | {
             "chunk_pairs": CHUNK_PAIRS,
             "methods": methods,
-            "datasets": [{"id": name, "path": path} for name, path in samples.items()],
+            "datasets": [{"id": name, "path": str(run.store.path(_sample_name(name)))} for name in samples],
             "verify": None,
         }
         spec = parse_spec(data, source=self.name)
-        tables = {dataset.id: PairTable.open(dataset.path) for dataset in spec.datasets}
-        entry = self._entry(run.manifest, spec, {name: table.n_rows for name, table in tables.items()})
+        entry = self._entry(run.manifest, spec, {name: sample.n_pairs for name, sample in samples.items()})
         if before is not None:
             entry = self._grown(before, entry, store)
+        # Not earlier: a sample that is refused must not take the place of the one that is measured.
+        for name, sample in samples.items():
+            sample.write(run.store, run.spec.dataset(name))
         run.write_manifest(run.manifest.with_stage(entry))
+        tables = {dataset.id: PairTable.open(dataset.path) for dataset in spec.datasets}
         pins = {name: table.fingerprint() if table.is_local else table.pin() for name, table in tables.items()}
         return PlannedStage.of(self.name, StageWork(spec, store, pins), entry)
 
@@ -158,29 +185,23 @@ class Verification:
                 f"{store.root} holds a verification of another sample or model; remove it to verify anew.\n{error}"
             ) from error
 
-    def _sample(self, run: OpenRun, dataset: str, before: StageEntry | None) -> str:
-        """Write the sampled rows of a dataset as a table of their own, unless it is there; returns its path."""
-        spec = run.spec.dataset(dataset)
-        name = _sample_name(dataset)
+    def _draw(self, run: OpenRun, dataset: str, before: StageEntry | None) -> _Sample:
+        """Draw as many pairs of a dataset as are missing in its sample."""
         kept = self._kept(run.store, dataset, before)
         units = _scored_units(run.store, [cell for cell in run.spec.cells if cell.dataset == dataset])
         if not units and not kept:
             raise RequestError(
                 f"{run.store.root}: no pair of dataset {dataset} is scored by every method yet; run the job first"
             )
-        chosen = {pair.pair_id for pair in kept}
+        known = {pair.pair_id for pair in kept}
+        chosen = set(known)
         order = sorted(units)
         random.Random(self.seed).shuffle(order)  # noqa: S311 - a sample, no secret
         for unit in order:
             if len(chosen) >= self.pairs:
                 break
             chosen |= units[unit]
-        new = chosen - {pair.pair_id for pair in kept}
-        if new:
-            table = PairTable.open(spec.path, spec.limit)
-            rows = (pair for batch in table.batches(READ_PAIRS) for pair in batch if pair.pair_id in new)
-            run.store.write_bytes(name, serialize_pairs(chain(kept, rows), id_columns=table.id_columns))
-        return str(run.store.path(name))
+        return _Sample(kept, frozenset(chosen - known))
 
     def _kept(self, store: Store, dataset: str, before: StageEntry | None) -> list[Pair]:
         """Return the pairs of the sample that is there, in order; none where it was drawn with another seed."""

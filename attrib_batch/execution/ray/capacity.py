@@ -41,20 +41,20 @@ class Demand:
 
     @classmethod
     def of(cls, workers: WorkersSpec) -> Demand:
-        """What a worker of this kind asks for."""
+        """Return what a worker of this kind asks for."""
         if workers.placement == "pack":
             return cls({name: amount * workers.actors for name, amount in actor_resources(workers).items()}, 1)
         return cls(actor_resources(workers), workers.actors)
 
 
 def actor_resources(workers: WorkersSpec) -> dict[str, float]:
-    """What one actor asks for, by Ray's names; what it asks nothing of is left out."""
+    """Return what one actor asks for, by Ray's names; a resource of which it needs none is left out."""
     asked = {"CPU": workers.cpus, "GPU": workers.gpus, "memory": float(workers.memory or 0), **workers.resources}
     return {name: amount for name, amount in asked.items() if amount}
 
 
 def room_for(demand: Demand, nodes: Sequence[Node]) -> int:
-    """How many workers fit on nodes that nobody else uses."""
+    """Return how many workers fit on nodes that nobody else uses."""
     parts = sum(
         int(min(node.get(name, 0.0) / amount for name, amount in demand.each.items()) + ROUNDING) for node in nodes
     )
@@ -62,7 +62,7 @@ def room_for(demand: Demand, nodes: Sequence[Node]) -> int:
 
 
 def shortage(workers: WorkersSpec, count: int, nodes: Sequence[Node]) -> str:
-    """Why ``count`` workers do not fit: what is asked, what is there, what to change."""
+    """Explain why ``count`` workers do not fit: what is asked, what is there, what to change."""
     for name, amount in actor_resources(workers).items():
         asked, there = amount * workers.actors * count, sum(node.get(name, 0.0) for node in nodes)
         if asked > there + ROUNDING:
@@ -89,10 +89,10 @@ def shortage(workers: WorkersSpec, count: int, nodes: Sequence[Node]) -> str:
 
 def _asked_and_there(workers: WorkersSpec, nodes: Sequence[Node]) -> str:
     demand = Demand.of(workers)
-    what = "a gang" if workers.placement == "pack" else "an actor"
+    unit = "a gang" if workers.placement == "pack" else "an actor"
     asks = _amounts(demand.each)
     have = "; ".join(_amounts({name: node.get(name, 0.0) for name in demand.each}) for node in nodes)
-    return f"on one node {what} asks for {asks}, and the nodes have {have or 'nothing'}"
+    return f"on one node {unit} asks for {asks}, and the nodes have {have or 'nothing'}"
 
 
 @dataclass(frozen=True)
@@ -126,7 +126,7 @@ def share_room(claims: Sequence[Claim], nodes: Sequence[Node]) -> list[int]:
 
 
 def _place(claim: Claim, free: list[dict[str, float]], *, careful: bool) -> bool:
-    """Take the room of one worker from what is free; False, and nothing taken, where it does not fit."""
+    """Take the room of one worker from ``free``; return False, and take nothing, where it does not fit."""
     demand = Demand.of(claim.workers)
     each = dict(demand.each)
     if careful and "memory" not in each:
@@ -145,10 +145,10 @@ def _place(claim: Claim, free: list[dict[str, float]], *, careful: bool) -> bool
 
 
 def check_capacity(workers: WorkersSpec, count: int) -> None:
-    """Whether ``count`` workers have room, or may get it: an autoscaler's cluster is watched by ``ClusterRoom``.
+    """Check that ``count`` workers fit; a cluster that an autoscaler grows is left to ``ClusterRoom``.
 
     Raises:
-        RequestError: saying what is asked and what is there.
+        RequestError: they do not fit; the message says what is asked and what is there.
     """
     nodes = alive_nodes()
     if room_for(Demand.of(workers), nodes) < count and not cluster_grows():
@@ -163,14 +163,14 @@ class ClusterRoom:
     most: int
     """More are never of use."""
     nodes: Callable[[], Sequence[Node]] = field(default_factory=lambda: alive_nodes)
-    on_the_way: Callable[[], bool] = field(default_factory=lambda: nodes_on_the_way)
+    starting: Callable[[], bool] = field(default_factory=lambda: nodes_are_starting)
     grows: Callable[[], bool] = field(default_factory=lambda: cluster_grows)
     wanted: int = field(init=False)
     """How many workers there are to be now."""
     seen: Sequence[Node] = field(default=(), init=False)
     """The nodes, as they were at the last look."""
     _grows: bool = field(init=False)
-    _look_again: float = field(default=0.0, init=False)
+    _next_look: float = field(default=0.0, init=False)
     _without_room_since: float | None = field(default=None, init=False)
     _ever_had_room: bool = field(default=False, init=False)
 
@@ -179,23 +179,23 @@ class ClusterRoom:
         self.wanted = self._count(self._room())
 
     def changed(self) -> bool:
-        """Look at the nodes if it is time to; whether another number of workers is wanted now.
+        """Look at the nodes if it is time to; return whether another number of workers is wanted now.
 
         Raises:
             RequestError: no worker was ever placed, and nothing comes that could hold one.
             RunInterruptedError: the nodes that could hold one are gone and do not come back.
         """
         now = time.monotonic()
-        if now < self._look_again:
+        if now < self._next_look:
             return False
-        self._look_again = now + LOOK_SECONDS
+        self._next_look = now + LOOK_SECONDS
         room = self._room()
-        self._mind(room, now)
+        self._check_room(room, now)
         before, self.wanted = self.wanted, self._count(room)
         return self.wanted != before
 
     def _count(self, room: int) -> int:
-        """How many workers are wanted while there is room for so many."""
+        """Return how many workers are wanted while there is room for ``room``."""
         if self.workers.count != "auto":
             return min(self.workers.count, self.most)
         # An autoscaler starts nodes for workers that wait for one: so there are always some, more as it grows.
@@ -206,8 +206,8 @@ class ClusterRoom:
         self.seen = self.nodes()
         return room_for(Demand.of(self.workers), self.seen)
 
-    def _mind(self, room: int, now: float) -> None:
-        if room or self.on_the_way():
+    def _check_room(self, room: int, now: float) -> None:
+        if room or self.starting():
             self._without_room_since = None
             self._ever_had_room = self._ever_had_room or room > 0
             return
@@ -229,24 +229,24 @@ class ClusterRoom:
 
 @dataclass
 class Queue:
-    """Notices workers that wait for room which the nodes have, and others use."""
+    """Announces workers that wait for room that others use."""
 
     workers: WorkersSpec
     free: Callable[[], Sequence[Node]] = field(default_factory=lambda: free_resources)
     _since: float | None = field(default=None, init=False)
-    _said: bool = field(default=False, init=False)
+    _announced: bool = field(default=False, init=False)
 
-    def told(self, n_unplaced: int) -> str | None:
-        """Return what to say of so many workers that wait now: once, when some have waited for a while."""
+    def announce(self, n_unplaced: int) -> str | None:
+        """Return a message about waiting workers once, after some have waited for a while; None at other times."""
         if not n_unplaced:
-            self._since, self._said = None, False
+            self._since, self._announced = None, False
             return None
         now = time.monotonic()
         if self._since is None:
             self._since = now
-        if self._said or now - self._since < UNPLACED_SECONDS:
+        if self._announced or now - self._since < UNPLACED_SECONDS:
             return None
-        self._said = True
+        self._announced = True
         return _waiting(self.workers, n_unplaced, self.free())
 
 
@@ -277,7 +277,7 @@ def _waiting(workers: WorkersSpec, count: int, free: Sequence[Node]) -> str:
 
 
 def free_resources() -> list[Node]:
-    """Return what nobody uses now, by node."""
+    """Return the resources that nobody uses now, by node."""
     # Ray's own answer for the whole cluster is the sum of these, and has no public form by node.
     from ray._private.state import available_resources_per_node
 
@@ -285,7 +285,7 @@ def free_resources() -> list[Node]:
 
 
 def alive_nodes() -> list[Node]:
-    """What each node of the cluster has, used or not.
+    """Return what each node of the cluster has, used or not.
 
     Raises:
         RunInterruptedError: the node that this process belongs to is dead, and Ray ends whatever it starts.
@@ -302,13 +302,13 @@ def alive_nodes() -> list[Node]:
 
 
 def cluster_grows() -> bool:
-    """Whether an autoscaler starts this cluster's nodes: then they are of a type that it knows by name."""
+    """Return whether an autoscaler starts this cluster's nodes: their types have names then."""
     # Ray makes up a name from the id for a node that was started by hand.
     return any(not name.startswith("node_") for name in _node_types())
 
 
-def nodes_on_the_way() -> bool:
-    """Whether an autoscaler has asked for nodes that are not here yet."""
+def nodes_are_starting() -> bool:
+    """Return whether an autoscaler has asked for nodes that are not here yet."""
     status = _status()
     return bool(status.pending_launches or status.pending_nodes)
 

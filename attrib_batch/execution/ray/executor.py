@@ -26,7 +26,7 @@ from attrib_batch.execution.ray.capacity import (
     check_capacity,
     cluster_grows,
     free_resources,
-    nodes_on_the_way,
+    nodes_are_starting,
     share_room,
 )
 from attrib_batch.execution.ray.gangs import TASKS_IN_HAND, start_gang
@@ -49,7 +49,7 @@ STOP_GRACE_SECONDS = 20.0
 
 @dataclass(frozen=True)
 class _Call:
-    """What a gang was asked; done when every actor has answered."""
+    """A request to a gang; it is done when every actor has answered."""
 
     worker: WorkerId
     assignment: Assignment | None
@@ -144,9 +144,9 @@ class RayExecutor:
         return {demand.model.name: share for demand, share in zip(demands, shares, strict=True)}
 
     def waiting(self, model: ModelSpec, n_unplaced: int) -> str | None:
-        """Return what to say of workers that wait for room; see `Executor.waiting`."""
+        """Return a message about workers that wait for room; see `Executor.waiting`."""
         queue = self._queues.setdefault(model.name, Queue(model.workers, free=lambda: self._head.ask(free_resources)))
-        return queue.told(n_unplaced)
+        return queue.announce(n_unplaced)
 
     def start(self, worker: WorkerId, model: ModelSpec, work: StageWork) -> None:
         """Start a worker; it loads its model as soon as Ray has placed it."""
@@ -158,13 +158,13 @@ class RayExecutor:
         self._call(worker, assignment, self._gangs[worker].score(assignment, work))
 
     def end(self, worker: WorkerId) -> None:
-        """End a worker, whatever it does; nothing more is heard of it."""
+        """End a worker, whatever it is doing; no event of it follows."""
         self._gangs.pop(worker).end()
         for reference in [reference for reference, call in self._calls.items() if call.worker == worker]:
             del self._calls[reference]
 
     def wait(self, seconds: float) -> list[Event]:
-        """Return what happened; see `Executor.wait`."""
+        """Return the next events; see `Executor.wait`."""
         import ray
 
         if not self._calls:
@@ -179,7 +179,7 @@ class RayExecutor:
         return events
 
     def pairs_in_hand(self) -> int:
-        """Return 0: workers tell of whole tasks alone."""
+        """Return 0: workers report whole tasks alone."""
         return 0
 
     def given_up(self, model: str, n_pairs: int) -> None:
@@ -194,7 +194,7 @@ class RayExecutor:
                 workers,
                 demand.open_tasks,
                 nodes=lambda: ask(alive_nodes),
-                on_the_way=lambda: ask(nodes_on_the_way),
+                starting=lambda: ask(nodes_are_starting),
                 grows=lambda: ask(cluster_grows),
             )
             ask(lambda: check_capacity(workers, room.wanted))
@@ -218,7 +218,7 @@ class RayExecutor:
         self._calls.update(dict.fromkeys(references, call))
 
     def _settle(self, reference: Any) -> list[Event]:
-        """Return what the answer of one actor means; nothing while others of its gang are to answer."""
+        """Return the events that the answer of one actor completes; none while others of its gang are to answer."""
         import ray
         from ray.exceptions import RayError, RayTaskError
 

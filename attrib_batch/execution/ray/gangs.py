@@ -32,18 +32,18 @@ class Gang:
     """The placement group that holds them, if they share one."""
 
     def placed(self) -> list[Any]:
-        """A reference to each actor's answer that its process runs; Ray may have no room for it for long."""
+        """Return a reference for each actor, ready when its process runs; Ray may have no room for it for long."""
         return [actor.__ray_ready__.remote() for actor in self.actors]
 
     def load(self) -> list[Any]:
-        """Ask every actor to load; a reference to each answer."""
+        """Ask every actor to load; return a reference to each answer."""
         if self.group is None:
             return [actor.load.remote() for actor in self.actors]
         meeting_point = self.actors[0].__ray_call__.remote(_meeting_point)
         return [actor.load.remote(meeting_point) for actor in self.actors]
 
     def score(self, assignment: Assignment, work: StageWork) -> list[Any]:
-        """Give every actor something to do; a reference to each answer."""
+        """Give every actor something to do; return a reference to each answer."""
         return [actor.score.remote(assignment, work) for actor in self.actors]
 
     def end(self) -> None:

@@ -1,4 +1,4 @@
-"""Whether the head of the Ray cluster is still there.
+"""Watch whether the head of the Ray cluster is still there.
 
 A driver that has lost it would end without a word: some of Ray's calls wait for the head for ever, and after a minute
 Ray ends the process itself. So the head's port is watched, calls that need the head are made where they can be left
@@ -59,11 +59,7 @@ class HeadWatch:
         return self._lost.is_set()
 
     def check(self) -> None:
-        """Nothing, unless the head is lost.
-
-        Raises:
-            RunInterruptedError: it is.
-        """
+        """Raise RunInterruptedError if the head is lost."""
         if self.lost:
             raise RunInterruptedError(
                 f"the head of the Ray cluster at {self._address} is gone: it took no connection for "
@@ -72,7 +68,7 @@ class HeadWatch:
             )
 
     def ask(self, call: Callable[[], T]) -> T:
-        """What a call returns or raises that needs the head; asked again if it fails while the head is away.
+        """Return or raise what ``call`` does, which needs the head; repeat it if it fails while the head is away.
 
         Raises:
             RunInterruptedError: the head is lost; the call is left to itself.
@@ -86,7 +82,7 @@ class HeadWatch:
                 return answer.result()
 
     def _comes_back(self) -> bool:
-        """Wait for a head that is away; False for one that is not."""
+        """Wait for a head that is away, and return True; return False for one that is not."""
         self.check()
         if not self._thread.is_alive() or answers(self._address):
             return False
@@ -109,7 +105,7 @@ class HeadWatch:
 
 
 def answers(address: str) -> bool:
-    """Whether somebody accepts connections at ``host:port``."""
+    """Return whether somebody accepts connections at ``host:port``."""
     host, _, port = address.rpartition(":")
     try:
         with socket.create_connection((host.strip("[]"), int(port)), CONNECT_SECONDS):

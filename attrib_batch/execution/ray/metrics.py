@@ -31,13 +31,13 @@ class RunMetrics:
         self._tokens = Counter("attrib_batch_tokens", "Prompt positions of pairs scored, clean and corrupted.", TAGS)
         self._seconds = Histogram(
             "attrib_batch_chunk_seconds",
-            "From a worker's beginning with a chunk to its commit; chunks of methods that run together are one.",
+            "From a worker's start on a chunk to its commit; chunks of methods that share forward passes are one.",
             CHUNK_SECONDS,
             TAGS,
         )
 
     def committed(self, worker: int, report: TaskReport) -> None:
-        """A worker committed a task; of a probe nothing counts."""
+        """Count a task that a worker committed; a probe counts nothing."""
         if report.assignment.probe is not None:
             return
         tags = self._tags | {"worker": str(worker)}
@@ -51,5 +51,5 @@ class RunMetrics:
         self._seconds.observe(report.seconds, tags)
 
     def given_up(self, n_pairs: int) -> None:
-        """The driver committed pairs untried."""
+        """Count pairs that the driver committed to failures itself."""
         self._failed.inc(n_pairs, self._tags | {"worker": DRIVER})

@@ -1,4 +1,4 @@
-"""What of a folder travels to a cluster: code and job files, what the job reads, and neither data nor secrets.
+"""Pack a folder for a cluster: code, job files and what the job reads; no other data and no secrets.
 
 The folder of a checkout holds this package. From any other folder the installed package travels too, so that the
 cluster runs the same code as this machine.

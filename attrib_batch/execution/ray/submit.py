@@ -179,7 +179,7 @@ def check_paths(job: SweepSpec, out: str, folder: Path, *, shared: Callable[[], 
 
 
 def submit_job(
-    job: SweepSpec, job_file: Path, jobs: ClusterJobs, *, out: str, ndif_host: str | None, tell: Callable[[str], None]
+    job: SweepSpec, job_file: Path, jobs: ClusterJobs, *, out: str, ndif_host: str | None, report: Callable[[str], None]
 ) -> str:
     """Pack the folder of the command, with this package, and submit the job.
 
@@ -190,10 +190,10 @@ def submit_job(
     with tempfile.TemporaryDirectory() as scratch:
         package = write_package(folder, job, job_file, Path(scratch) / "package.zip")
         sources = "of this folder and of the installed package" if package.with_installed else "of this folder"
-        tell(f"{package.n_files} files {sources}, {package.size / 2**20:.1f} MiB packed")
+        report(f"{package.n_files} files {sources}, {package.size / 2**20:.1f} MiB packed")
         command = ["python", "-m", "attrib_batch", "run", package.job_file, "--address", "auto", "--out", out]
         job_id = jobs.submit(command, package.path, passed_on(ndif_host), {"job": job.name, "out": out})
-    tell(f"submitted as {job_id} to {jobs.address}")
+    report(f"submitted as {job_id} to {jobs.address}")
     return job_id
 
 

@@ -1,4 +1,4 @@
-"""What a worker is given to do: a task, the pairs it leaves out, and whether it commits."""
+"""An assignment: a task, the pairs it leaves out, and whether it commits."""
 
 from __future__ import annotations
 

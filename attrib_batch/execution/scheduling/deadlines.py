@@ -32,13 +32,13 @@ class Deadlines:
     """Most seconds per pair so far. Methods and datasets differ too much in it to be one."""
 
     def learn(self, assignment: Assignment, seconds: float) -> None:
-        """A task took ``seconds``; probes are too short to tell."""
+        """Take note that a task took ``seconds``; a probe is too short to say anything."""
         if assignment.probe is None:
             cells = _cells(assignment)
             self._slowest[cells] = max(self._slowest.get(cells, 0.0), seconds / assignment.n_pairs)
 
     def allowance(self, in_hand: Iterable[Assignment], *, hung: int = 0) -> float:
-        """Seconds until a worker must have finished one of the assignments it has in hand."""
+        """Return the seconds until a worker must have finished one of the assignments it has in hand."""
         expected = 0.0
         for assignment in in_hand:
             per_pair = self._slowest.get(_cells(assignment))

@@ -176,7 +176,7 @@ class Scheduler:
                 self._decided.append(Retire(number))
 
     def decide(self, now: float) -> Iterator[Action]:
-        """What to do now."""
+        """Yield what is to be done now."""
         self._end_hung(now)
         if self.stopped is None and not self.stopping:
             self._start_workers(now)
@@ -185,18 +185,18 @@ class Scheduler:
         yield from decided
 
     def worker_placed(self, worker: int, now: float) -> None:
-        """The processes of a worker run, and load its model from now on."""
+        """Record that the processes of a worker run and load its model now."""
         if (known := self._workers.get(worker)) is not None and not known.placed:
             known.placed, known.since = True, now
 
     def worker_ready(self, worker: int, now: float) -> None:
-        """A worker can take tasks."""
+        """Record that a worker can take tasks."""
         if (known := self._workers.get(worker)) is not None:
             known.placed, known.ready, known.since, known.failed_starts = True, True, now, 0
             self._ever_ready = True
 
     def worker_failed_to_start(self, worker: int, message: str, now: float) -> None:
-        """A worker died or gave up before it was ready."""
+        """Record that a worker died or gave up before it was ready."""
         failed = self._workers.pop(worker, None)
         if failed is None:
             return
@@ -211,13 +211,13 @@ class Scheduler:
         self._wanted -= 1
         self._given_up_workers += 1
         if not self._wanted or (not self._ever_ready and self._given_up_workers >= MAX_GIVEN_UP_WORKERS):
-            starts, workers = f"{self._failed_starts} starts", _workers(self._failed_workers)
+            starts, workers = f"{self._failed_starts} starts", _count_workers(self._failed_workers)
             outcome = "no worker is left" if self._ever_ready else "none succeeded"
-            self._stop(f"{starts} of {workers} failed and {outcome}", message)
+            self._give_up_run(f"{starts} of {workers} failed and {outcome}", message)
 
     def done(self, worker: int, assignment: Assignment, now: float) -> None:
-        """A worker committed a task, or survived a probe."""
-        if not self._put_down(worker, assignment, now):
+        """Record that a worker committed a task, or survived a probe."""
+        if not self._take_back(worker, assignment, now):
             return
         self._losses_in_a_row = 0
         if assignment.probe is None:
@@ -228,13 +228,13 @@ class Scheduler:
             self._suspects.append(assignment.task)
 
     def cannot_read(self, worker: int, assignment: Assignment, message: str, now: float) -> None:
-        """A worker cannot read the pairs of a task, and is well; nobody will."""
-        if self._put_down(worker, assignment, now, learn=False):
+        """Record that the pairs of a task cannot be read: no worker will try them again."""
+        if self._take_back(worker, assignment, now, learn=False):
             self._known.pop(assignment.task, None)
             self.unreadable.append((assignment.task, message))
 
     def task_failed(self, worker: int, assignment: Assignment, message: str) -> None:
-        """A task failed as a whole; its worker is ended, and nothing that it had in hand is suspect."""
+        """Record that a task failed as a whole; its worker is ended, and nothing that it had in hand is suspect."""
         gone = self._workers.get(worker)
         if gone is None or assignment not in gone.in_hand:
             return
@@ -245,10 +245,12 @@ class Scheduler:
             (self._suspects if given.task in self._known else self._waiting).appendleft(given.task)
         self._failed_tasks[assignment.task] += 1
         if (attempts := self._failed_tasks[assignment.task]) >= TASK_ATTEMPTS:
-            self._stop(f"a task failed on {_workers(attempts)} for a reason that lies in none of its pairs", message)
+            self._give_up_run(
+                f"a task failed on {_count_workers(attempts)} for a reason that lies in none of its pairs", message
+            )
 
     def lost(self, worker: int, message: str, now: float, *, hung: bool = False) -> None:
-        """A worker died, hung, or is out of reach; its tasks are suspects now, or given up."""
+        """Record that a worker died, hung, or is out of reach; its tasks are suspects now, or given up."""
         gone = self._workers.get(worker)
         if gone is None:
             return
@@ -267,25 +269,27 @@ class Scheduler:
                 del self._known[assignment.task]
                 self._decided.append(GiveUp(assignment.task, pairs))
         if self._losses_in_a_row >= MAX_LOSSES_IN_A_ROW * self.n_workers:
-            self._stop(f"{self._losses_in_a_row} workers in a row were lost before they finished anything", message)
+            self._give_up_run(
+                f"{self._losses_in_a_row} workers in a row were lost before they finished anything", message
+            )
 
     def want(self, n_workers: int) -> None:
-        """There is room for another number of workers now; those there are stay until they are lost."""
+        """Set how many workers there are to be; those that run stay until they are lost."""
         self._wanted = n_workers
         self.n_workers = max(self.n_workers, n_workers)
 
-    def stop_asked(self) -> None:
-        """Give nothing new; what is in hand may still be done."""
+    def stop(self) -> None:
+        """Give out nothing new; tasks in hand may still be finished."""
         self.stopping = True
 
-    def _stop(self, what: str, message: str) -> None:
+    def _give_up_run(self, reason: str, message: str) -> None:
         self.stopped = (
-            f"{what}; the last one said: {message}. "
+            f"{reason}; the last one said: {message}. "
             "What is committed stays; mend the cause and run the same command again."
         )
 
-    def _put_down(self, worker: int, assignment: Assignment, now: float, *, learn: bool = True) -> bool:
-        """Take an assignment out of a worker's hands; False if it is not there (any more)."""
+    def _take_back(self, worker: int, assignment: Assignment, now: float, *, learn: bool = True) -> bool:
+        """Take an assignment from a worker; return False if the worker does not have it (any more)."""
         known = self._workers.get(worker)
         if known is None or assignment not in known.in_hand:
             return False
@@ -334,6 +338,6 @@ class Scheduler:
             self._decided.append(Give(number, assignment))
 
 
-def _workers(count: int) -> str:
-    """A number of workers in words."""
+def _count_workers(count: int) -> str:
+    """Return a count with its noun, such as ``2 workers``."""
     return f"{count} worker" if count == 1 else f"{count} workers"

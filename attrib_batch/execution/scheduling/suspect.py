@@ -59,7 +59,7 @@ class Suspect:
     _hopeless: bool = field(default=False, init=False)
 
     def next(self) -> Assignment:
-        """What to try next: the whole task, or a probe of a part of it."""
+        """Return what to try next: the whole task, or a probe of a part of it."""
         probe = (self._search[-1].start, self._search[-1].stop) if self._search else None
         return Assignment(self.task, tuple(self._left_out.values()), probe)
 
@@ -73,7 +73,7 @@ class Suspect:
         return tuple(self._left_out.get(row) or LeftOut(row, self._whole_losses, message) for row in range(start, stop))
 
     def survived(self) -> None:
-        """A worker has probed the range asked for."""
+        """Record that a worker survived the range of `next`."""
         clean = self._search.pop()
         rows = self._rows(clean.start, clean.stop)
         if len(rows) == 1:
@@ -85,7 +85,7 @@ class Suspect:
         self._search_may_end()
 
     def lost(self, message: str) -> None:
-        """A worker was lost with what was asked for."""
+        """Record that a worker was lost with the assignment of `next` in hand."""
         self._message = message
         if not self._search:
             self._lost.append(self._whole)
@@ -116,7 +116,7 @@ class Suspect:
             self._search.clear()
 
     def _halve(self, guilty: _Range) -> bool:
-        """Have the halves of a range probed that ends workers; False for a single pair."""
+        """Have both halves of a range probed that ends workers; return False for a single pair."""
         rows = self._rows(guilty.start, guilty.stop)
         if len(rows) == 1:
             return False
@@ -134,5 +134,5 @@ class Suspect:
         return self.task[0].start, self.task[0].stop
 
     def _rows(self, start: int, stop: int) -> list[int]:
-        """The rows of a range that are still tried."""
+        """Return the rows of a range that are still tried."""
         return [row for row in range(start, stop) if row not in self._left_out]

@@ -1,4 +1,4 @@
-"""Score the pairs of a task, and tell an exception that is a pair's own from one that is nobody's.
+"""Score the pairs of a task, and distinguish exceptions that a pair causes from those that no pair causes.
 
 A pair that raises alone is recorded and costs no other its scores. Where every pair of a task raises the same, or what
 was scored before raises it now, a metric, a library or a device is to blame: the task fails as a whole, and nothing is
@@ -67,13 +67,13 @@ def score_task(assignment: Assignment, pairs: Sequence[EncodedPair], results: Ta
         alike = len(failures) == len(pairs) and len({_kind(failure.message) for failure in failures}) == 1
         if alike and len(pairs) > 1 and not _SIZE_MATTERS.search(message):
             raise TaskError(f"{where}: all {len(pairs)} pairs of {method_id} ended in the same exception: {message}")
-    control, what = (scored, "that had been scored") if scored else (control_pair(), "made up for comparison")
+    control, origin = (scored, "that had been scored") if scored else (control_pair(), "made up for comparison")
     for method, outcome in score([control]):
         if (failure := _exception(outcome)) is None:
             continue
         if _kind(failure.message) in {_kind(earlier.message) for earlier in failed[method.id]}:
             count = f"{len(failed[method.id])} of {len(pairs)} pairs of {method.id}"
-            raise TaskError(f"{where}: {count}, and then one {what}, ended in the same exception: {failure.message}")
+            raise TaskError(f"{where}: {count}, and then one {origin}, ended in the same exception: {failure.message}")
 
 
 def control_pair() -> EncodedPair:
@@ -93,7 +93,7 @@ def control_pair() -> EncodedPair:
 
 
 def _exception(outcome: Outcome) -> FailedPair | None:
-    """The outcome, if it is an exception."""
+    """Return the outcome if it is an exception, otherwise None."""
     from attrib_batch.attribution.engine import FailedPair
 
     if isinstance(outcome, FailedPair) and outcome.reason == FailureReason.SCORING_ERROR:
@@ -102,12 +102,12 @@ def _exception(outcome: Outcome) -> FailedPair | None:
 
 
 def _last_scored(outcome: Outcome) -> EncodedPair | None:
-    """The last pair that was scored in an outcome, if any was."""
+    """Return the last pair that was scored in an outcome, if any was."""
     from attrib_batch.attribution.engine import ScoredBatch
 
     return outcome.pairs[-1] if isinstance(outcome, ScoredBatch) else None
 
 
 def _kind(message: str) -> str:
-    """A message of which only what varies between pairs is left out."""
+    """Return a message without what varies between pairs: numbers and addresses."""
     return _VARIES.sub("#", message)

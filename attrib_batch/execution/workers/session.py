@@ -1,4 +1,4 @@
-"""The worker that owns a session with an NDIF server: the model is there, and so is the work.
+"""The worker that owns a session with an NDIF server, which holds the model and computes.
 
 It sends a task as one request, waits, and commits what comes back like any other worker. It holds no weights.
 """
@@ -157,7 +157,7 @@ class NdifWorker:
         yield from outcomes(answer, pairs, methods)
 
     def _answer(self, store: Store, name: str, pairs: Sequence[EncodedPair], methods: Sequence[MethodSpec]) -> Answer:
-        """The result of a request: of the job that is under way for it, or of a new one."""
+        """Return the result of a request: of the job that is under way for it, or of a new one."""
         from attrib_batch.ndif.request import RESULT
 
         for submission in range(1, MAX_SUBMISSIONS + 1):
@@ -165,11 +165,11 @@ class NdifWorker:
             if job is None or not {method.id for method in methods} <= set(job.methods):
                 job = self._submit(store, name, pairs, methods)
 
-            def told(status: JobStatus, job: RemoteJob = job) -> None:
-                write_job(store, job.told(status.status, status.description))
+            def keep(status: JobStatus, job: RemoteJob = job) -> None:
+                write_job(store, job.with_status(status.status, status.description))
 
             try:
-                answer: Answer = self._server.fetch(self._model, job.job_id, told, seconds=self._seconds)[RESULT]
+                answer: Answer = self._server.fetch(self._model, job.job_id, keep, seconds=self._seconds)[RESULT]
             except JobFailedError:
                 store.remove(name)  # otherwise the same command would be told the same for ever
                 raise

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class TaskReport:
-    """What a worker tells the driver about a task that it committed, or about a probe that it survived."""
+    """A worker's report of a task that it committed, or of a probe that it survived."""
 
     assignment: Assignment
     n_scored: int
@@ -59,7 +59,7 @@ class TaskReport:
 
 @dataclass(frozen=True)
 class LoadReport:
-    """What a worker tells the driver about itself once it can take tasks."""
+    """A worker's report of itself once it can take tasks."""
 
     peak_bytes: int
     parameters: int
@@ -78,7 +78,7 @@ class TaskReader:
     _one_at_a_time: threading.Lock = field(default_factory=threading.Lock, init=False, repr=False)
 
     def begin(self, assignment: Assignment, work: StageWork) -> tuple[list[EncodedPair], TaskResults]:
-        """The pairs of a task that are to be scored, and its results, which hold those that are not.
+        """Return the pairs of a task that are to be scored, and its results, which hold those that are not.
 
         These are what is no pair of equally long prompts with known answers, and the pairs that are left out; the
         latter are not even tokenised. Threads take turns.
@@ -120,7 +120,7 @@ class TaskReader:
 
 
 OnBatch = Callable[[int], None]
-"""Told how many pairs a micro-batch had, once for each method; what it raises ends the task."""
+"""Called with the number of pairs of each micro-batch, once for each method; an exception of it ends the task."""
 
 
 def on_batch_ignored(_n_pairs: int) -> None:
@@ -128,7 +128,7 @@ def on_batch_ignored(_n_pairs: int) -> None:
 
 
 def watched(outcomes: Iterable[tuple[MethodSpec, Outcome]], on_batch: OnBatch) -> Iterator[tuple[MethodSpec, Outcome]]:
-    """Yield outcomes, telling ``on_batch`` of each."""
+    """Yield outcomes, and call ``on_batch`` with the number of pairs of each."""
     from attrib_batch.attribution.engine import ScoredBatch
 
     for method, outcome in outcomes:
@@ -152,7 +152,7 @@ class TaskResults:
         self._of = {method.id: _ChunkResult(failures=list(failures)) for method in self.methods}
 
     def add(self, method: MethodSpec, outcome: Outcome) -> None:
-        """A batch was scored, or a pair could not be."""
+        """Take the scores of a batch, or the failure of a pair."""
         self._of[method.id].add(outcome)
 
     def commit(self, store: Store, *, seconds: float, model_seconds: float, downloaded_bytes: int = 0) -> TaskReport:
@@ -207,14 +207,14 @@ class _ChunkResult:
             )
 
     def commit(self, store: Store, chunk: Chunk) -> tuple[int, int]:
-        """Write the chunk's tables; returns the rows and bytes of its scores."""
+        """Write the chunk's tables, and return the rows and bytes of its scores."""
         scores = score_rows(self.batches)
         baselines, failures = baseline_rows(self.batches), failure_rows(self.failures)
         return scores.num_rows, commit_chunk(store, chunk, scores=scores, baselines=baselines, failures=failures)
 
 
 def peak_memory() -> int:
-    """This process's peak resident memory, in bytes."""
+    """Return this process's peak resident memory, in bytes."""
     try:
         status = Path("/proc/self/status").read_text(encoding="ascii")
     except OSError:

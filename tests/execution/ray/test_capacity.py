@@ -5,10 +5,21 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from attrib_batch.errors import RequestError, RunInterruptedError
 from attrib_batch.execution.ray import capacity
-from attrib_batch.execution.ray.capacity import ClusterRoom, Demand, actor_resources, room_for, shortage
+from attrib_batch.execution.ray.capacity import (
+    ROUNDING,
+    Claim,
+    ClusterRoom,
+    Demand,
+    actor_resources,
+    room_for,
+    share_room,
+    shortage,
+)
 from attrib_batch.spec import WorkersSpec
 
 GB = 10**9
@@ -95,7 +106,7 @@ class Clock:
             workers(**asked),
             most,
             nodes=lambda: self.nodes,
-            on_the_way=lambda: self.pending,
+            starting=lambda: self.pending,
             grows=lambda: self.grows,
         )
 
@@ -168,3 +179,99 @@ def test_nodes_on_their_way_are_waited_for(monkeypatch: pytest.MonkeyPatch) -> N
     clock.nodes = [node(0)]
     with pytest.raises(RunInterruptedError, match="for 30 minutes no node could hold a worker"):
         clock.wait(room, 3000)
+
+
+def claim(count: int, bytes_each: int = 0, **asked: Any) -> Claim:
+    return Claim(workers(**asked), count, bytes_each)
+
+
+PACKED = {"kind": "sharded", "shards": 2, "cpus": 2}
+
+
+@pytest.mark.parametrize(
+    ("claims", "nodes", "shares"),
+    [
+        ([], [node(4)], []),
+        ([claim(9), claim(9)], [], [0, 0]),
+        ([claim(9)], [node(4)], [4]),
+        ([claim(9), claim(9)], [node(4)], [2, 2]),
+        ([claim(9), claim(9)], [node(5)], [3, 2]),  # by turns, the first one first
+        ([claim(1), claim(9)], [node(5)], [1, 4]),  # what one does not need the other has
+        ([claim(0), claim(9)], [node(5)], [0, 5]),
+        ([claim(9, cpus=3), claim(9)], [node(2), node(2)], [0, 4]),  # together 4, but no 3 on one node
+        ([claim(9, gpus=1), claim(9, gpus=1)], [node(8, 1), node(8)], [1, 0]),
+        ([claim(9, **PACKED), claim(9)], [node(4), node(3)], [1, 3]),
+        ([claim(9, **PACKED)], [node(3), node(3)], [0]),  # shards that are packed lie on one node
+        ([claim(9, **PACKED, placement="spread")], [node(3), node(3)], [1]),
+        # A part of a gang that does not fit as a whole takes no room.
+        ([claim(9, kind="sharded", shards=3, cpus=2, placement="spread"), claim(9)], [node(2), node(2)], [0, 4]),
+    ],
+)
+def test_models_share_room_by_turns(claims: list[Claim], nodes: list[dict[str, float]], shares: list[int]) -> None:
+    assert share_room(claims, nodes) == shares
+
+
+@pytest.mark.parametrize(
+    ("claims", "shares"),
+    [
+        ([claim(1, 100 * GB)], [1]),  # Ray knows nothing of it, and does not refuse a model that is alone
+        ([claim(4, 30 * GB)], [3]),  # its first one does not count, which nobody has to share with
+        ([claim(4, 30 * GB), claim(4, 30 * GB)], [2, 1]),
+        ([claim(1, 100 * GB), claim(1, 100 * GB)], [1, 0]),
+        ([claim(2, 10 * GB, memory="60GB"), claim(2, 10 * GB)], [1, 0]),  # what is set aside counts in any case
+    ],
+)
+def test_memory_of_weights_counts_where_it_is_shared(claims: list[Claim], shares: list[int]) -> None:
+    assert share_room(claims, [node(8)]) == shares
+
+
+ASKED = st.one_of(
+    st.fixed_dictionaries(
+        {"cpus": st.sampled_from([0.5, 1, 3]), "gpus": st.sampled_from([0, 0.5, 1])},
+        optional={"memory": st.sampled_from([GB, 40 * GB])},
+    ),
+    st.fixed_dictionaries(
+        {
+            "kind": st.just("sharded"),
+            "shards": st.integers(2, 3),
+            "cpus": st.sampled_from([1, 2]),
+            "placement": st.sampled_from(["pack", "spread"]),
+        }
+    ),
+)
+CLAIMS = st.lists(
+    st.builds(
+        lambda asked, count, size: claim(count, size * GB, **asked), ASKED, st.integers(0, 4), st.integers(0, 30)
+    ),
+    max_size=4,
+)
+NODES = st.lists(st.builds(node, st.integers(0, 8), st.integers(0, 2)), max_size=4)
+
+
+@given(CLAIMS, NODES)
+def test_what_is_shared_fits_and_nobody_has_more_than_it_claims(
+    claims: list[Claim], nodes: list[dict[str, float]]
+) -> None:
+    shares = share_room(claims, nodes)
+    assert all(0 <= share <= claim.count for share, claim in zip(shares, claims, strict=True))
+    taken: dict[str, float] = {}
+    for share, shared in zip(shares, claims, strict=True):
+        assert share <= room_for(Demand.of(shared.workers), nodes), "alone it fits too"
+        for name, amount in actor_resources(shared.workers).items():
+            taken[name] = taken.get(name, 0.0) + amount * shared.workers.actors * share
+    for name, amount in taken.items():
+        assert amount <= sum(node.get(name, 0.0) for node in nodes) + ROUNDING
+
+
+@given(CLAIMS)
+def test_where_there_is_plenty_everybody_has_what_it_claims(claims: list[Claim]) -> None:
+    plenty = [node(100, 100, 10**14) for _ in range(4)]
+    assert share_room(claims, plenty) == [claim.count for claim in claims]
+
+
+@given(claim=CLAIMS.filter(bool).map(lambda claims: claims[0]), others=CLAIMS, nodes=NODES)
+def test_the_first_model_has_a_worker_if_it_had_one_alone(
+    claim: Claim, others: list[Claim], nodes: list[dict[str, float]]
+) -> None:
+    alone, shared = share_room([claim], nodes)[0], share_room([claim, *others], nodes)[0]
+    assert (shared > 0) == (alone > 0)

@@ -70,7 +70,7 @@ def test_the_others_do_the_work_meanwhile() -> None:
 def test_a_stop_does_not_wait_for_room() -> None:
     scheduler = scheduler_of(1)
     list(scheduler.decide(0.0))
-    scheduler.stop_asked()
+    scheduler.stop()
     assert scheduler.finished
 
 
@@ -114,18 +114,18 @@ def test_workers_that_wait_are_told_of_once(monkeypatch: pytest.MonkeyPatch) -> 
     now = 0.0
     monkeypatch.setattr(capacity.time, "monotonic", lambda: now)
     queue = Queue(WorkersSpec.model_validate({"cpus": 2, "memory": "8GB"}), free=lambda: [{"memory": 3e9}])
-    assert queue.told(2) is None
+    assert queue.announce(2) is None
     now += UNPLACED_SECONDS
-    assert queue.told(2) == (
+    assert queue.announce(2) == (
         "2 workers wait for room: an actor asks for 2 CPUs, 8 GB of memory, and free in the whole cluster are 0 CPUs, "
         "3 GB of memory. They start when there is room."
     )
     now += UNPLACED_SECONDS
-    assert queue.told(1) is None
-    assert queue.told(0) is None
-    assert queue.told(1) is None  # it has only begun to wait
+    assert queue.announce(1) is None
+    assert queue.announce(0) is None
+    assert queue.announce(1) is None  # it has only begun to wait
     now += UNPLACED_SECONDS
-    assert str(queue.told(1)).startswith("1 workers wait for room")
+    assert str(queue.announce(1)).startswith("1 workers wait for room")
 
 
 PACKED = {"kind": "sharded", "shards": 2, "cpus": 2}
@@ -151,9 +151,9 @@ def test_what_is_told_of_workers_that_wait_is_true(
     now = 0.0
     monkeypatch.setattr(capacity.time, "monotonic", lambda: now)
     queue = Queue(WorkersSpec.model_validate(asked), free=lambda: free)
-    queue.told(count)
+    queue.announce(count)
     now += UNPLACED_SECONDS
-    assert says in str(queue.told(count))
+    assert says in str(queue.announce(count))
 
 
 RUN = """

@@ -95,7 +95,7 @@ def test_a_worker_that_cannot_start_is_not_replaced_when_the_run_is_to_stop() ->
     for _ in range(MAX_FAILED_STARTS - 1):
         world.fail_to_start(world.loading[0])
         world.obey()
-    world.scheduler.stop_asked()
+    world.scheduler.stop()
     world.fail_to_start(world.loading[0])
     world.obey()
     assert not world.loading

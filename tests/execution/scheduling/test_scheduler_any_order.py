@@ -98,7 +98,7 @@ class AnyOrder(RuleBasedStateMachine):
 
     @rule()
     def stop_is_asked_for(self) -> None:
-        self.world.scheduler.stop_asked()
+        self.world.scheduler.stop()
         self.world.obey()
 
     @invariant()
