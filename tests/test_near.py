@@ -271,9 +271,9 @@ def test_tables_that_differ_by_more_are_not(scores: dict[int, list[float]], metr
 OF_OTHER_NUMBERS = (
     "analysis/",
     "report/",
-    "run/test_speed.py",
-    "run/test_status.py",
-    "run/test_tally.py",
+    "api/test_run.py",
+    "execution/test_accounting.py",
+    "observe/",
     "test_benchmarks.py",
     "test_near.py",
 )

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Num
 from torch import Tensor
 
 from attrib_batch.errors import JobError
@@ -259,6 +259,6 @@ def _masked_mean(
     return gathered.sum(-1) / mask.sum(-1)
 
 
-def at_least_float32(values: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+def at_least_float32(values: Num[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
     """Convert to single precision, or keep double: half precision is too coarse for a metric or a score."""
     return values.to(torch.promote_types(values.dtype, torch.float32))

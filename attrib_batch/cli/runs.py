@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table as RichTable
 
 from attrib_batch.cli.named import named_values
+from attrib_batch.cli.results import report
 from attrib_batch.errors import ExitCode, RequestError
 from attrib_batch.observe.progress import duration
 from attrib_batch.spec import DEFAULT_VERIFIED_PAIRS, load_demo, load_spec
@@ -85,7 +86,7 @@ def demo(
     with _stopped_is_an_error():
         made = Job(load_demo()).run(out, executor=_executor(None, local=local))
     code = _print_result(made, out)
-    typer.echo(f"report: {made.report()}")
+    report(out)
     return int(code)
 
 

@@ -134,6 +134,7 @@ def test_summaries_equal_an_independent_computation(tmp_path: Path, cuts: tuple[
     assert_equal(summary.positions, passes.POSITION_KEYS, positions, gap_of(pairs))
 
 
+@pytest.mark.slow
 @settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     groups=st.lists(st.none() | st.integers(-2, 3), min_size=1, max_size=9),

@@ -277,6 +277,7 @@ def test_a_run_that_only_its_workers_can_refuse_is_tried_once_and_blocks_nothing
     assert not list(out.glob("failures/**/*.parquet"))
 
 
+@pytest.mark.slow
 def test_errors_reach_the_shell_as_one_message_and_a_code() -> None:
     ended = attrib_batch_here("run", "none.yaml", "--out", "x")
     assert ended.code == 2

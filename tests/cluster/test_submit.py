@@ -113,7 +113,7 @@ def test_a_submitted_job_runs_to_its_end_and_is_resumed(cluster: RayCluster, und
     again = submit(cluster, path, out, cwd=here, PYTHONPATH=str(tmp_path))
     assert again.code == 0, again.said
     assert "files of this folder and of the installed package" in again.said
-    assert f"resuming: {N_PAIRS} of {N_PAIRS} pairs are committed" in again.said
+    assert f"resuming scoring: {N_PAIRS} of {N_PAIRS} pairs are committed" in again.said
     assert sorted(versions_that_ran(out)) == ["0.0.1", __version__]
 
     shown = subprocess.run(
@@ -175,5 +175,5 @@ def test_a_node_is_lost_and_another_comes(cluster: RayCluster, job: TinyJob, und
     assert at_loss < N_PAIRS // 2
     assert "a worker was lost" in said
     # Ray may take longer to see that the first node is gone than the second one takes to come.
-    assert re.search(r"tiny: workers [13], as the cluster's nodes are now", said), said
+    assert re.search(r"tiny: workers [13], as there is room now", said), said
     assert_same_tables(out, undisturbed)

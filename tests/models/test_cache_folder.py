@@ -50,6 +50,7 @@ def test_the_bundled_model_needs_one(unwritable: str, monkeypatch: pytest.Monkey
         bundled_folder(ModelSource("bundled", "smollm2-135m", None, "sha256:0"))
 
 
+@pytest.mark.slow
 def test_the_command_says_so_in_one_sentence(tmp_path: Path, unwritable: str) -> None:
     job = TinyJob.make(tmp_path / "job", n_pairs=4)
     ended = attrib_batch(

@@ -62,6 +62,7 @@ def test_a_degree_that_is_not_the_number_of_ranks_is_refused(tiny: Callable[[str
         load_shard(model_job(tiny("llama")), 3)
 
 
+@pytest.mark.slow
 def test_a_rank_whose_others_do_not_come_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "environ", dict(os.environ))
     port = free_ports(1)[0]

@@ -2,7 +2,7 @@
 
 ``slow`` is whatever starts a process, a Ray or a server, uses a network or the real model, or takes long. ``system`` is
 what needs a package of the operating system: a browser, or the Redis of a real NDIF server. Everything else is fast,
-which is checked: a fast test that starts a process fails.
+which is checked: a fast test that starts a process fails. Of the tests over all architectures those of two are fast.
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ from multiprocessing.process import BaseProcess
 from typing import TYPE_CHECKING, Any
 
 import pytest
+
+from tests.support.tiny_models import ARCHITECTURES
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -29,7 +31,9 @@ SLOW_FIXTURES = {
     "undisturbed",
     "unpacked_wheel",
 }
-SLOW_FOLDERS = ("tests/cluster/", "tests/oracle/")
+FAST_ARCHITECTURES = {"tests/attribution/": {"gpt2", "llama"}, "tests/ndif/test_request.py": {"gpt2"}}
+"""By folder. GPT-2 has learned positions and layer norms, Llama rotary ones and root mean squares."""
+SLOW_FOLDERS = ("tests/attribution/test_rotary_variants.py", "tests/cluster/", "tests/oracle/")
 
 
 def mark_by_needs(item: pytest.Item) -> None:
@@ -38,8 +42,17 @@ def mark_by_needs(item: pytest.Item) -> None:
     if SYSTEM_FIXTURES & set(fixtures) or item.get_closest_marker("browser"):
         item.add_marker(pytest.mark.system)
         item.add_marker(pytest.mark.slow)
-    elif SLOW_FIXTURES & set(fixtures) or item.nodeid.startswith(SLOW_FOLDERS):
+    elif SLOW_FIXTURES & set(fixtures) or item.nodeid.startswith(SLOW_FOLDERS) or _is_of_another_architecture(item):
         item.add_marker(pytest.mark.slow)
+
+
+def _is_of_another_architecture(item: pytest.Item) -> bool:
+    """Whether a test runs a model, of an architecture that is not among the fast ones."""
+    fast = next((names for folder, names in FAST_ARCHITECTURES.items() if item.nodeid.startswith(folder)), None)
+    callspec = getattr(item, "callspec", None)
+    if fast is None or callspec is None:
+        return False
+    return any(isinstance(value, str) and value in ARCHITECTURES.keys() - fast for value in callspec.params.values())
 
 
 def starts_no_process(item: pytest.Item, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,7 +17,6 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from attrib_batch.execution.commit import commit_chunk, failure_row, worker_failures
-from attrib_batch.execution.workers.rows import baseline_rows, failure_rows, score_rows
 from attrib_batch.pairs.encoding.encode import EncodedPair, PairProblem, encode_pairs
 from attrib_batch.pairs.reading.pinned import PinnedTable
 from attrib_batch.tables import Stage
@@ -208,6 +207,9 @@ class _ChunkResult:
 
     def commit(self, store: Store, chunk: Chunk) -> tuple[int, int]:
         """Write the chunk's tables, and return the rows and bytes of its scores."""
+        # It imports torch, which is load()'s to do: what importing it raises then reaches the driver as it is.
+        from attrib_batch.execution.workers.rows import baseline_rows, failure_rows, score_rows
+
         scores = score_rows(self.batches)
         baselines, failures = baseline_rows(self.batches), failure_rows(self.failures)
         return scores.num_rows, commit_chunk(store, chunk, scores=scores, baselines=baselines, failures=failures)

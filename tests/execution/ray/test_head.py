@@ -32,6 +32,7 @@ def wait_until_lost(watch: HeadWatch) -> None:
         time.sleep(0.05)
 
 
+@pytest.mark.slow
 def test_a_head_that_is_gone_ends_what_waits_for_it(head: socket.socket, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(RAY_PATIENCE, "2")
     never = threading.Event()
@@ -46,6 +47,7 @@ def test_a_head_that_is_gone_ends_what_waits_for_it(head: socket.socket, monkeyp
     never.set()
 
 
+@pytest.mark.slow
 def test_a_head_that_comes_back_in_time_is_asked_again(head: socket.socket, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(RAY_PATIENCE, str(FOR_EVER))
     place = head.getsockname()
@@ -75,6 +77,7 @@ def test_what_a_call_raises_is_raised_while_the_head_is_there(head: socket.socke
         watch.ask(refuse)
 
 
+@pytest.mark.slow
 def test_a_head_that_was_never_reached_is_not_judged(head: socket.socket, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(RAY_PATIENCE, "0")
     where = address(head)
@@ -85,6 +88,7 @@ def test_a_head_that_was_never_reached_is_not_judged(head: socket.socket, monkey
         assert watch.ask(lambda: 7) == 7
 
 
+@pytest.mark.slow
 def test_only_a_head_that_stays_away_is_lost(head: socket.socket, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(RAY_PATIENCE, "0")
     with HeadWatch(address(head)) as watch:

@@ -151,6 +151,7 @@ def test_one_pair_alone_is_not_blamed_for_what_a_made_up_pair_ends_in_as_well(
     assert not worker.store.root.exists()
 
 
+@pytest.mark.slow
 def test_pairs_that_take_too_much_memory_are_blamed_and_memory_that_is_gone_is_not(
     worker: WorkerHere, fault: list[Fault]
 ) -> None:
