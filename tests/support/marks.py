@@ -31,7 +31,12 @@ SLOW_FIXTURES = {
     "undisturbed",
     "unpacked_wheel",
 }
-FAST_ARCHITECTURES = {"tests/attribution/": {"gpt2", "llama"}, "tests/ndif/test_request.py": {"gpt2"}}
+FAST_ARCHITECTURES = {
+    "tests/attribution/methods/test_exact.py": {"gpt2"},
+    "tests/attribution/": {"gpt2", "llama"},
+    "tests/ndif/test_request.py": {"gpt2"},
+    "tests/test_near.py": {"gpt2", "llama"},
+}
 """By folder. GPT-2 has learned positions and layer norms, Llama rotary ones and root mean squares."""
 SLOW_FOLDERS = ("tests/attribution/test_rotary_variants.py", "tests/cluster/", "tests/oracle/")
 
