@@ -52,7 +52,7 @@ A pair's value in scope ``role`` is the sum over the positions of the role's spa
 not count.
 """
 
-POSITIONS = pl.Schema({**_CELL, "component": pl.String(), "layer": pl.Int16(), "position": pl.Int16(), **_STATISTICS})
+POSITIONS = pl.Schema({**_CELL, "component": pl.String(), "layer": pl.Int16(), "position": pl.Int32(), **_STATISTICS})
 """``positions.parquet``: one row per (cell, component, layer, position).
 
 A pair's value is the sum over heads; pairs too short to have the position do not count.

@@ -193,6 +193,14 @@ def test_a_role_called_last_or_all_stays_a_role(tmp_path: Path) -> None:
     assert set(rows) == {("role", "last", 1), ("role", "all", 10), ("last", None, 100), ("all", None, 111)}
 
 
+def test_a_prompt_longer_than_16_bits_has_a_mean_at_its_last_position(tmp_path: Path) -> None:
+    scores = np.zeros((1, 1, 40_000))
+    scores[0, 0, -1] = 2.0
+    summarize(write_run(tmp_path, {CELL: [Pair(0, {"z": scores})]}))
+    [row] = read_summary(tmp_path).positions.filter(pl.col("mean") > 0).rows(named=True)
+    assert (row["position"], row["mean"]) == (39_999, 2.0)
+
+
 def test_one_pair_has_no_spread(tmp_path: Path) -> None:
     summarize(write_run(tmp_path, {CELL: some_pairs([None])}))
     heads = read_summary(tmp_path).heads

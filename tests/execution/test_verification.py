@@ -200,3 +200,28 @@ def test_a_sample_of_pairs_whose_answers_are_token_ids_keeps_them(tmp_path: Path
     sample = PairTable.open(tmp_path / "out/verification/pairs/random.parquet")
     assert sample.rows(0, 4) == rows
     assert sample.id_columns == {"answers", "wrong_answers"}
+
+
+def test_a_sample_may_be_measured_at_some_positions_and_later_at_all(tmp_path: Path) -> None:
+    job, out = TinyJob.make(tmp_path, n_pairs=6), tmp_path / "out"
+    ended = attrib_batch_here("run", job.write(verify={"pairs": 4, "at": "last"}), "--out", out)
+    assert ended.code == 0, ended.said
+    last = verified(out)
+    assert last.group_by("pair_id").agg(pl.col("position").n_unique())["position"].to_list() == [1] * 4
+    [cell] = verified_cells(out)
+    compared = read_verified(out, cell)
+    assert (compared.at, compared.rows["at_end"].all(), compared.n_pairs) == ("“end”", True, 4)
+    assert set(compared.rows["position"]) == set(last["position"])
+    again = attrib_batch_here("verify", out, "--pairs", "4", "--at", "all")
+    assert again.code == 0, again.said
+    both = verified(out)
+    places = both.group_by("method", "pair_id").agg(n=pl.col("position").n_unique())
+    assert places.filter(method="exact")["n"].to_list() == [1] * 4
+    assert places.filter(method="exact-2")["n"].min() > 1
+    everywhere = read_verified(out, cell).rows
+    keys = ["pair_id", "component", "layer", "head", "position"]
+    assert everywhere.select(keys).is_unique().all(), "what was measured twice counts once"
+    assert everywhere["position"].n_unique() > 1
+    same = everywhere.join(compared.rows, on=keys, suffix="_last")
+    assert same.height == compared.rows.height
+    assert same["exact"].equals(same["exact_last"].rename("exact")), "the first measurement stays"
