@@ -18,7 +18,7 @@ import pytest
 from attrib_batch._version import __version__
 from tests.support.faulty_runs import assert_same_tables
 from tests.support.forked import ForkedCommand
-from tests.support.jobs import ROOT, Ended, TinyJob, environment, read_table, start
+from tests.support.jobs import ROOT, Ended, TinyJob, attrib_batch, environment, read_table, start
 from tests.support.ports import LOOPBACK
 from tests.support.ray_cluster import RayCluster
 from tests.support.worker_here import score_here
@@ -110,7 +110,11 @@ def test_a_submitted_job_runs_to_its_end_and_is_resumed(cluster: RayCluster, und
     # From a folder without the package: the one that is installed here travels, whatever the nodes have.
     (here / "attrib_batch").rename(tmp_path / "attrib_batch")
     (tmp_path / "attrib_batch/_version.py").write_text('__version__ = "0.0.1"\n')
-    again = submit(cluster, path, out, cwd=here, PYTHONPATH=str(tmp_path))
+    again = attrib_batch(
+        "submit", path, "--address", cluster.address, "--out", out, cwd=here,
+        env=environment() | cluster.credentials | {"PYTHONPATH": str(tmp_path)}, seconds=SUBMIT_SECONDS,
+        fresh=True,  # a fork has imported the package of this checkout
+    )  # fmt: skip
     assert again.code == 0, again.said
     assert "files of this folder and of the installed package" in again.said
     assert f"resuming scoring: {N_PAIRS} of {N_PAIRS} pairs are committed" in again.said
