@@ -33,6 +33,7 @@ def demo(tmp_path_factory: pytest.TempPathFactory, unpacked_wheel: Path) -> Path
     ended = attrib_batch("demo", cwd=folder, env=wheel_environment(unpacked_wheel), seconds=DEMO_SECONDS)
     assert ended.code == 0, ended.said
     assert ended.output.rstrip().endswith("report: runs/demo/report.html")
+    assert "Warning" not in ended.said
     return folder / "runs/demo"
 
 

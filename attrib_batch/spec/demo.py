@@ -17,7 +17,7 @@ DEMO_FOLDER = Path(__file__).parents[1] / "demo"
 def load_demo() -> SweepSpec:
     """Return the demo's job with the absolute paths of its tables, so that it runs from any folder."""
     job = load_spec(DEMO_FOLDER / "demo.yaml")
-    datasets = [
+    datasets = tuple(
         dataset.model_copy(update={"path": str((DEMO_FOLDER / dataset.path).resolve())}) for dataset in job.datasets
-    ]
+    )
     return job.model_copy(update={"datasets": datasets})
