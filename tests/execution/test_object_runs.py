@@ -20,7 +20,7 @@ from tests.support.jobs import SCORE_KEYS, TinyJob, attrib_batch, attrib_batch_h
 from tests.support.object_store import SECRET, ObjectStore
 from tests.support.same_tables import Tables, assert_same_numbers
 
-N_PAIRS, CHUNK = 160, 4
+N_PAIRS, CHUNK = 160, 8
 CELL = Cell("tiny", "random", "atp")
 
 pytestmark = pytest.mark.slow
