@@ -12,6 +12,7 @@ import pytest
 
 from attrib_batch.analysis import scan_baselines, scan_scores
 from attrib_batch.spec import Cell
+from attrib_batch.storage import conditional, objects
 from attrib_batch.storage.store import Store
 from attrib_batch.tables import Chunk, Table
 from tests.support.faulty_proxy import FaultyProxy
@@ -51,6 +52,13 @@ def local(job: TinyJob) -> Path:
 def job_file(job: TinyJob, bucket: str) -> Path:
     datasets = [{"id": "random", "path": f"s3://{bucket}/in/pairs.parquet"}]
     return job.write("remote.yaml", datasets=datasets, chunk_pairs=CHUNK)
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ask fewer times in this process: what lies between is waiting, longer each time."""
+    for module in (objects, conditional):
+        monkeypatch.setattr(module, "ATTEMPTS", 3)
 
 
 def download(out: str, folder: Path) -> Path:
@@ -170,6 +178,7 @@ def test_a_store_that_fails_now_and_then_changes_nothing(
     assert_same_tables(out, local, tmp_path)
 
 
+@pytest.mark.usefixtures("impatient")
 def test_a_store_that_fails_for_good_ends_the_run_resumably(
     object_store: ObjectStore, job_file: Path, local: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
