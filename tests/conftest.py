@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +24,9 @@ from tests.support.wheel import unpacked_wheel  # noqa: F401 - a fixture
 
 if TYPE_CHECKING:
     from attrib_batch.models.load import LoadedModel
+
+# Until all tests are collected: what is imported for them stays.
+gc.disable()
 
 # Set before transformers is imported anywhere: no test may depend on the model hub.
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -51,6 +55,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         mark_by_needs(item)
     if hasattr(config, "workerinput"):
         sort_long_first(items)
+
+
+def pytest_collection_finish() -> None:
+    """Look for garbage again, but not in what was imported."""
+    gc.freeze()
+    gc.enable()
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

@@ -35,7 +35,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import polars as pl
-from scipy import stats
 
 from attrib_batch.analysis.resampling import blocks, draw_counts, interval, sum_by_unit
 from attrib_batch.analysis.tables import read_manifest
@@ -148,6 +147,8 @@ def _element(component: Component, scope: str) -> list[str]:
 
 def _of_scores(rows: pl.DataFrame, counts: np.ndarray) -> dict[str, np.ndarray]:
     """Compute statistics over single scores, in the sample and in each resample."""
+    from scipy.stats import rankdata  # takes longer to import than all else here
+
     unit, exact, estimate = (rows.get_column(name).to_numpy() for name in ("unit", "exact", "estimate"))
     n_units = counts.shape[1]
     size = np.abs(exact)
@@ -156,7 +157,7 @@ def _of_scores(rows: pl.DataFrame, counts: np.ndarray) -> dict[str, np.ndarray]:
     sums = sum_by_unit(unit, n_units, np.ones(len(unit)), np.abs(estimate - exact), size, above, agree)
     n, error, total, n_above, n_agree = (counts @ sums).T
     pearson, slope = _correlation(unit, exact, estimate, counts)
-    spearman, _ = _correlation(unit, stats.rankdata(exact), stats.rankdata(estimate), counts)
+    spearman, _ = _correlation(unit, rankdata(exact), rankdata(estimate), counts)
     return {
         "pearson": pearson,
         "spearman": spearman,
@@ -202,12 +203,14 @@ def _of_maps(rows: pl.DataFrame, counts: np.ndarray, element: list[str]) -> dict
 
 def _map_statistics(exact: np.ndarray, estimate: np.ndarray) -> dict[str, np.ndarray]:
     """Compute statistics over the elements of maps, each of shape (resample, element)."""
+    from scipy.stats import rankdata
+
     size = np.abs(exact)
     above = size > _SMALL * size.max(axis=1, keepdims=True, initial=0.0)
     agree = above & (np.sign(exact) == np.sign(estimate))
     return {
         "map_pearson": _pearson_by_row(exact, estimate),
-        "map_spearman": _pearson_by_row(stats.rankdata(exact, axis=1), stats.rankdata(estimate, axis=1)),
+        "map_spearman": _pearson_by_row(rankdata(exact, axis=1), rankdata(estimate, axis=1)),
         "map_sign_agreement": _ratio(agree.sum(1), above.sum(1)),
         f"top_{TOP}_recall": _recall(size, np.abs(estimate)),
     }

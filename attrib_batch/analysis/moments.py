@@ -17,7 +17,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import polars as pl
-from scipy import stats
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -156,5 +155,7 @@ def half_width(sem: np.ndarray, n_groups: np.ndarray, level: float = 0.95) -> np
         ``sem`` times the t quantile with G - 1 degrees of freedom, in the unit of ``sem``; NaN below two
         units.
     """
+    from scipy import stats  # takes longer to import than all else here
+
     width: np.ndarray = sem * stats.t.ppf(0.5 + level / 2, n_groups - 1)
     return width

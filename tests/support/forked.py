@@ -30,7 +30,6 @@ IMPORTED = (
     "attrib_batch.cli",
     "attrib_batch.execution.workers.replica",
     "attrib_batch.models.families",
-    "nnsight.modeling.transformers",
     "transformers.models.auto.modeling_auto",
     "transformers.models.llama.modeling_llama",
 )
@@ -140,8 +139,11 @@ class Forker:
 
 def serve(path: str) -> None:
     """Import what commands import, then fork for each that is asked for."""
-    for name in IMPORTED:
-        __import__(name)
+    from attrib_batch.execution.imports import collector_paused
+
+    with collector_paused(keep=True):
+        for name in IMPORTED:
+            __import__(name)
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     server = socket.socket(socket.AF_UNIX)
     server.bind(path)

@@ -6,6 +6,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
+from attrib_batch.execution.imports import collector_paused
 from attrib_batch.models.sources import find_model
 
 if TYPE_CHECKING:
@@ -62,7 +63,18 @@ def check_models(
     Raises:
         RequestError: naming the model and what is wrong.
     """
-    # They bring transformers and torch, which a run with nothing left to do need not wait for.
+    # It brings transformers and torch, which a run with nothing left to do need not wait for.
+    with collector_paused():
+        _check_models(spec, sources, workers_here=workers_here, given=given)
+
+
+def _check_models(
+    spec: SweepSpec,
+    sources: Mapping[str, ModelSource],
+    *,
+    workers_here: bool,
+    given: Mapping[str, LoadedModel],
+) -> None:
     from attrib_batch.attribution.metrics import try_metrics
     from attrib_batch.models.checks.capabilities import check_config, check_methods
     from attrib_batch.models.families import dimensions_of

@@ -10,6 +10,7 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from attrib_batch.execution.imports import collector_paused
 from attrib_batch.execution.workers.scoring import score_task
 from attrib_batch.execution.workers.task import (
     LoadReport,
@@ -53,16 +54,17 @@ class ReplicaWorker:
             ModelError: it cannot be loaded.
             JobError: a metric of one's own cannot be used here.
         """
-        import torch
-
-        from attrib_batch.attribution.engine import TokenBudget
-        from attrib_batch.attribution.metrics import try_metrics
-        from attrib_batch.models.load import load_model
-
         started = time.perf_counter()
-        if not self.shares_process:
-            torch.set_num_threads(max(1, int(self.model_spec.workers.cpus)))
-        self._model = self.given or load_model(self.model_spec)
+        with collector_paused(keep=not self.shares_process):
+            import torch
+
+            from attrib_batch.attribution.engine import TokenBudget
+            from attrib_batch.attribution.metrics import try_metrics
+            from attrib_batch.models.load import load_model
+
+            if not self.shares_process:
+                torch.set_num_threads(max(1, int(self.model_spec.workers.cpus)))
+            self._model = self.given or load_model(self.model_spec)
         try_metrics(self.methods, self._model.dimensions.d_vocab)
         self._budget = TokenBudget(self.model_spec.batch_tokens)
         self._reader = TaskReader(self.model_spec, self._model)

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from attrib_batch.errors import ModelError, RunInterruptedError, TaskError
+from attrib_batch.execution.imports import collector_paused
 from attrib_batch.execution.workers.scoring import score_task
 from attrib_batch.execution.workers.task import (
     LoadReport,
@@ -64,12 +65,13 @@ class NdifWorker:
             JobError: a metric of one's own cannot be used here.
             RunInterruptedError: the server does not answer.
         """
-        from attrib_batch.attribution.metrics import try_metrics
-        from attrib_batch.ndif.model import open_remote_model
-
         started = time.perf_counter()
+        with collector_paused():
+            from attrib_batch.attribution.metrics import try_metrics
+            from attrib_batch.ndif.model import open_remote_model
+
+            self._model = open_remote_model(self.model_spec)
         self._seconds = self.model_spec.workers.timeout_seconds
-        self._model = open_remote_model(self.model_spec)
         try_metrics(self.methods, self._model.dimensions.d_vocab)
         self._server = NdifServer(
             self.model_spec.workers.host or PUBLIC_HOST,

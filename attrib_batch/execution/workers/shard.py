@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
+from attrib_batch.execution.imports import collector_paused
 from attrib_batch.execution.workers.scoring import score_task
 from attrib_batch.execution.workers.task import LoadReport, TaskReader, TaskReport, peak_memory
 
@@ -42,14 +43,15 @@ class ShardWorker:
             JobError: a metric of one's own cannot be used here.
             ShardGroupError: the ranks did not meet in time.
         """
-        import torch
-
-        from attrib_batch.attribution.engine import TokenBudget
-        from attrib_batch.attribution.metrics import try_metrics
-        from attrib_batch.models.ranks import join_ranks
-        from attrib_batch.models.sharded import load_shard, parameters_here
-
         started = time.perf_counter()
+        with collector_paused(keep=True):
+            import torch
+
+            from attrib_batch.attribution.engine import TokenBudget
+            from attrib_batch.attribution.metrics import try_metrics
+            from attrib_batch.models.ranks import join_ranks
+            from attrib_batch.models.sharded import load_shard, parameters_here
+
         workers = self.model_spec.workers
         torch.set_num_threads(max(1, int(workers.cpus)))
         timeout = timedelta(seconds=workers.collective_seconds or 0)
