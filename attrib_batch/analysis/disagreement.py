@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import polars as pl
 
-from attrib_batch.analysis.moments import half_width, moments_of_units, statistics, units_of_pairs
+from attrib_batch.analysis.moments import half_width, mean_of_units
 from attrib_batch.analysis.tables import CELL, read_manifest
 from attrib_batch.analysis.verified import Verified, read_verified, verified_cells
 
@@ -53,8 +53,7 @@ def mean_effects(verified: Verified) -> pl.DataFrame:
         .lazy()
     )
     values = by_pair.with_columns(value=pl.col("estimate") - pl.col("exact"))
-    units = units_of_pairs(values, _HEAD).sort("unit", *_HEAD).collect().lazy()
-    differences = statistics(moments_of_units(units, _HEAD).collect(), _HEAD, gap=None)
+    differences = mean_of_units(values, _HEAD).collect()
     means = by_pair.group_by(_HEAD).agg(pl.col("estimate").mean(), pl.col("exact").mean()).collect()
     sem, n_groups = differences.get_column("sem").cast(pl.Float64), differences.get_column("n_groups")
     width = pl.Series("half_width", half_width(sem.to_numpy(), n_groups.to_numpy()), nan_to_null=True)

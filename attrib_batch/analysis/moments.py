@@ -1,146 +1,224 @@
-"""Mean, spread and cluster-robust standard error, from pieces that add up.
+"""Mean, spread and cluster-robust standard error, from the moments of chunks.
 
-Every quantity is kept relative to the mean of its own piece and shifted when pieces are merged (Chan, Golub,
-LeVeque 1983), so that neither many pieces nor a mean far from 0 cost precision.
+What each sum is, and what a unit is, is said in `attrib_batch.tables.moments`. With n pairs of mean m in G units,
 
-A *unit* is what was sampled: all pairs of one ``group`` (a pair and its mirror), or one pair without a group.
-Pairs of a unit are not independent. With n pairs x_i of mean m in G units g,
+    sem = sqrt( G / (G - 1) * q ) / n
 
-    sem = sqrt( G / (G - 1) * sum_g ( sum_{i in g} (x_i - m) )^2 ) / n
+which is the cluster-robust standard error of a mean (Liang & Zeger 1986, with the G / (G - 1) correction); with one
+pair per unit it is the ordinary std / sqrt(n). A normalised mean is the ratio R = m / M of two means of the same pairs,
+the mean score and the mean gap M of N pairs. By the delta method its variance is
 
-which is the cluster-robust standard error of a mean (Liang & Zeger 1986, with the G / (G - 1) correction);
-with one pair per unit it is the ordinary std / sqrt(n).
+    ( var(m) + R^2 var(M) - 2 R cov(m, M) ) / M^2 ,   cov(m, M) = G / (G - 1) * cross / (n N)
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import polars as pl
+
+from attrib_batch.tables.moments import Scope
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     import numpy as np
 
+KEYS = ("component", "scope", "role", "layer", "head", "position")
+STRATUM_KEYS = ("kind", "stratum", "component", "scope", "layer", "head")
 
-def units_of_pairs(values: pl.LazyFrame, keys: Sequence[str]) -> pl.LazyFrame:
-    """Gather one value per pair into partial units.
+
+@dataclass(frozen=True)
+class Gap:
+    """The mean gap between clean and corrupted metric, over all scored pairs of a cell; metric units."""
+
+    mean: float
+    sem: float | None
+    """Cluster-robust; None for one unit."""
+    n_pairs: int
+    normalizable: bool
+    """Whether it is far enough from 0 to divide by."""
+
+
+def _shifted(reference: pl.Expr) -> dict[str, pl.Expr]:
+    """Return the sums of pieces relative to one mean, added up."""
+    n, q, r, k2 = pl.col("n"), pl.col("q"), pl.col("r"), pl.col("k2")
+    shift = pl.col("mean") - reference
+    return {
+        "n": n.sum(),
+        "mean": reference,
+        "m2": (pl.col("m2") + n * shift**2).sum(),
+        "units": pl.col("units").sum(),
+        "q": (q + 2 * shift * r + shift**2 * k2).sum(),
+        "r": (r + shift * k2).sum(),
+        "k2": k2.sum(),
+        "positive": pl.col("positive").sum(),
+    }
+
+
+def merge_moments(pieces: Sequence[pl.DataFrame], gap: float) -> pl.DataFrame:
+    """Add the moments of disjoint sets of pairs, whose units count as different ones.
 
     Args:
-        values: rows with ``keys``, ``unit`` and ``value`` (float64), one per pair and key.
-        keys: what is kept apart (component, layer, head, ...).
-
-    Returns:
-        One row per (key, unit): ``k`` pairs, their sum ``s``, squared deviations ``m2`` from their own mean,
-        ``min``, ``max``. Partial units of one unit merge with `merge_units`.
+        pieces: frames of the schema `attrib_batch.tables.MOMENTS`.
+        gap: the mean gap that the sums are to be relative to, the same in every call of one cell.
     """
-    value = pl.col("value")
-    return values.group_by(*keys, "unit").agg(
-        k=pl.len().cast(pl.Int64),
-        s=value.sum(),
-        m2=((value - value.mean()) ** 2).sum(),
-        min=value.min(),
-        max=value.max(),
-    )
-
-
-def merge_units(pieces: Sequence[pl.DataFrame], keys: Sequence[str]) -> pl.DataFrame:
-    """Merge partial units that were gathered from different files."""
-    own_mean, mean = pl.col("s") / pl.col("k"), pl.col("s").sum() / pl.col("k").sum()
-    return (
-        pl.concat(pieces)
-        .group_by(*keys, "unit")
-        .agg(
-            k=pl.col("k").sum(),
-            s=pl.col("s").sum(),
-            m2=(pl.col("m2") + pl.col("k") * (own_mean - mean) ** 2).sum(),
-            min=pl.col("min").min(),
-            max=pl.col("max").max(),
-        )
-    )
-
-
-def moments_of_units(units: pl.LazyFrame, keys: Sequence[str]) -> pl.LazyFrame:
-    """Reduce complete units to additive moments.
-
-    Returns:
-        One row per key: ``n`` pairs, ``mean``, ``m2`` = sum of squared deviations of pairs, ``g`` units, and
-        with d = (sum of a unit) - (its pairs) * mean: ``q`` = sum d^2, ``r`` = sum d * k, ``k2`` = sum k^2;
-        ``min``, ``max``.
-    """
-    k, s = pl.col("k"), pl.col("s")
-    mean = s.sum() / k.sum()
-    d = s - k * mean
-    return units.group_by(keys).agg(
-        n=k.sum(),
-        mean=mean,
-        m2=(pl.col("m2") + k * (s / k - mean) ** 2).sum(),
-        g=pl.len().cast(pl.Int64),
-        q=(d * d).sum(),
-        r=(d * k).sum(),
-        k2=(k * k).sum(),
-        min=pl.col("min").min(),
-        max=pl.col("max").max(),
-    )
-
-
-def merge_moments(pieces: Sequence[pl.DataFrame], keys: Sequence[str]) -> pl.DataFrame:
-    """Add the moments of disjoint sets of units."""
     n = pl.col("n")
     mean = (n * pl.col("mean")).sum() / n.sum()
-    shift = pl.col("mean") - mean
-    k2, r = pl.col("k2"), pl.col("r")
+    shift, gap_shift = pl.col("mean") - mean, pl.col("gap") - gap
+    r_all, r_gap, k_all = pl.col("r_all"), pl.col("r_gap"), pl.col("k_all")
     return (
         pl.concat(pieces)
-        .group_by(keys)
+        .group_by(KEYS)
         .agg(
-            n=n.sum(),
-            mean=mean,
-            m2=(pl.col("m2") + n * shift**2).sum(),
-            g=pl.col("g").sum(),
-            q=(pl.col("q") + 2 * shift * r + shift**2 * k2).sum(),
-            r=(r + shift * k2).sum(),
-            k2=k2.sum(),
+            **_shifted(mean),
+            gap=pl.lit(gap),
+            cross=(pl.col("cross") + shift * r_gap + gap_shift * r_all + shift * gap_shift * k_all).sum(),
+            r_all=(r_all + shift * k_all).sum(),
+            r_gap=(r_gap + gap_shift * k_all).sum(),
+            k_all=k_all.sum(),
             min=pl.col("min").min(),
             max=pl.col("max").max(),
+            min_pair=pl.col("min_pair").filter(pl.col("min") == pl.col("min").min()).min(),
+            max_pair=pl.col("max_pair").filter(pl.col("max") == pl.col("max").max()).min(),
         )
     )
 
 
-def statistics(moments: pl.DataFrame, keys: Sequence[str], gap: float | None) -> pl.DataFrame:
+def merge_strata(pieces: Sequence[pl.DataFrame]) -> pl.DataFrame:
+    """Add the moments of disjoint sets of pairs by stratum; frames of the schema `attrib_batch.tables.STRATA`."""
+    n = pl.col("n")
+    return pl.concat(pieces).group_by(STRATUM_KEYS).agg(**_shifted((n * pl.col("mean")).sum() / n.sum()))
+
+
+def join_units(moments: pl.DataFrame, parts_of_units: pl.DataFrame, gaps: pl.DataFrame) -> pl.DataFrame:
+    """Make one unit of the parts that units were counted as.
+
+    Args:
+        moments: merged moments of a cell, whose means are final.
+        parts_of_units: `KEYS`, ``unit``, ``part``, and of the unit's pairs in this part that have a value their number
+            ``k`` and the sum ``s`` of their values.
+        gaps: ``unit``, ``part``, and of all pairs of the unit in this part their number ``k_all`` and ``e``, the sum of
+            their gaps relative to the mean gap of the cell. All parts of a unit are given at once.
+
+    Returns:
+        The moments in which each unit is one.
+    """
+    whole = gaps.group_by("unit").agg(whole_k=pl.col("k_all").sum(), whole_e=pl.col("e").sum())
+    means = moments.select(*KEYS, "mean")
+    d, k, e, k_all = pl.col("d"), pl.col("k"), pl.col("e"), pl.col("k_all")
+    n, whole_e, whole_k = pl.col("k").sum(), pl.col("whole_e").first(), pl.col("whole_k").first()
+    more = (
+        parts_of_units.join(means, on=KEYS, nulls_equal=True)
+        .with_columns(d=pl.col("s") - k * pl.col("mean"))
+        .join(gaps, on=["unit", "part"])
+        .join(whole, on="unit")
+        .group_by(*KEYS, "unit")
+        .agg(
+            units=1 - pl.len().cast(pl.Int64),
+            q=d.sum() ** 2 - (d**2).sum(),
+            r=d.sum() * n - (d * k).sum(),
+            k2=n**2 - (k**2).sum(),
+            cross=d.sum() * whole_e - (d * e).sum(),
+            r_all=d.sum() * whole_k - (d * k_all).sum(),
+            r_gap=whole_e * n - (e * k).sum(),
+            k_all=n * whole_k - (k * k_all).sum(),
+        )
+        .group_by(KEYS)
+        .agg(pl.exclude("unit").sum())
+    )
+    changed = [name for name in more.columns if name not in KEYS]
+    return (
+        moments.join(more, on=KEYS, how="left", nulls_equal=True, suffix="_more")
+        .with_columns(pl.col(name) + pl.col(f"{name}_more").fill_null(0) for name in changed)
+        .select(moments.columns)
+    )
+
+
+def statistics(moments: pl.DataFrame, keys: Sequence[str], gap: Gap) -> pl.DataFrame:
     """Turn moments into the statistics that summaries store.
 
     Args:
         moments: as from `merge_moments`.
         keys: the columns that are kept.
-        gap: mean clean minus mean corrupted metric, or None where it is about 0.
+        gap: of the cell.
 
     Returns:
         ``keys``, ``n_pairs``, ``n_groups``, and in metric units ``mean``, ``std`` (ddof 1, over pairs; null
-        for one pair), ``sem`` (cluster-robust; null for one unit), ``min``, ``max``; the first three again
-        divided by ``gap`` as ``*_normalized``, without a unit, null without a gap. The gap counts as known:
-        its own uncertainty is not in them.
+        for one pair), ``sem`` (cluster-robust; null for one unit), ``min``, ``max`` with the pairs that have them,
+        ``share_positive``; ``mean`` and ``std`` again divided by the gap as ``*_normalized``, without a unit, and
+        ``sem_normalized`` by the delta method; null without a gap.
     """
-    n, g = pl.col("n"), pl.col("g")
-    # Rounding may leave a sum of squares a hair below 0.
-    std = pl.when(n > 1).then((pl.col("m2").clip(lower_bound=0.0) / (n - 1)).sqrt())
-    sem = pl.when(g > 1).then((g / (g - 1) * pl.col("q").clip(lower_bound=0.0)).sqrt() / n)
-    divisor = pl.lit(gap, pl.Float64)
+    divisor = pl.lit(gap.mean if gap.normalizable else None, pl.Float64)
+    ratio = pl.col("mean") / divisor
+    variance = _robust("q") / pl.col("n") ** 2
+    covariance = _robust("cross") / (pl.col("n") * gap.n_pairs)
+    of_ratio = variance + ratio**2 * pl.lit(gap.sem, pl.Float64) ** 2 - 2 * ratio * covariance
     return moments.select(
         *keys,
-        n_pairs=n,
-        n_groups=g,
-        mean=pl.col("mean"),
-        std=std,
-        sem=sem,
+        **_statistics(),
         min=pl.col("min"),
         max=pl.col("max"),
-    ).with_columns(
-        mean_normalized=pl.col("mean") / divisor,
-        std_normalized=pl.col("std") / divisor.abs(),
-        sem_normalized=pl.col("sem") / divisor.abs(),
+        min_pair=pl.col("min_pair"),
+        max_pair=pl.col("max_pair"),
+        mean_normalized=ratio,
+        std_normalized=_std() / divisor.abs(),
+        # Rounding may leave a variance a hair below 0.
+        sem_normalized=of_ratio.clip(lower_bound=0.0).sqrt() / divisor.abs(),
     )
+
+
+def stratum_statistics(strata: pl.DataFrame) -> pl.DataFrame:
+    """Turn the moments of strata into ``n_pairs``, ``n_groups``, ``mean``, ``std``, ``sem`` and ``share_positive``."""
+    return strata.select(*STRATUM_KEYS, **_statistics())
+
+
+def _statistics() -> dict[str, pl.Expr]:
+    return {
+        "n_pairs": pl.col("n"),
+        "n_groups": pl.col("units"),
+        "mean": pl.col("mean"),
+        "std": _std(),
+        "sem": _robust("q").clip(lower_bound=0.0).sqrt() / pl.col("n"),
+        "share_positive": pl.col("positive") / pl.col("n"),
+    }
+
+
+def _std() -> pl.Expr:
+    n = pl.col("n")
+    return pl.when(n > 1).then((pl.col("m2").clip(lower_bound=0.0) / (n - 1)).sqrt())
+
+
+def _robust(sums: str) -> pl.Expr:
+    """Correct a sum over units for their number; null for one unit."""
+    units = pl.col("units")
+    return pl.when(units > 1).then(units / (units - 1) * pl.col(sums))
+
+
+def mean_of_units(values: pl.LazyFrame, keys: Sequence[str]) -> pl.LazyFrame:
+    """Compute means over pairs and their cluster-robust standard errors from one value per pair.
+
+    Args:
+        values: rows with ``keys``, ``unit`` and ``value`` (float64), one per pair and key.
+        keys: what is kept apart.
+
+    Returns:
+        ``keys``, ``n_pairs``, ``n_groups``, ``mean``, ``sem`` (null for one unit).
+    """
+    k, s = pl.col("k"), pl.col("s")
+    d = s - k * s.sum() / k.sum()
+    # Groups come in any order, and sums in another order differ in the last digit.
+    units = values.group_by(*keys, "unit").agg(k=pl.len().cast(pl.Int64), s=pl.col("value").sum()).sort("unit", *keys)
+    return (
+        units.group_by(keys, maintain_order=True)
+        .agg(n=k.sum(), units=pl.len().cast(pl.Int64), mean=s.sum() / k.sum(), q=(d * d).sum())
+        .select(*keys, n_pairs="n", n_groups="units", mean="mean", sem=_robust("q").sqrt() / pl.col("n"))
+    )
+
+
+HEAD_SCOPES = (Scope.ROLE, Scope.LAST, Scope.ALL)
+"""Scopes whose values are those of single heads."""
 
 
 def half_width(sem: np.ndarray, n_groups: np.ndarray, level: float = 0.95) -> np.ndarray:

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 
 import polars as pl
 
-from attrib_batch.analysis.moments import statistics
-from attrib_batch.analysis.passes import HEAD_KEYS, POSITION_KEYS, reduce_cell
-from attrib_batch.analysis.summary import BASELINES, FAILURES, HEADS, POSITIONS, SummaryPaths, write_summary
+from attrib_batch.analysis.moments import HEAD_SCOPES, KEYS, Gap, statistics, stratum_statistics
+from attrib_batch.analysis.passes import reduce_cell
+from attrib_batch.analysis.summary import BASELINES, FAILURES, HEADS, POSITIONS, STRATA, SummaryPaths, write_summary
 from attrib_batch.analysis.tables import CELL, Part, committed_parts, failure_files, gap_or_null, read_manifest, scan
 from attrib_batch.errors import OutputError
 from attrib_batch.storage.store import Store
@@ -34,7 +34,7 @@ def summarize(out: str | Path | Store) -> SummaryPaths:
         out: the run's directory.
 
     Returns:
-        Where the four tables are; read them with `read_summary`.
+        Where the tables are; read them with `read_summary`.
 
     Raises:
         OutputError: ``out`` is not a run's directory, nothing is committed in it yet, or a part is damaged
@@ -45,7 +45,7 @@ def summarize(out: str | Path | Store) -> SummaryPaths:
     plan = manifest.plan
     if not any(store.parts(Table.SCORES, entry.cell.partition) for entry in plan):
         raise OutputError(f"{store.root} has no committed chunk yet: run the job into it first (attrib-batch run).")
-    heads, positions = [HEADS.to_frame()], [POSITIONS.to_frame()]
+    heads, positions, strata = [HEADS.to_frame()], [POSITIONS.to_frame()], [STRATA.to_frame()]
     baselines, failures = [BASELINES.to_frame()], [FAILURES.to_frame()]
     for entry in plan:
         cell, parts = entry.cell, committed_parts(store, entry.cell)
@@ -54,17 +54,26 @@ def summarize(out: str | Path | Store) -> SummaryPaths:
         baseline = _baselines(cell, entry, parts, failed=int(counts.get_column("count").sum()))
         baselines.append(_labelled(baseline, cell, BASELINES))
         if parts:
-            gap = baseline.get_column("gap").item()
-            moments = reduce_cell(cell, parts, manifest.positions_of(cell.method))
-            heads.append(_labelled(statistics(moments.heads, HEAD_KEYS, gap), cell, HEADS))
-            positions.append(_labelled(statistics(moments.positions, POSITION_KEYS, gap), cell, POSITIONS))
+            gap = _gap(baseline)
+            reduced = reduce_cell(cell, parts, gap.mean, manifest.positions_of(cell.method))
+            rows = statistics(reduced.moments, KEYS, gap)
+            of_heads = pl.col("scope").is_in(list(map(str, HEAD_SCOPES)))
+            heads.append(_labelled(rows.filter(of_heads), cell, HEADS))
+            positions.append(_labelled(rows.filter(~of_heads), cell, POSITIONS))
+            strata.append(_labelled(stratum_statistics(reduced.strata), cell, STRATA))
     return write_summary(
         store,
         heads=pl.concat(heads),
         positions=pl.concat(positions),
+        strata=pl.concat(strata),
         baselines=pl.concat(baselines),
         failures=pl.concat(failures),
     )
+
+
+def _gap(baseline: pl.DataFrame) -> Gap:
+    [row] = baseline.iter_rows(named=True)
+    return Gap(row["mean_difference"], row["sem_difference"], row["scored"], row["normalizable"])
 
 
 def _labelled(frame: pl.DataFrame, cell: Cell, schema: pl.Schema) -> pl.DataFrame:
@@ -72,7 +81,7 @@ def _labelled(frame: pl.DataFrame, cell: Cell, schema: pl.Schema) -> pl.DataFram
     named = frame.with_columns(
         model=pl.lit(cell.model), dataset=pl.lit(cell.dataset), method=pl.lit(cell.method)
     ).select(schema.names())
-    order = ("component", "scope", "role", "layer", "head", "position", "stage", "error")
+    order = ("kind", "stratum", "component", "scope", "role", "layer", "head", "position", "stage", "error")
     keys = [key for key in (*CELL, *order) if key in schema]
     return named.cast(schema).sort(keys, nulls_last=True)
 

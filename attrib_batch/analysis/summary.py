@@ -11,28 +11,34 @@ import polars as pl
 
 from attrib_batch.errors import OutputError
 from attrib_batch.storage.store import Store
-from attrib_batch.tables import MANIFEST, Table
+from attrib_batch.tables import MANIFEST, Scope, Table
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
 _FOLDER = "summary"
-_TABLES = ("heads", "positions", "baselines", "failures")
+_TABLES = ("heads", "positions", "strata", "baselines", "failures")
 
 _CELL = {"model": pl.String(), "dataset": pl.String(), "method": pl.String()}
 
-_STATISTICS = {
+_MEANS = {
     "n_pairs": pl.Int64(),  # pairs the statistics are over
     "n_groups": pl.Int64(),  # sampling units among them: groups, and pairs without a group
     "mean": pl.Float64(),  # metric units, as are std, sem, min and max
     "std": pl.Float64(),  # over pairs, ddof 1; null for one pair
     "sem": pl.Float64(),  # cluster-robust standard error of the mean; null for one unit
+    "share_positive": pl.Float64(),  # share of pairs with a value above 0, 0 to 1
+}
+_STATISTICS = {
+    **_MEANS,
     "min": pl.Float64(),
     "max": pl.Float64(),
+    "min_pair": pl.Int64(),  # the pair_id that has it; the smallest of several
+    "max_pair": pl.Int64(),
     "mean_normalized": pl.Float64(),  # mean / (mean clean - mean corrupted); null where that is about 0
     "std_normalized": pl.Float64(),
-    "sem_normalized": pl.Float64(),
+    "sem_normalized": pl.Float64(),  # by the delta method: the gap is uncertain as well
 }
 
 HEADS = pl.Schema(
@@ -52,10 +58,37 @@ A pair's value in scope ``role`` is the sum over the positions of the role's spa
 not count.
 """
 
-POSITIONS = pl.Schema({**_CELL, "component": pl.String(), "layer": pl.Int16(), "position": pl.Int32(), **_STATISTICS})
-"""``positions.parquet``: one row per (cell, component, layer, position).
+POSITIONS = pl.Schema(
+    {
+        **_CELL,
+        "component": pl.String(),
+        "scope": pl.String(),  # position: counted from the first token, 0; from_end: back from the last, -1
+        "layer": pl.Int16(),
+        "position": pl.Int32(),
+        **_STATISTICS,
+    }
+)
+"""``positions.parquet``: one row per (cell, component, scope, layer, position).
 
 A pair's value is the sum over heads; pairs too short to have the position do not count.
+"""
+
+STRATA = pl.Schema(
+    {
+        **_CELL,
+        "kind": pl.String(),  # template or task
+        "stratum": pl.String(),  # its name
+        "component": pl.String(),
+        "scope": pl.String(),  # last or all, as in heads
+        "layer": pl.Int16(),
+        "head": pl.Int16(),
+        **_MEANS,
+    }
+)
+"""``strata.parquet``: one row per (cell, kind, stratum, component, scope, layer, head).
+
+The statistics are over the pairs of one template, or of one task.
+Chunks that an earlier release committed have no tasks.
 """
 
 BASELINES = pl.Schema(
@@ -97,6 +130,7 @@ class SummaryPaths:
 
     heads: Path | str
     positions: Path | str
+    strata: Path | str
     baselines: Path | str
     failures: Path | str
 
@@ -107,15 +141,16 @@ class SummaryPaths:
         return cls(*(store.path(_relative(name)) for name in _TABLES))
 
     def __iter__(self) -> Iterator[Path | str]:
-        return iter([self.heads, self.positions, self.baselines, self.failures])
+        return iter([self.heads, self.positions, self.strata, self.baselines, self.failures])
 
 
 @dataclass(frozen=True)
 class Summary:
-    """The summary tables of a run; see `HEADS`, `POSITIONS`, `BASELINES` and `FAILURES` for their columns."""
+    """The summary tables of a run; their columns are those of the schemas of the same names."""
 
     heads: pl.DataFrame
     positions: pl.DataFrame
+    strata: pl.DataFrame
     baselines: pl.DataFrame
     failures: pl.DataFrame
 
@@ -125,11 +160,18 @@ def write_summary(
     *,
     heads: pl.DataFrame,
     positions: pl.DataFrame,
+    strata: pl.DataFrame,
     baselines: pl.DataFrame,
     failures: pl.DataFrame,
 ) -> SummaryPaths:
-    """Commit the four tables, each in one step."""
-    frames = {"heads": heads, "positions": positions, "baselines": baselines, "failures": failures}
+    """Commit the tables, each in one step."""
+    frames = {
+        "heads": heads,
+        "positions": positions,
+        "strata": strata,
+        "baselines": baselines,
+        "failures": failures,
+    }
     for name, frame in frames.items():
         store.write_table(_relative(name), frame.to_arrow(compat_level=pl.CompatLevel.oldest()))
     return SummaryPaths.of(store)
@@ -169,7 +211,7 @@ def heatmap(
     """Arrange one statistic as a matrix of layers by heads or by positions.
 
     The tutorial's two maps are ``heatmap(heads, component="z", scope="last")`` and ``heatmap(positions,
-    columns="position", component="z")``.
+    columns="position", component="z")``; with ``scope="from_end"`` the last column is the last position of all prompts.
 
     Args:
         summary: ``heads`` or ``positions`` of a `Summary`.
@@ -184,6 +226,8 @@ def heatmap(
     Raises:
         ValueError: the selection is empty, or several rows fall on one element of the matrix.
     """
+    if columns == "position":
+        select.setdefault("scope", Scope.POSITION)
     chosen = summary.filter(*(pl.col(name) == wanted for name, wanted in select.items())).drop_nulls(columns)
     if chosen.is_empty():
         raise ValueError(f"no row with a {columns} has {select}")
@@ -195,6 +239,7 @@ def heatmap(
         ]
         raise ValueError(f"several rows per layer and {columns}: select one {' and one '.join(several)}")
     rows, cols = chosen.get_column("layer").to_numpy(), chosen.get_column(columns).to_numpy()
+    cols = cols - min(cols.min(), 0)
     matrix = np.full((rows.max() + 1, cols.max() + 1), np.nan)
     matrix[rows, cols] = chosen.get_column(value).cast(pl.Float64).to_numpy()
     return matrix

@@ -35,12 +35,13 @@ CELL = ("model", "dataset", "method")
 
 @dataclass(frozen=True)
 class Part:
-    """One committed chunk that scored at least one pair."""
+    """One committed chunk; where no pair was scored it may be left out."""
 
     scores: StoredFile
     baselines: StoredFile
-    rows: int
-    """How many rows the scores file holds."""
+    moments: StoredFile | None = None
+    """None where an earlier release committed the chunk; likewise the strata."""
+    strata: StoredFile | None = None
 
 
 def read_manifest(out: str | Path | Store) -> Manifest:
@@ -60,16 +61,21 @@ def committed_parts(out: str | Path | Store, cell: Cell) -> list[Part]:
         interpreted.
     """
     store = Store.parse(out)
-    with_baselines = store.parts(Table.BASELINES, cell.partition)
+    there = {table: store.parts(table, cell.partition) for table in Table}
+    summed = there[Table.MOMENTS] & there[Table.STRATA]
     parts = []
-    for start, stop in sorted(store.parts(Table.SCORES, cell.partition)):
+    for start, stop in sorted(there[Table.SCORES]):
         chunk = Chunk(cell, start, stop)
-        scores, baselines = (store.file(chunk.path(table)) for table in (Table.SCORES, Table.BASELINES))
-        rows = store.count_rows(scores.relative)
-        if rows and (start, stop) not in with_baselines:
-            raise OutputError(f"{scores} has no baselines file: remove it and run the job again to restore both.")
-        if rows:
-            parts.append(Part(scores, baselines, rows))
+        scores, baselines, moments, strata = (
+            store.file(chunk.path(table)) for table in (Table.SCORES, Table.BASELINES, Table.MOMENTS, Table.STRATA)
+        )
+        complete = (start, stop) in there[Table.BASELINES]
+        if complete and (start, stop) in summed:
+            parts.append(Part(scores, baselines, moments, strata))
+        elif store.count_rows(scores.relative):
+            if not complete:
+                raise OutputError(f"{scores} has no baselines file: remove it and run the job again to restore both.")
+            parts.append(Part(scores, baselines))
     return parts
 
 

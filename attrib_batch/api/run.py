@@ -17,6 +17,7 @@ from attrib_batch.report.figures import Panel, Quantity, build_heatmap
 from attrib_batch.spec import DEFAULT_VERIFIED_PAIRS, Component
 from attrib_batch.spec.positions import ALL, check_at
 from attrib_batch.storage.store import Store
+from attrib_batch.tables import Scope
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -108,7 +109,11 @@ class Run:
         return _only(self._summary().heads, cell)
 
     def positions(self, **cell: str) -> pl.DataFrame:
-        """Return the same of every layer and position, summed over heads; arguments as for `scores`."""
+        """Return the same of every layer and position, summed over heads; arguments as for `scores`.
+
+        Positions are counted from the first token, 0, where ``scope`` is ``position``, and back from the last one, -1,
+        where it is ``from_end``.
+        """
         return _only(self._summary().positions, cell)
 
     def top(
@@ -158,7 +163,7 @@ class Run:
             ValueError: nothing is there, or several cells are.
         """
         if at == "position":
-            rows = self.positions(**cell).filter(pl.col("component") == str(component))
+            rows = self.positions(**cell).filter(component=str(component), scope=Scope.POSITION)
             column = "position"
         else:
             rows = self._at(self.heads(**cell), at, component)

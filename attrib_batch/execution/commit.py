@@ -1,10 +1,10 @@
-"""Commit a chunk: baselines and failures first, the scores file last. The scores file is the commit."""
+"""Commit a chunk: the scores file last, all other tables before it. The scores file is the commit."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from attrib_batch.tables import BASELINES, FAILURES, SCORES, Chunk, FailureReason, Stage, Table
+from attrib_batch.tables import BASELINES, FAILURES, MOMENTS, SCORES, STRATA, Chunk, FailureReason, Stage, Table
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -17,7 +17,16 @@ if TYPE_CHECKING:
     from attrib_batch.storage.store import Store
 
 
-def commit_chunk(store: Store, chunk: Chunk, *, scores: pa.Table, baselines: pa.Table, failures: pa.Table) -> int:
+def commit_chunk(
+    store: Store,
+    chunk: Chunk,
+    *,
+    scores: pa.Table,
+    baselines: pa.Table,
+    failures: pa.Table,
+    moments: pa.Table,
+    strata: pa.Table,
+) -> int:
     """Write a chunk's tables, and return the bytes of the scores file.
 
     An attempt that died may have left tables without their commit; they are replaced or removed, so that committed
@@ -34,6 +43,8 @@ def commit_chunk(store: Store, chunk: Chunk, *, scores: pa.Table, baselines: pa.
         store.write_table(chunk.path(Table.FAILURES), failures)
     else:
         store.remove(chunk.path(Table.FAILURES))
+    store.write_table(chunk.path(Table.MOMENTS), moments)
+    store.write_table(chunk.path(Table.STRATA), strata)
     return store.write_table(chunk.path(Table.SCORES), scores)
 
 
@@ -66,6 +77,8 @@ def commit_given_up(store: Store, chunk: Chunk, pairs: Sequence[Pair], left_out:
         scores=SCORES.empty_table(),
         baselines=BASELINES.empty_table(),
         failures=pa.Table.from_pylist(rows, schema=FAILURES),
+        moments=MOMENTS.empty_table(),
+        strata=STRATA.empty_table(),
     )
 
 

@@ -13,6 +13,7 @@ from attrib_batch.report.verification import VerificationSection, VerifiedCell, 
 from attrib_batch.report.wording import describe_method, describe_scale, unit_of, warning_about
 from attrib_batch.spec import Cell, Component
 from attrib_batch.spec.positions import ALL
+from attrib_batch.tables import Scope
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -98,7 +99,8 @@ def _cell(
     of_cell = (pl.col("model") == cell.model) & (pl.col("dataset") == cell.dataset) & (pl.col("method") == cell.method)
     baseline = summary.baselines.row(by_predicate=of_cell, named=True)
     quantity = Quantity(baseline["normalizable"], unit_of(str(method.get("metric", "logit_diff"))))
-    heads, positions = summary.heads.filter(of_cell), summary.positions.filter(of_cell)
+    heads = summary.heads.filter(of_cell)
+    positions = summary.positions.filter(of_cell, scope=Scope.POSITION)
     own = verified.get(cell)
     present = set(heads.get_column("component"))
     everywhere = manifest.positions_of(cell.method) == ALL

@@ -241,6 +241,10 @@ class StoredFile:
         """Its name within its folder."""
         return self.relative.rpartition("/")[2]
 
+    def read(self) -> pa.Table:
+        """Read it as a Parquet table; raises what `Store.read_table` raises."""
+        return self.store.read_table(self.relative)
+
     def __str__(self) -> str:
         return str(self.store.path(self.relative))
 

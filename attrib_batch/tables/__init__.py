@@ -10,6 +10,7 @@ from attrib_batch.tables.manifest import (
     find_manifest,
     read_manifest,
 )
+from attrib_batch.tables.moments import MOMENTS, STRATA, Scope, StratumKind
 from attrib_batch.tables.plan import CellPlan
 from attrib_batch.tables.schema import (
     BASELINES,
@@ -28,6 +29,7 @@ __all__ = [
     "BASELINES",
     "FAILURES",
     "MANIFEST",
+    "MOMENTS",
     "PAIRS",
     "READABLE_SCHEMA_VERSIONS",
     "REQUIRED_PAIR_COLUMNS",
@@ -35,13 +37,16 @@ __all__ = [
     "SCHEMA_VERSION",
     "SCORES",
     "SCORING",
+    "STRATA",
     "VERIFICATION",
     "CellPlan",
     "Chunk",
     "FailureReason",
     "Manifest",
+    "Scope",
     "Stage",
     "StageEntry",
+    "StratumKind",
     "Table",
     "find_manifest",
     "parse_part_name",

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
+from attrib_batch.tables.moments import MOMENTS, STRATA
 from attrib_batch.tables.schema import BASELINES, FAILURES, SCORES
 
 if TYPE_CHECKING:
@@ -21,11 +22,19 @@ class Table(StrEnum):
     SCORES = "scores"
     BASELINES = "baselines"
     FAILURES = "failures"
+    MOMENTS = "moments"
+    STRATA = "strata"
 
     @property
     def schema(self) -> pa.Schema:
         """The table's Arrow schema, without the partition columns."""
-        return {Table.SCORES: SCORES, Table.BASELINES: BASELINES, Table.FAILURES: FAILURES}[self]
+        return {
+            Table.SCORES: SCORES,
+            Table.BASELINES: BASELINES,
+            Table.FAILURES: FAILURES,
+            Table.MOMENTS: MOMENTS,
+            Table.STRATA: STRATA,
+        }[self]
 
 
 @dataclass(frozen=True, order=True)

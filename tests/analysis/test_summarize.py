@@ -24,10 +24,13 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 CELL = Cell("gpt2", "ioi", "atp")
+HEAD_KEYS = ("component", "scope", "role", "layer", "head")
+POSITION_KEYS = ("component", "scope", "layer", "position")
 
 
-def literal(values: Sequence[float], groups: Sequence[object]) -> dict[str, float | int | None]:
+def literal(values: Sequence[float], units: Sequence[object], ids: Sequence[int]) -> dict[str, float | int | None]:
     """Mean, std and the cluster-robust standard error, written out from their definitions."""
+    groups = units
     n, mean = len(values), math.fsum(values) / len(values)
     sums: dict[object, float] = defaultdict(float)
     for value, group in zip(values, groups, strict=True):
@@ -40,8 +43,11 @@ def literal(values: Sequence[float], groups: Sequence[object]) -> dict[str, floa
         "mean": mean,
         "std": math.sqrt(math.fsum((v - mean) ** 2 for v in values) / (n - 1)) if n > 1 else None,
         "sem": math.sqrt(g / (g - 1) * squares) / n if g > 1 else None,
+        "share_positive": sum(value > 0 for value in values) / n,
         "min": min(values),
         "max": max(values),
+        "min_pair": min(pair for pair, value in zip(ids, values, strict=True) if value == min(values)),
+        "max_pair": min(pair for pair, value in zip(ids, values, strict=True) if value == max(values)),
     }
 
 
@@ -57,13 +63,15 @@ def expected(pairs: Sequence[Pair]) -> tuple[dict[tuple, dict], dict[tuple, dict
             by_head = scores if has_heads else scores[:, None]
             for layer, head in np.ndindex(by_head.shape[:2]):
                 row, at = by_head[layer, head], (layer, head if has_heads else None)
-                heads[component, "all", None, *at].append((row.sum(), unit))
-                heads[component, "last", None, *at].append((row[-1], unit))
+                heads[component, "all", None, *at].append((row.sum(), unit, pair.pair_id))
+                heads[component, "last", None, *at].append((row[-1], unit, pair.pair_id))
                 for role in set(pair.roles.values()):
                     span = [position for position, name in pair.roles.items() if name == role]
-                    heads[component, "role", role, *at].append((row[span].sum(), unit))
+                    heads[component, "role", role, *at].append((row[span].sum(), unit, pair.pair_id))
             for layer, position in np.ndindex(by_head.shape[0], pair.n_tokens):
-                positions[component, layer, position].append((by_head[layer, :, position].sum(), unit))
+                value = by_head[layer, :, position].sum(), unit, pair.pair_id
+                positions[component, "position", layer, position].append(value)
+                positions[component, "from_end", layer, position - pair.n_tokens].append(value)
     return (
         {key: literal(*zip(*found, strict=True)) for key, found in heads.items()},
         {key: literal(*zip(*found, strict=True)) for key, found in positions.items()},
@@ -77,7 +85,7 @@ def assert_equal(frame: pl.DataFrame, keys: Sequence[str], want: dict[tuple, dic
         for name, number in row.items():
             close = number if number is None else pytest.approx(number, rel=1e-9, abs=1e-9)
             assert got[key][name] == close, (key, name)
-            if name in {"mean", "std", "sem"}:
+            if name in {"mean", "std"}:
                 scaled = number if number is None else pytest.approx(number / gap, rel=1e-9, abs=1e-9)
                 assert got[key][f"{name}_normalized"] == scaled, (key, name)
 
@@ -124,14 +132,15 @@ def test_numbers_computed_by_hand(tmp_path: Path) -> None:
     assert (cell["share_clean_higher"], cell["sem_difference"]) == (1.0, 0.0)
 
 
+@pytest.mark.parametrize("moments", [False, True])
 @pytest.mark.parametrize("cuts", [(), (4,), (3, 5), tuple(range(1, 12))])
-def test_summaries_equal_an_independent_computation(tmp_path: Path, cuts: tuple[int, ...]) -> None:
+def test_summaries_equal_an_independent_computation(tmp_path: Path, cuts: tuple[int, ...], *, moments: bool) -> None:
     # Groups of one to three pairs; the third cut separates the members of most, and 1 is far from its mirror.
     pairs = some_pairs([1, 2, 2, None, 3, 3, 3, None, 4, 5, 5, 1])
-    summarize(write_run(tmp_path, {CELL: pairs}, cuts=cuts))
+    summarize(write_run(tmp_path, {CELL: pairs}, cuts=cuts, moments=moments))
     summary, (heads, positions) = read_summary(tmp_path), expected(pairs)
-    assert_equal(summary.heads, passes.HEAD_KEYS, heads, gap_of(pairs))
-    assert_equal(summary.positions, passes.POSITION_KEYS, positions, gap_of(pairs))
+    assert_equal(summary.heads, HEAD_KEYS, heads, gap_of(pairs))
+    assert_equal(summary.positions, POSITION_KEYS, positions, gap_of(pairs))
 
 
 @pytest.mark.slow
@@ -141,6 +150,7 @@ def test_summaries_equal_an_independent_computation(tmp_path: Path, cuts: tuple[
     cuts=st.lists(st.integers(1, 8), max_size=4),
     pending=st.integers(2, 4),
     seed=st.integers(0, 1000),
+    moments=st.booleans(),
 )
 def test_how_pairs_are_cut_into_parts_changes_nothing(
     tmp_path_factory: pytest.TempPathFactory,
@@ -148,15 +158,18 @@ def test_how_pairs_are_cut_into_parts_changes_nothing(
     cuts: list[int],
     pending: int,
     seed: int,
+    *,
+    moments: bool,
 ) -> None:
     pairs = some_pairs(groups, seed=seed)
-    out = write_run(tmp_path_factory.mktemp("cut"), {CELL: pairs}, cuts=cuts)
+    out = write_run(tmp_path_factory.mktemp("cut"), {CELL: pairs}, cuts=cuts, moments=moments)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(passes, "_PENDING_PARTS", pending)
+        patch.setattr(passes, "_PENDING_ROWS", pending)
+        patch.setattr(passes, "_UNITS_AT_A_TIME", pending - 1)
         summarize(out)
     summary, (heads, positions) = read_summary(out), expected(pairs)
-    assert_equal(summary.heads, passes.HEAD_KEYS, heads, gap_of(pairs))
-    assert_equal(summary.positions, passes.POSITION_KEYS, positions, gap_of(pairs))
+    assert_equal(summary.heads, HEAD_KEYS, heads, gap_of(pairs))
+    assert_equal(summary.positions, POSITION_KEYS, positions, gap_of(pairs))
 
 
 def test_only_groups_in_several_parts_straddle(tmp_path: Path) -> None:
@@ -165,7 +178,7 @@ def test_only_groups_in_several_parts_straddle(tmp_path: Path) -> None:
     from attrib_batch.analysis.tables import committed_parts
 
     straddling = passes.straddling_pairs(committed_parts(tmp_path, CELL))
-    assert straddling.rows() == [(98, 5, 97, 0), (97, 3, 97, 1)]
+    assert straddling.select("pair_id", "unit", "part").rows() == [(98, 97, 0), (97, 97, 1)]
 
 
 def test_float32_scores_are_added_in_float64(tmp_path: Path) -> None:
@@ -197,7 +210,7 @@ def test_a_prompt_longer_than_16_bits_has_a_mean_at_its_last_position(tmp_path: 
     scores = np.zeros((1, 1, 40_000))
     scores[0, 0, -1] = 2.0
     summarize(write_run(tmp_path, {CELL: [Pair(0, {"z": scores})]}))
-    [row] = read_summary(tmp_path).positions.filter(pl.col("mean") > 0).rows(named=True)
+    [row] = read_summary(tmp_path).positions.filter(pl.col("mean") > 0, scope="position").rows(named=True)
     assert (row["position"], row["mean"]) == (39_999, 2.0)
 
 
@@ -231,7 +244,7 @@ def test_cells_do_not_mix(tmp_path: Path) -> None:
     summary = read_summary(tmp_path)
     for cell, pairs in ((CELL, ours), (other, theirs)):
         heads = summary.heads.filter(pl.col("model") == cell.model)
-        assert_equal(heads, passes.HEAD_KEYS, expected(pairs)[0], gap_of(pairs))
+        assert_equal(heads, HEAD_KEYS, expected(pairs)[0], gap_of(pairs))
 
 
 def test_failures_are_counted_by_reason_with_the_first_as_example(tmp_path: Path) -> None:
@@ -267,7 +280,7 @@ def test_what_is_not_committed_is_not_read(tmp_path: Path) -> None:
     scores.rename(scores.with_name(f".tmp-123-{scores.name}"))
     summarize(tmp_path)
     summary = read_summary(tmp_path)
-    assert_equal(summary.heads, passes.HEAD_KEYS, expected(pairs[:4])[0], gap_of(pairs[:4]))
+    assert_equal(summary.heads, HEAD_KEYS, expected(pairs[:4])[0], gap_of(pairs[:4]))
     assert summary.baselines.get_column("failed").item() == 0
 
 
@@ -344,7 +357,7 @@ def test_a_method_at_the_last_position_has_means_there_alone(tmp_path: Path) -> 
     summarize(out)
     heads, positions = read_summary(out).heads, read_summary(out).positions
     assert set(heads["scope"]) == {"last", "all"}
-    assert set(positions["position"]) == {4}
+    assert set(positions.select("scope", "position").rows()) == {("position", 4), ("from_end", -1)}
     last, whole = (heads.filter(scope=scope).drop("scope") for scope in ("last", "all"))
     assert last.equals(whole)
     assert set(last["n_pairs"]) == {3}
@@ -356,7 +369,7 @@ def test_a_method_at_roles_has_no_means_at_the_last_position(tmp_path: Path) -> 
     heads, positions = read_summary(out).heads, read_summary(out).positions
     assert set(heads["scope"]) == {"role", "all"}, "no row at the last position is not a score of 0 there"
     assert set(heads["role"].drop_nulls()) == {"A"}
-    assert set(positions["position"]) == {1, 2}
+    assert set(positions["position"]) == {1, 2, -4, -3}
     assert set(heads["n_pairs"]) == set(positions["n_pairs"]) == {2}
 
 

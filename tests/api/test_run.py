@@ -162,7 +162,7 @@ def test_a_heatmap_shows_the_numbers_of_the_summary(normalized: bool, value: str
 def test_a_heatmap_by_position(run: ab.Run) -> None:
     figure = run.heatmap("mlp_out", "position", method="atp", normalized=False)
     [trace] = figure.data
-    rows = run.positions(method="atp").filter(component="mlp_out").sort("layer", "position")
+    rows = run.positions(method="atp").filter(component="mlp_out", scope="position").sort("layer", "position")
     np.testing.assert_allclose(np.asarray(trace.z, dtype=float), as_matrix(rows, "position", "mean"), rtol=1e-3,
                                atol=1e-6)  # fmt: skip
     assert list(trace.x) == list(range(16))

@@ -12,7 +12,7 @@ from attrib_batch.execution.commit import commit_chunk, commit_given_up, failure
 from attrib_batch.execution.scheduling.assignment import LeftOut
 from attrib_batch.spec import Cell
 from attrib_batch.storage.store import Store
-from attrib_batch.tables import BASELINES, FAILURES, SCORES, Chunk, Table
+from attrib_batch.tables import BASELINES, FAILURES, MOMENTS, SCORES, STRATA, Chunk, Table
 from tests.support.demo_pairs import random_pairs
 from tests.support.jobs import in_words
 
@@ -38,6 +38,8 @@ def commit(store: Store, scored: set[int], failed: set[int]) -> None:
         scores=pa.Table.from_pylist(scores, schema=SCORES),
         baselines=pa.Table.from_pylist(baselines, schema=BASELINES),
         failures=pa.Table.from_pylist(failures, schema=FAILURES),
+        moments=MOMENTS.empty_table(),
+        strata=STRATA.empty_table(),
     )
 
 

@@ -5,15 +5,19 @@ from __future__ import annotations
 import itertools
 import json
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from attrib_batch.analysis.dense import read_dense
+from attrib_batch.analysis.tables import Part
 from attrib_batch.spec import Cell
+from attrib_batch.spec.positions import ALL
 from attrib_batch.storage.store import Store
 from attrib_batch.tables import SCHEMA_VERSION, Chunk, Table
+from attrib_batch.tables.moments import chunk_moments
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -30,6 +34,7 @@ class Pair:
     clean: float = 3.0
     corrupted: float = -1.0
     group: int | None = None
+    template: str | None = None
     first_difference: int = 0
     stored: Sequence[int] | None = None
     """The positions that have rows; all where None."""
@@ -83,7 +88,7 @@ def baseline_table(pairs: Sequence[Pair]) -> pa.Table:
             "first_difference": pair.first_difference,
             "clean_metric": pair.clean,
             "corrupted_metric": pair.corrupted,
-            "template": None,
+            "template": pair.template,
             "group": pair.group,
         }
         for pair in pairs
@@ -96,12 +101,20 @@ def failure_table(failures: Sequence[Failure]) -> pa.Table:
     return pa.Table.from_pylist(rows, schema=Table.FAILURES.schema)
 
 
-def write_chunk(out: Path, chunk: Chunk, pairs: Sequence[Pair], failures: Sequence[Failure] = ()) -> None:
+def write_chunk(
+    out: Path, chunk: Chunk, pairs: Sequence[Pair], failures: Sequence[Failure] = (), *, at: Any = None
+) -> None:
+    """Write a chunk; with its moments where the positions are said that its method was asked for."""
     store = Store(out)
     if failures:
         store.write_table(chunk.path(Table.FAILURES), failure_table(failures))
     store.write_table(chunk.path(Table.BASELINES), baseline_table(pairs))
     store.write_table(chunk.path(Table.SCORES), score_table(pairs))
+    if at is not None:
+        files = (store.file(chunk.path(table)) for table in (Table.SCORES, Table.BASELINES))
+        moments, strata = chunk_moments(read_dense(chunk.cell, Part(*files), at))
+        store.write_table(chunk.path(Table.MOMENTS), moments)
+        store.write_table(chunk.path(Table.STRATA), strata)
 
 
 def write_manifest(out: Path, expected: Mapping[Cell, int], *, method: Mapping[str, object] | None = None) -> None:
@@ -160,6 +173,7 @@ def write_run(
     cuts: Sequence[int] = (),
     failures: Mapping[Cell, Sequence[Failure]] | None = None,
     method: Mapping[str, object] | None = None,
+    moments: bool = False,
 ) -> Path:
     """A finished run; pairs are cut into parts before the given indices; failures go into the first."""
     failed = failures or {}
@@ -171,7 +185,10 @@ def write_run(
     for cell, pairs in cells.items():
         edges = sorted({0, len(pairs), *(cut for cut in cuts if 0 < cut < len(pairs))})
         for start, stop in itertools.pairwise(edges):
-            write_chunk(out, Chunk(cell, start, stop), pairs[start:stop], failed.get(cell, ()) if start == 0 else ())
+            write_chunk(
+                out, Chunk(cell, start, stop), pairs[start:stop], failed.get(cell, ()) if start == 0 else (),
+                at=(method or {}).get("at", ALL) if moments else None,
+            )  # fmt: skip
     return out
 
 

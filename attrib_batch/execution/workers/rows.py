@@ -14,6 +14,7 @@ from attrib_batch.attribution.engine import ScoredBatch
 from attrib_batch.pairs.encoding.encode import EncodedPair
 from attrib_batch.spec import Component
 from attrib_batch.tables import BASELINES, FAILURES, SCORES
+from attrib_batch.tables.moments import DenseChunk, DenseScores, PairFacts, chunk_moments, units_of
 
 _COMPONENT_NAMES = pa.array([str(component) for component in Component])
 _COMPONENT_CODES = {component: code for code, component in enumerate(Component)}
@@ -25,7 +26,7 @@ def score_rows(batches: Sequence[ScoredBatch]) -> pa.Table:
     Positions of the shared prefix are rows like any other; their score is exactly 0. A position that was not asked for
     has no row, so a pair may have none at all.
     """
-    roles = sorted({role for batch in batches for pair in batch.pairs for role in pair.roles if role is not None})
+    roles = _roles_of(batches)
     slices: list[tuple[int, pa.Table]] = []
     for batch in batches:
         table, n_rows = _batch_rows(batch, roles)
@@ -38,23 +39,80 @@ def score_rows(batches: Sequence[ScoredBatch]) -> pa.Table:
     return pa.concat_tables([table for _, table in slices]) if slices else SCORES.empty_table()
 
 
-def _batch_rows(batch: ScoredBatch, roles: list[str]) -> tuple[pa.Table, Int[np.ndarray, " pair"]]:
-    """Build the rows of pairs of one shape (pair, then component, layer, head, position); and count those of each."""
-    n_pairs = len(batch.pairs)
+def moment_rows(batches: Sequence[ScoredBatch]) -> tuple[pa.Table, pa.Table]:
+    """Build the moments and the strata of a chunk; see `attrib_batch.tables.moments`."""
+    scored = sorted(
+        (
+            (pair, clean - corrupted)
+            for batch in batches
+            for pair, clean, corrupted in zip(
+                batch.pairs, batch.result.clean_metric.tolist(), batch.result.corrupted_metric.tolist(), strict=True
+            )
+        ),
+        key=lambda item: item[0].pair_id,
+    )
+    pairs = [pair for pair, _ in scored]
+    ids = np.array([pair.pair_id for pair in pairs], dtype=np.int64)
+    facts = PairFacts(
+        pair_id=ids,
+        n_tokens=np.array([pair.n_tokens for pair in pairs], dtype=np.int64),
+        unit=units_of(ids, [pair.group for pair in pairs]),
+        gap=np.array([gap for _, gap in scored], dtype=np.float64),
+        template=[pair.template for pair in pairs],
+        task=[pair.task for pair in pairs],
+    )
+    roles = _roles_of(batches)
+    blocks = [_dense(batch, roles, ids) for batch in batches]
+    components = list(batches[0].result.scores) if batches else []
+    heads = {str(component): component.has_heads for component in components}
+    return chunk_moments(DenseChunk(facts, blocks, roles, heads))
+
+
+def _dense(batch: ScoredBatch, roles: list[str], ids: Int[np.ndarray, " chunk_pair"]) -> DenseScores:
+    places = _places(batch)
+    return DenseScores(
+        pairs=np.searchsorted(ids, [pair.pair_id for pair in batch.pairs]),
+        positions=places,
+        roles=_role_codes(batch, roles, places),
+        scores={str(component): _whole(given, places.shape[1]) for component, given in batch.result.scores.items()},
+    )
+
+
+def _roles_of(batches: Sequence[ScoredBatch]) -> list[str]:
+    return sorted({role for batch in batches for pair in batch.pairs for role in pair.roles if role is not None})
+
+
+def _role_codes(
+    batch: ScoredBatch, roles: list[str], places: Int[np.ndarray, "pair place"]
+) -> Int[np.ndarray, "pair place"]:
+    """Return the code of the role at each place; -1 for none."""
     codes = {role: code for code, role in enumerate(roles)}
     role_at = np.array(
         [[-1 if role is None else codes[role] for role in pair.roles] for pair in batch.pairs], dtype=np.int32
     )
+    return np.take_along_axis(role_at, np.maximum(places, 0), axis=1)
+
+
+def _whole(given: np.ndarray, n_places: int) -> np.ndarray:
+    """Put the zeros of a shared prefix before scores; the last axis is then ``n_places`` long."""
+    if given.shape[-1] == n_places:
+        return given
+    whole = np.zeros((*given.shape[:-1], n_places), dtype=np.float32)
+    whole[..., n_places - given.shape[-1] :] = given
+    return whole
+
+
+def _batch_rows(batch: ScoredBatch, roles: list[str]) -> tuple[pa.Table, Int[np.ndarray, " pair"]]:
+    """Build the rows of pairs of one shape (pair, then component, layer, head, position); and count those of each."""
+    n_pairs = len(batch.pairs)
     places = _places(batch)
-    role_at = np.take_along_axis(role_at, np.maximum(places, 0), axis=1)
+    role_at = _role_codes(batch, roles, places)
     columns: dict[str, list[np.ndarray]] = {
         name: [] for name in ("component", "layer", "head", "position", "role", "score")
     }
     for component, given in batch.result.scores.items():
-        _, n_layers, n_heads, n_given = given.shape
-        shape = (n_pairs, n_layers, n_heads, places.shape[1])
-        score = np.zeros(shape, dtype=np.float32)
-        score[..., places.shape[1] - n_given :] = given
+        score = _whole(given, places.shape[1])
+        _, n_layers, n_heads, _ = shape = score.shape
         layer, head, _ = np.meshgrid(
             np.arange(n_layers, dtype=np.int16),
             np.arange(n_heads, dtype=np.int16) if component.has_heads else np.full(1, -1, dtype=np.int16),

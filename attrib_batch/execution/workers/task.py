@@ -208,11 +208,19 @@ class _ChunkResult:
     def commit(self, store: Store, chunk: Chunk) -> tuple[int, int]:
         """Write the chunk's tables, and return the rows and bytes of its scores."""
         # It imports torch, which is load()'s to do: what importing it raises then reaches the driver as it is.
-        from attrib_batch.execution.workers.rows import baseline_rows, failure_rows, score_rows
+        from attrib_batch.execution.workers.rows import baseline_rows, failure_rows, moment_rows, score_rows
 
         scores = score_rows(self.batches)
-        baselines, failures = baseline_rows(self.batches), failure_rows(self.failures)
-        return scores.num_rows, commit_chunk(store, chunk, scores=scores, baselines=baselines, failures=failures)
+        moments, strata = moment_rows(self.batches)
+        return scores.num_rows, commit_chunk(
+            store,
+            chunk,
+            scores=scores,
+            baselines=baseline_rows(self.batches),
+            failures=failure_rows(self.failures),
+            moments=moments,
+            strata=strata,
+        )
 
 
 def peak_memory() -> int:

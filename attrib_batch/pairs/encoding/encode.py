@@ -49,6 +49,7 @@ class EncodedPair:
     group: int | None
     warnings: tuple[tuple[PairWarning, str], ...] = ()
     """What may be wrong with it, each kind once, with a message."""
+    task: str | None = None
 
     @property
     def n_tokens(self) -> int:
@@ -173,6 +174,7 @@ def _encode(pair: Pair, prompts: PromptTokens, answers: AnswerTokens, model: _Mo
         first_difference=len(model.bos) + next(i for i, t in enumerate(clean) if t != corrupted[i]),
         roles=(*[None] * len(model.bos), *roles.names),
         template=pair.template,
+        task=pair.task,
         group=pair.group,
         warnings=(*_hidden_roles(roles), *_unknown_tokens(clean, corrupted, model)),
     )

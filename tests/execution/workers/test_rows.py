@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 from attrib_batch.attribution.engine import ScoredBatch
 from attrib_batch.attribution.scores import BatchScores
 from attrib_batch.execution.commit import commit_chunk
-from attrib_batch.execution.workers.rows import baseline_rows, failure_rows, score_rows
+from attrib_batch.execution.workers.rows import baseline_rows, failure_rows, moment_rows, score_rows
 from attrib_batch.spec import Cell, Component
 from attrib_batch.storage.store import Store
 from attrib_batch.tables import BASELINES, FAILURES, SCORES, Chunk, Table
@@ -68,7 +68,8 @@ def test_every_score_stands_in_its_row() -> None:
 def test_nothing_scored_still_commits_empty_tables_of_the_schema(tmp_path: Path) -> None:
     store, chunk = Store(tmp_path), Chunk(Cell("m", "d", "k"), 0, 4)
     failure = {"pair_id": 1, "stage": "score", "error": "non_finite", "message": "x", "attempts": 1}
-    tables = {"scores": score_rows([]), "baselines": baseline_rows([])}
+    moments, strata = moment_rows([])
+    tables = {"scores": score_rows([]), "baselines": baseline_rows([]), "moments": moments, "strata": strata}
     commit_chunk(store, chunk, **tables, failures=failure_rows([failure]))
     for table, schema in ((Table.SCORES, SCORES), (Table.BASELINES, BASELINES), (Table.FAILURES, FAILURES)):
         assert pq.read_schema(store.path(chunk.path(table))).equals(schema)
