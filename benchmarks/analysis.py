@@ -1,0 +1,187 @@
+"""``python -m benchmarks.analysis``: summaries from moments, from score rows, and by DuckDB from the same rows.
+
+The run is made up, of the shape of SmolLM2's: 30 layers of 9 heads, IOI-like prompts of 18 to 22 tokens in pairs with
+their mirrors, 17 templates. DuckDB (``pip install '.[bench]'``) computes the means, spreads and cluster-robust standard
+errors of the same keys by SQL; nothing is timed before its means agree.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from attrib_batch.attribution.engine import ScoredBatch
+from attrib_batch.attribution.scores import BatchScores
+from attrib_batch.execution.commit import commit_chunk
+from attrib_batch.execution.workers.rows import baseline_rows, failure_rows, moment_rows, score_rows
+from attrib_batch.pairs.encoding.encode import EncodedPair
+from attrib_batch.spec import Cell, Component
+from attrib_batch.storage.store import Store
+from attrib_batch.tables import Chunk, Table
+from benchmarks import machine
+from benchmarks.page import RESULTS, replace_part
+from benchmarks.summaries import by_duckdb
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+LAYERS, HEADS = 30, 9
+CELL = Cell("smollm2-shape", "ioi", "atp")
+TEMPLATES = 17
+LENGTHS = (18, 19, 20, 21, 22)
+AGREE = 1e-6
+"""Relative to the largest mean; sums in another order differ in the last digits."""
+
+
+@dataclass(frozen=True)
+class Found:
+    """Seconds of whole computations, in each round, on two processors."""
+
+    rows: int
+    moment_bytes: int
+    score_bytes: int
+    from_moments: list[float]
+    from_rows: list[float]
+    duckdb: list[float]
+    peak: dict[str, float]
+    """The largest resident memory of a process, in GB, by variant."""
+
+
+def write_run(out: Path, n_pairs: int, chunk_pairs: int) -> int:
+    """Write a run's directory without a model; return the rows of its scores."""
+    from tests.support.synthetic_run import write_manifest
+
+    write_manifest(out, {CELL: n_pairs})
+    store, rng, rows = Store(out), np.random.default_rng(0), 0
+    for start in range(0, n_pairs, chunk_pairs):
+        stop = min(start + chunk_pairs, n_pairs)
+        batches = [_batch(rng, length, range(start, stop)) for length in LENGTHS]
+        scores = score_rows(batches)
+        moments, strata = moment_rows(batches)
+        chunk = Chunk(CELL, start, stop)
+        commit_chunk(
+            store, chunk, scores=scores, baselines=baseline_rows(batches), failures=failure_rows([]),
+            moments=moments, strata=strata,
+        )  # fmt: skip
+        rows += scores.num_rows
+    return rows
+
+
+def _batch(rng: np.random.Generator, length: int, ids: range) -> ScoredBatch:
+    pairs = [_pair(pair, length) for pair in ids if LENGTHS[pair // 2 % len(LENGTHS)] == length]
+    scores = rng.normal(0, 0.05, (len(pairs), LAYERS, HEADS, length - 9)).astype(np.float32)
+    metrics = rng.normal(3, 1, len(pairs)), rng.normal(-3, 1, len(pairs))
+    return ScoredBatch(pairs, BatchScores({Component.Z: scores}, *metrics))
+
+
+def _pair(pair: int, length: int) -> EncodedPair:
+    roles: list[str | None] = [None] * length
+    for position, role in ((2, "IO"), (4, "S1"), (9, "S2"), (length - 1, "end")):
+        roles[position] = role
+    tokens = tuple(range(length))
+    return EncodedPair(
+        pair, tokens, tokens, (0,), (1,), 9, tuple(roles), f"template-{pair // 2 % TEMPLATES}", pair // 2, task="ioi"
+    )
+
+
+def _command(what: str, out: Path) -> tuple[float, float]:
+    """Compute in a process of its own; return its seconds without imports, and its peak memory in GB."""
+    ended = subprocess.run(
+        [sys.executable, "-m", "benchmarks.summaries", what, str(out)],
+        check=True, capture_output=True, text=True,
+    )  # fmt: skip
+    seconds, peak = ended.stdout.split()
+    return float(seconds), float(peak)
+
+
+def check_agreement(out: Path) -> None:
+    """Compare means and standard errors of this package with DuckDB's."""
+    from attrib_batch.analysis import read_summary, summarize
+
+    summarize(out)
+    heads = read_summary(out).heads.fill_null("").sort("scope", "role", "layer", "head")
+    theirs = (
+        by_duckdb(out)
+        .execute("select mean, std, sem from statistics where scope <> 'position' order by scope, role, layer, head")
+        .fetchnumpy()
+    )
+    for name, values in theirs.items():
+        ours = heads.get_column(name).to_numpy()
+        error = np.abs(ours - values).max() / np.abs(values).max()
+        if not error < AGREE:
+            raise SystemExit(f"{name}: DuckDB and this package differ by {error:.1e} of the largest")
+
+
+def measure(folder: Path, *, n_pairs: int, chunk_pairs: int, n_rounds: int) -> Found:
+    """Measure in alternating rounds."""
+    out = folder / "moments"
+    rows = write_run(out, n_pairs, chunk_pairs)
+    without = folder / "rows"
+    shutil.copytree(out, without, copy_function=os.link)
+    for table in (Table.MOMENTS, Table.STRATA):
+        shutil.rmtree(without / table)
+    check_agreement(out)
+    check_agreement(without)
+    variants = {"moments": out, "rows": without, "duckdb": without}
+    seconds: dict[str, list[float]] = {name: [] for name in variants}
+    peak = dict.fromkeys(variants, 0.0)
+    for _ in range(n_rounds):
+        for name, where in variants.items():
+            taken, memory = _command(name, where)
+            seconds[name].append(taken)
+            peak[name] = max(peak[name], memory)
+    sizes = [sum(file.stat().st_size for table in tables for file in (out / table).glob("**/*.parquet"))
+             for tables in ((Table.MOMENTS, Table.STRATA), (Table.SCORES,))]  # fmt: skip
+    return Found(rows, *sizes, seconds["moments"], seconds["rows"], seconds["duckdb"], peak)
+
+
+def render(where: str, found: Found, n_pairs: int, chunk_pairs: int) -> str:
+    """The part of the page about summaries."""
+    moments, rows, duckdb = map(median, (found.from_moments, found.from_rows, found.duckdb))
+    ratios = [one / other for one, other in zip(found.duckdb, found.from_moments, strict=True)]
+    of_rows = [one / other for one, other in zip(found.duckdb, found.from_rows, strict=True)]
+    return (
+        f"## (i) Summaries\n\nWritten by `python -m benchmarks.analysis`. {where}\n\n{found.rows / 1e6:,.1f} million "
+        f"score rows of {n_pairs:,} pairs ({LAYERS} layers of {HEADS} heads), chunks of {chunk_pairs}; "
+        f"{len(found.duckdb)} alternating rounds, each in a process of its own, imports not counted.\n\n"
+        "| computed | seconds | times as fast as DuckDB | peak memory, GB |\n| --- | --- | --- | --- |\n"
+        f"| from moments | {moments:.2f} | {_range(ratios)} | {found.peak['moments']:.2f} |\n"
+        f"| from score rows | {rows:.2f} | {_range(of_rows)} | {found.peak['rows']:.2f} |\n"
+        f"| by DuckDB, from score rows | {duckdb:.2f} | 1 | {found.peak['duckdb']:.2f} |\n\n"
+        f"Moments and strata are {found.moment_bytes / found.score_bytes:.1%} of the bytes of the scores "
+        "(target: at most 5%). Targets: from moments at least 5 times as fast as DuckDB, from rows no slower.\n"
+    )
+
+
+def _range(ratios: Sequence[float]) -> str:
+    return f"**{median(ratios):.1f}** ({min(ratios):.1f} to {max(ratios):.1f})"
+
+
+def main() -> int:
+    """Measure, print, and write this part of the results."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.analysis", description=__doc__)
+    parser.add_argument("--pairs", type=int, default=8064, help="pairs of the run")
+    parser.add_argument("--chunk-pairs", type=int, default=512, help="pairs of a chunk")
+    parser.add_argument("--rounds", type=int, default=3, help="rounds")
+    parser.add_argument("--out", type=Path, default=RESULTS, help="the Markdown file whose part is replaced")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        found = measure(Path(folder), n_pairs=options.pairs, chunk_pairs=options.chunk_pairs, n_rounds=options.rounds)
+    text = render(machine.describe(), found, options.pairs, options.chunk_pairs)
+    replace_part(options.out, "analysis", text)
+    print(text)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
