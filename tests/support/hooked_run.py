@@ -1,4 +1,4 @@
-"""One run of a model, with every component recorded and any activation replaced, by plain torch hooks.
+"""One run of a model, with every component recorded, or many with an activation replaced in each, by plain torch hooks.
 
 Queries, keys and values are read and replaced inside an attention function of its own, which transformers
 calls with what the model really uses: after rotary position embedding, one key and one value per key/value
@@ -8,7 +8,7 @@ head, and the mask of the layer (causal or sliding window).
 from __future__ import annotations
 
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -102,8 +102,8 @@ class Softmax:
     softcap: float | None
 
     def probabilities(self, query: Tensor, key: Tensor) -> Tensor:
-        """Attention probabilities [head, query, key], of ``query`` [head, ...], ``key`` [kv head, ...]."""
-        scores = query @ to_query_heads(key, query.shape[0]).transpose(-1, -2) * self.scaling
+        """Attention probabilities [..., head, query, key], of ``query`` [..., head, position, feature] and ``key``."""
+        scores = query @ to_query_heads(key, query.shape[-3]).transpose(-1, -2) * self.scaling
         if self.softcap is not None:
             scores = self.softcap * torch.tanh(scores / self.softcap)
         return (scores + self.mask).softmax(-1)
@@ -111,7 +111,7 @@ class Softmax:
 
 def to_query_heads(tensor: Tensor, n_heads: int) -> Tensor:
     """Repeat each key/value head for the query heads it serves, which are neighbours."""
-    return tensor.repeat_interleave(n_heads // tensor.shape[0], dim=0)
+    return tensor.repeat_interleave(n_heads // tensor.shape[-3], dim=-3)
 
 
 @dataclass
@@ -138,20 +138,20 @@ def _oracle_attention(
     softcap: float | None = None,
     **_: Any,
 ) -> tuple[Tensor, None]:
-    """Attention written out; query, key and value are [1, head, position, feature]."""
+    """Attention written out; query, key and value are [row, head, position, feature], and all rows have one mask."""
     layer = module.layer_idx
     tensors = {"q": query, "k": key, "v": value}
-    for patch in _under_way.patches:
-        if patch.layer == layer and patch.component in tensors:
-            patched = tensors[patch.component].clone()
-            patched[0, patch.head, patch.position] = patch.value
-            tensors[patch.component] = patched
+    for name in {patch.component for patch in _under_way.patches if patch.layer == layer} & tensors.keys():
+        tensors[name] = tensors[name].clone()
+        for row, patch in enumerate(_under_way.patches):
+            if (patch.component, patch.layer) == (name, layer):
+                tensors[name][row, patch.head, patch.position] = patch.value
     softmax = Softmax(attention_mask[0], scaling, softcap)
     _under_way.seen |= {(name, layer): tensor for name, tensor in tensors.items()}
     _under_way.softmax[layer] = softmax
-    probabilities = softmax.probabilities(tensors["q"][0], tensors["k"][0])
-    mixed = probabilities @ to_query_heads(tensors["v"][0], query.shape[1])
-    return mixed.transpose(0, 1)[None], None
+    probabilities = softmax.probabilities(tensors["q"], tensors["k"])
+    mixed = probabilities @ to_query_heads(tensors["v"], query.shape[1])
+    return mixed.transpose(1, 2), None
 
 
 AttentionInterface.register(_IMPLEMENTATION, _oracle_attention)
@@ -178,7 +178,6 @@ def run(
     *,
     own_attention: bool,
     embeddings: Tensor | None = None,
-    patches: Sequence[Patch] = (),
     dropped_layer: int | None = None,
 ) -> Run:
     """Run ``model`` on one prompt and record every component.
@@ -186,10 +185,36 @@ def run(
     Args:
         own_attention: use the oracle's attention function; without it there are no q, k, v and no softmax.
         embeddings: take these [1, position, feature] for the token embeddings of ``ids``.
-        patches: activations to replace.
         dropped_layer: let no gradient through what this layer adds to the residual stream; its skip
             connection passes gradients on, and no value changes.
     """
+    found, [logits] = _run_rows(
+        model, [ids], (), own_attention=own_attention, embeddings=embeddings, dropped_layer=dropped_layer
+    )
+    return replace(found, logits=logits)
+
+
+def patched_logits(
+    model: PreTrainedModel, ids: Sequence[int], patches: Sequence[Patch], *, own_attention: bool
+) -> Tensor:
+    """Return the logits [patch, vocab] of one prompt with each activation replaced alone, the others left.
+
+    Each has a row of its own: together they cost little more than one.
+    """
+    _, logits = _run_rows(model, [ids] * len(patches), patches, own_attention=own_attention)
+    return logits
+
+
+def _run_rows(
+    model: PreTrainedModel,
+    rows: Sequence[Sequence[int]],
+    patches: Sequence[Patch],
+    *,
+    own_attention: bool,
+    embeddings: Tensor | None = None,
+    dropped_layer: int | None = None,
+) -> tuple[Run, Tensor]:
+    """Run ``model`` on rows that are alike but for the patches, one a row; what it leaves, and the logits of all."""
     sites = sites_of(model)
     seen: dict[tuple[str, int], Tensor] = {}
     leaf: list[Tensor] = []
@@ -206,8 +231,8 @@ def run(
             handles = _hook_layer(layer, index, sites, seen, patches, drop=index == dropped_layer)
             for handle in handles:
                 stack.callback(handle.remove)
-        logits = model(torch.tensor([list(ids)]), use_cache=False).logits[0, -1]
-    return Run(logits, leaf[0], seen | attention.seen, attention.softmax)
+        logits = model(torch.tensor([list(ids) for ids in rows]), use_cache=False).logits[:, -1]
+    return Run(logits, leaf[0], seen | attention.seen, attention.softmax), logits
 
 
 def _hook_layer(
@@ -222,12 +247,12 @@ def _hook_layer(
     """Record, and where asked replace, the activations of one layer."""
 
     def put(component: str, tensor: Tensor) -> Tensor:
-        mine = [patch for patch in patches if (patch.component, patch.layer) == (component, index)]
+        mine = [row for row, patch in enumerate(patches) if (patch.component, patch.layer) == (component, index)]
         if mine:
             tensor = tensor.clone()
-        for patch in mine:
-            width = patch.value.shape[0]
-            tensor[0, patch.position, patch.head * width : (patch.head + 1) * width] = patch.value
+        for row in mine:
+            patch, width = patches[row], patches[row].value.shape[0]
+            tensor[row, patch.position, patch.head * width : (patch.head + 1) * width] = patch.value
         seen[component, index] = tensor
         return tensor
 
@@ -246,9 +271,9 @@ def _hook_layer(
 
     def on_mid(_module: nn.Module, args: tuple[Any, ...]) -> None:
         # The skip connection holds this very tensor: replacing it would change only one of two paths.
-        for patch in patches:
+        for row, patch in enumerate(patches):
             if (patch.component, patch.layer) == ("resid_mid", index):
-                args[0][0, patch.position] = patch.value
+                args[0][row, patch.position] = patch.value
         seen["resid_mid", index] = args[0]
 
     handles = [

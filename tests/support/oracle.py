@@ -18,7 +18,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tests.support.hooked_run import QKV, Patch, Run, by_head, component_names, n_layers, run, to_query_heads
+from tests.support.hooked_run import (
+    QKV,
+    Patch,
+    Run,
+    by_head,
+    component_names,
+    n_layers,
+    patched_logits,
+    run,
+    to_query_heads,
+)
 from tests.support.metrics import kl, log_prob, logit_diff, prob_diff
 
 if TYPE_CHECKING:
@@ -139,12 +149,10 @@ def exact(
         for layer in range(n_layers(model)):
             old = by_head(model, component, base.seen[component, layer])
             value = torch.lerp(old, by_head(model, component, other.seen[component, layer]), fraction)
-            effect = torch.zeros(value.shape[:2])
-            for head, position in np.ndindex(*effect.shape):
-                patch = Patch(component, layer, head, position, value[head, position])
-                patched = run(model, base_ids, own_attention=own, patches=[patch])
-                effect[head, position] = metric_fn(patched.logits) - metric_fn(base.logits)
-            layers.append(effect)
+            patches = [Patch(component, layer, *place, value[place]) for place in np.ndindex(*value.shape[:2])]
+            patched = patched_logits(model, base_ids, patches, own_attention=own)
+            effects = torch.stack([metric_fn(logits) for logits in patched]) - metric_fn(base.logits)
+            layers.append(effects.float().view(value.shape[:2]))
     return _stack(layers)
 
 
