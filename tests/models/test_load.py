@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from threading import Barrier
@@ -17,6 +16,7 @@ from attrib_batch.models.families import FAMILIES
 from attrib_batch.models.load import choose_device, load_model, load_tokenizer, read_dimensions, spreads_over_gpus
 from attrib_batch.models.sources import find_model
 from attrib_batch.spec import ModelSpec
+from tests.support.ranks import forking
 from tests.support.tiny_models import ARCHITECTURES, save_tiny
 
 
@@ -139,7 +139,7 @@ def _convert(cache: str) -> str:
 
 @pytest.mark.slow
 def test_processes_that_start_at_once_convert_the_bundled_model_once(tmp_path: Path) -> None:
-    with multiprocessing.get_context("spawn").Pool(2) as pool:
+    with forking().Pool(2) as pool:
         folders = pool.map(_convert, [str(tmp_path)] * 2)
     [models] = {Path(folder).parent for folder in folders}
     assert len(set(folders)) == 1

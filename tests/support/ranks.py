@@ -15,12 +15,32 @@ from tests.support.ports import LOOPBACK, free_ports
 if TYPE_CHECKING:
     from collections.abc import Callable
     from multiprocessing.connection import Connection
+    from multiprocessing.context import ForkServerContext
     from multiprocessing.process import BaseProcess
 
     from attrib_batch.models.ranks import Agreement
 
 START_SECONDS = 90
 STOP_SECONDS = 5
+
+
+IMPORTED = [
+    "attrib_batch.models.families",
+    "attrib_batch.models.sharded",
+    "nnsight.modeling.transformers",
+    "tests.support.scored",
+    "transformers.models.auto.modeling_auto",
+]
+
+
+def forking() -> ForkServerContext:
+    """Return how processes are started that need not import torch: from one that has, and has done nothing else.
+
+    It is one for each test process, and ends with it.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(IMPORTED)
+    return context
 
 
 @dataclass
@@ -62,7 +82,7 @@ class Ranks:
         self._processes, self._pipes = [], []
 
     def _start(self) -> None:
-        context = multiprocessing.get_context("spawn")
+        context = forking()
         [port] = free_ports(1)
         for rank in range(self.size):
             here, there = context.Pipe()

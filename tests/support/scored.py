@@ -81,8 +81,15 @@ def score(
     model: LoadedModel, pairs: Sequence[EncodedPair], job: MethodSpec, *, batch_tokens: int = 4096
 ) -> dict[int, PairScores]:
     """Scores of every pair over all positions, prefix included, by pair id; fails if a pair could not be scored."""
-    found: dict[int, PairScores] = {}
-    for _, outcome in score_pairs(model, pairs, [job], TokenBudget(batch_tokens)):
+    return score_together(model, pairs, [job], batch_tokens=batch_tokens)[job.id]
+
+
+def score_together(
+    model: LoadedModel, pairs: Sequence[EncodedPair], jobs: Sequence[MethodSpec], *, batch_tokens: int = 4096
+) -> dict[str, dict[int, PairScores]]:
+    """As ``score``, by method; methods that can share forward passes do."""
+    found: dict[str, dict[int, PairScores]] = {job.id: {} for job in jobs}
+    for job, outcome in score_pairs(model, pairs, jobs, TokenBudget(batch_tokens)):
         assert isinstance(outcome, ScoredBatch), outcome
         result = outcome.result
         for index, pair in enumerate(outcome.pairs):
@@ -91,6 +98,6 @@ def score(
                 for component, values in result.scores.items()
             }
             metrics = (float(metric[index]) for metric in (result.clean_metric, result.corrupted_metric))
-            found[pair.pair_id] = PairScores(scores, *metrics)
-    assert set(found) == {pair.pair_id for pair in pairs}
+            found[job.id][pair.pair_id] = PairScores(scores, *metrics)
+    assert all(set(of_job) == {pair.pair_id for pair in pairs} for of_job in found.values())
     return found
