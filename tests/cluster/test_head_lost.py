@@ -1,4 +1,4 @@
-"""A driver that has joined a cluster and loses its head: it says so in time, and a new cluster goes on."""
+"""A driver that has joined a cluster and loses its head: it says so in time, and another cluster goes on."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from tests.support.faulty_runs import assert_same_tables, committed
 from tests.support.jobs import TinyJob, attrib_batch, attrib_batch_here, environment, start
 from tests.support.ports import LOOPBACK, free_ports
 from tests.support.ray_cluster import RayCluster
+from tests.support.shared_ray import SharedRay
 
 pytestmark = pytest.mark.slow
 
@@ -26,7 +27,9 @@ def joining(cluster: RayCluster) -> dict[str, str]:
 
 
 @pytest.mark.timeout(600)  # two clusters are started
-def test_a_run_that_loses_the_head_says_so_and_is_resumed_on_a_new_cluster(tmp_path: Path) -> None:
+def test_a_run_that_loses_the_head_says_so_and_is_resumed_on_another_cluster(
+    shared_ray: SharedRay, tmp_path: Path
+) -> None:
     job, out = TinyJob.make(tmp_path / "job", n_pairs=N_PAIRS), tmp_path / "out"
     path = job.write(chunk_pairs=CHUNK)
     undisturbed = tmp_path / "undisturbed"
@@ -52,10 +55,8 @@ def test_a_run_that_loses_the_head_says_so_and_is_resumed_on_a_new_cluster(tmp_p
         assert not (out / "lease.json").exists()
         assert 0 < len(committed(out)) < N_PAIRS // CHUNK
 
-        (tmp_path / "second").mkdir()
-        with RayCluster(tmp_path / "second") as another:
-            another.add_node()
-            ended = attrib_batch("run", path, "--out", out, "--address", another.gcs_address, env=joining(another))
+        assert shared_ray.cluster.gcs_address != cluster.gcs_address
+        ended = shared_ray.run("run", path, "--out", out, env=joining(shared_ray.cluster))
     assert ended.code == 0, ended.said
     assert "resuming" in ended.said
     assert_same_tables(out, undisturbed)
