@@ -27,7 +27,6 @@ from tests.support.faulty_proxy import BUCKET
 from tests.support.forked import ForkedCommand
 from tests.support.jobs import (
     TinyJob,
-    attrib_batch,
     attrib_batch_here,
     in_words,
     read_scores,
@@ -239,7 +238,7 @@ def test_a_driver_that_is_killed_leaves_its_job_to_the_next(
         assert status.code == 1
         assert f"{CHUNK} pairs in job {waiting['job_id']} on {ndif_server.url}: QUEUED (Added to Queue" in status.said
         assert ndif_server.jobs_received()[before:] == [waiting["job_id"]]
-    ended = attrib_batch("run", path, "--out", out)
+    ended = attrib_batch_here("run", path, "--out", out)
     assert ended.code == 0, ended.said
     assert len(ndif_server.jobs_received()[before:]) == N_JOBS
     assert jobs_of(out) == []
