@@ -28,7 +28,7 @@ def test_it_holds_the_package_with_its_data_and_nothing_else(unpacked_wheel: Pat
 
 
 def test_doctor_needs_no_checkout(unpacked_wheel: Path, tmp_path: Path) -> None:
-    ended = attrib_batch("doctor", cwd=tmp_path, env=wheel_environment(unpacked_wheel))
+    ended = attrib_batch("doctor", cwd=tmp_path, env=wheel_environment(unpacked_wheel), fresh=True)
     assert ended.code == 0, ended.said
     assert list(tmp_path.iterdir()) == []
 
@@ -46,8 +46,9 @@ def test_a_job_is_run_and_reported_in_an_empty_folder(unpacked_wheel: Path, tmp_
         cwd=folder, env=environment, capture_output=True, text=True, check=True, timeout=60,
     )  # fmt: skip
     assert where.stdout.strip() == str(unpacked_wheel / "attrib_batch/__init__.py")
-    for verb in (["run", job.write(), "--out", "out"], ["report", "out"]):
-        ended = attrib_batch(*verb, cwd=folder, env=environment)
+    for verb in (["run", job.write(), "--out", "out", "--local"], ["report", "out"]):
+        # A fork has imported the package of this checkout.
+        ended = attrib_batch(*verb, cwd=folder, env=environment, fresh=True)
         assert ended.code == 0, ended.said
     assert read_table(folder / "out", "baselines").height == 8
     assert (folder / "out/report.html").stat().st_size > 1_000_000  # plotly is in it
