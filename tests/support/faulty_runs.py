@@ -8,14 +8,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import psutil
 import pytest
 
 from attrib_batch.pairs.making.writer import write_pairs
 from tests.support.demo_pairs import random_pairs
 from tests.support.faults import METRIC, faulty_environment
-from tests.support.forked import ForkedCommand
-from tests.support.jobs import COMMAND_SECONDS, Ended, TinyJob, attrib_batch, in_words, read_table, start
+from tests.support.forked import FORKER, ForkedCommand
+from tests.support.jobs import COMMAND_SECONDS, Ended, TinyJob, attrib_batch, forker, in_words, read_table, start
 from tests.support.same_tables import Tables, assert_same_numbers
 from tests.support.shared_ray import SharedRay
 from tests.support.tiny_models import VOCABULARY
@@ -47,11 +46,14 @@ class Runs:
         """Where the metric is installed."""
         return self.shared.packages
 
-    def write(self, file: str = "job.yaml", *, chunk_pairs: int = CHUNK, **workers: object) -> Path:
-        """Write the job file."""
+    def write(
+        self, file: str = "job.yaml", *, chunk_pairs: int = CHUNK, limit: int = N_PAIRS, **workers: object
+    ) -> Path:
+        """Write the job file, of all pairs or of the first ones."""
         model = {"id": str(self.job.model), "name": "tiny", "prepend_bos": False, "workers": workers}
         methods = [{"id": "atp", "metric": METRIC}]
-        return self.job.write(file, models=[model], methods=methods, chunk_pairs=chunk_pairs)
+        datasets = [{"id": "random", "path": str(self.job.pairs), "limit": limit}]
+        return self.job.write(file, models=[model], datasets=datasets, methods=methods, chunk_pairs=chunk_pairs)
 
     def environment(self, **faults: object) -> dict[str, str]:
         """The environment of a run with these faults, see ``faulty_environment``."""
@@ -85,7 +87,9 @@ class Runs:
     ) -> Iterator[ForkedCommand]:
         """A slow run, some of whose chunks are committed: more than a number."""
         env = self.environment(slow=slow, **faults)
-        if not own_ray and "--local" not in options:
+        if own_ray:
+            env[FORKER] = str(forker().path)
+        elif "--local" not in options:
             env |= self.shared.cluster.joining
             options = (*options, *self.shared.options)
         with start("run", job or self.write(), "--out", out, *options, env=env) as driver:
@@ -95,16 +99,6 @@ class Runs:
                 assert time.monotonic() < deadline, "no chunk was committed"
                 time.sleep(0.01)
             yield driver
-
-
-def worker_of(driver: ForkedCommand) -> psutil.Process:
-    """The process of the one replica of a run that has a Ray of its own."""
-    (worker,) = (
-        process
-        for process in psutil.Process(driver.pid).children(recursive=True)
-        if "".join(process.cmdline()[:1]).startswith("ray::ReplicaWorker")
-    )
-    return worker
 
 
 @pytest.fixture(scope="session")

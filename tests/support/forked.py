@@ -2,7 +2,8 @@
 
 A process for each test process imports what every command imports, and does nothing else. It is forked for every
 command: a real process, with the arguments, the environment and the working folder that a test says, which may be
-signalled and killed as any other. What a command starts (Ray, workers) is started as always.
+signalled and killed as any other. A Ray that a command starts is started as always. Where FORKER names the process's
+socket, Ray's workers are forked from it too (see ``faulty/sitecustomize.py``).
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import psutil
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -29,10 +32,18 @@ IMPORTED = (
     "attrib_batch.api",
     "attrib_batch.cli",
     "attrib_batch.execution.workers.replica",
+    "attrib_batch.execution.workers.shard",
     "attrib_batch.models.families",
+    "einops._torch_specific",
+    "nnsight.modeling.transformers",
+    "pyarrow.pandas_compat",
+    "transformers.convert_slow_tokenizer",
     "transformers.models.auto.modeling_auto",
     "transformers.models.llama.modeling_llama",
+    "transformers.pipelines",
 )
+FORKER = "TEST_FORKER"
+"""Variable that leads Ray's workers to the process that they are forked from."""
 _POLL_SECONDS = 0.02
 
 
@@ -104,12 +115,17 @@ class Forker:
 
     def __post_init__(self) -> None:
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "tests.support.forked", str(self._path)], cwd=ROOT, stdin=subprocess.PIPE
+            [sys.executable, "-m", "tests.support.forked", str(self.path)], cwd=ROOT, stdin=subprocess.PIPE
         )
 
     @property
-    def _path(self) -> Path:
+    def path(self) -> Path:
+        """Its socket."""
         return self.folder / "forker"
+
+    def processes(self) -> list[psutil.Process]:
+        """What is forked from it and runs, and what that has started."""
+        return psutil.Process(self._process.pid).children(recursive=True)
 
     def start(self, arguments: Sequence[str], env: dict[str, str], cwd: Path) -> ForkedCommand:
         """Start ``attrib-batch``."""
@@ -119,7 +135,7 @@ class Forker:
         deadline = time.monotonic() + 120
         while True:
             try:
-                connection.connect(str(self._path))
+                connection.connect(str(self.path))
             except OSError:
                 assert self._process.poll() is None, "the process that is to be forked has ended"
                 assert time.monotonic() < deadline
@@ -175,7 +191,7 @@ def _supervise(connection: socket.socket) -> None:
 
 
 def _become(request: dict[str, Any], output: int, messages: int) -> None:
-    """Become the command, as ``python -m attrib_batch`` would be."""
+    """Become the command, as ``python -m attrib_batch`` would be, or as a script would be that the request names."""
     os.setsid()
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     os.dup2(output, 1)
@@ -185,8 +201,9 @@ def _become(request: dict[str, Any], output: int, messages: int) -> None:
     os.environ.clear()
     os.environ.update(request["env"])
     os.chdir(request["cwd"])
-    sys.argv = ["attrib_batch", *request["arguments"]]
-    sys.orig_argv = [sys.executable, "-m", "attrib_batch", *request["arguments"]]
+    script = request.get("script")
+    sys.argv = [script or "attrib_batch", *request["arguments"]]
+    sys.orig_argv = [sys.executable, *([script] if script else ["-m", "attrib_batch"]), *request["arguments"]]
     more = [path for path in request["env"].get("PYTHONPATH", "").split(os.pathsep) if path]
     sys.path[:0] = [path for path in more if path not in sys.path]
     code = 1
@@ -194,7 +211,10 @@ def _become(request: dict[str, Any], output: int, messages: int) -> None:
         for folder in more:
             if (custom := Path(folder, "sitecustomize.py")).is_file():
                 runpy.run_path(str(custom), run_name="sitecustomize")
-        runpy.run_module("attrib_batch", run_name="__main__", alter_sys=True)
+        if script:
+            runpy.run_path(script, run_name="__main__")
+        else:
+            runpy.run_module("attrib_batch", run_name="__main__", alter_sys=True)
     except SystemExit as ended:
         code = int(ended.code or 0)
     except BaseException:  # noqa: BLE001 - as a process of its own would show it

@@ -11,8 +11,8 @@ import psutil
 import pytest
 
 from tests.support.faults import FAULTS_FILE, FAULTY, install_metric, write_faults
-from tests.support.forked import ForkedCommand
-from tests.support.jobs import COMMAND_SECONDS, ROOT, Ended, attrib_batch, environment, start
+from tests.support.forked import FORKER, ForkedCommand
+from tests.support.jobs import COMMAND_SECONDS, ROOT, Ended, attrib_batch, environment, forker, start
 from tests.support.ray_cluster import RayCluster
 
 
@@ -50,9 +50,7 @@ class SharedRay:
     def workers(self, kind: str = "ReplicaWorker") -> list[psutil.Process]:
         """The processes of workers, in the order in which they started."""
         found = [
-            process
-            for process in self.cluster.processes("head")
-            if "".join(process.cmdline()[:1]).startswith(f"ray::{kind}")
+            process for process in forker().processes() if "".join(process.cmdline()[:1]).startswith(f"ray::{kind}")
         ]
         return sorted(found, key=lambda process: process.pid)
 
@@ -68,6 +66,7 @@ def shared_ray(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SharedRay]:
         "PYTHONPATH": f"{ROOT}:{FAULTY}:{packages}",
         "TEST_FAULTS_FILE": str(packages / FAULTS_FILE),
         "OMP_NUM_THREADS": "1",
+        FORKER: str(forker().path),
     }
     with RayCluster(folder, head_cpus=2, variables=variables) as cluster:
         yield SharedRay(cluster, packages)

@@ -10,12 +10,16 @@ in the first process that comes to it. A worker may be started before the run be
         The driver opens a file whose path matches: it dies before that.
     {"at": "start"}
         A worker imports torch: it fails.
+
+Where TEST_FORKER names a socket, what was to become a worker has that process fork one, which need not import torch
+again, and stays until it ends: Ray counts the worker by the process that registers.
 """
 
 import json
 import os
 import re
 import signal
+import socket
 import sys
 from pathlib import Path
 
@@ -83,6 +87,35 @@ class _NoTorch:
                     raise ImportError("libcudart.so.99: cannot open shared object file")
 
 
+def _fork_worker(forker):
+    """Have the worker forked that this process was to become, with its streams; end as it ends."""
+    is_worker = [argument.endswith("/default_worker.py") for argument in sys.orig_argv]
+    at = is_worker.index(True)
+    request = {
+        "script": sys.orig_argv[at],
+        "arguments": sys.orig_argv[at + 1 :],
+        "env": {name: value for name, value in os.environ.items() if name != "TEST_FORKER"},
+        "cwd": str(Path.cwd()),
+    }
+    with socket.socket(socket.AF_UNIX) as connection:
+        connection.connect(forker)
+        socket.send_fds(connection, [json.dumps(request).encode() + b"\n"], [1, 2])
+        connection.recv(16)
+        ended = connection.recv(64)
+    os._exit(os.waitstatus_to_exitcode(int(ended)) % 256 if ended else 1)
+
+
+def _is_to_fail_at_start():
+    """Whether a fault waits for a worker that imports torch; one that is forked never does."""
+    spec = _spec()
+    return any(
+        fault["at"] == "start" and not Path(spec["folder"], f"struck-{index}").exists()
+        for index, fault in enumerate(spec["faults"])
+    )
+
+
+if _IS_WORKER and "TEST_FORKER" in os.environ and not _is_to_fail_at_start():
+    _fork_worker(os.environ["TEST_FORKER"])
 if _FILE and (_IS_WORKER or (_IS_DRIVER and _AT_START["faults"])):
     os.replace, os.link = _faulty(os.replace), _faulty(os.link)
 if _FILE and _IS_WORKER:
