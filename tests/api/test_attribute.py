@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -17,7 +15,7 @@ import attrib_batch as ab
 from attrib_batch.errors import DatasetError, JobError, ModelError, RequestError
 from attrib_batch.pairs.reading.reader import PairTable
 from attrib_batch.spec import MethodSpec
-from tests.support.jobs import TinyJob, attrib_batch_here, environment
+from tests.support.jobs import TinyJob, attrib_batch_here, run_script, start_script
 from tests.support.same_tables import Tables, assert_same_numbers
 from tests.support.tiny_models import ARCHITECTURES, tiny_tokenizer
 
@@ -178,15 +176,12 @@ def test_an_interrupt_leaves_what_is_committed_and_the_same_call_goes_on(job: Ti
     import signal
     import time
 
-    (tmp_path / "script.py").write_text(SCRIPT)
-    out = tmp_path / "out"
-    command = [sys.executable, str(tmp_path / "script.py"), str(job.model), str(job.pairs), str(out)]
-    with subprocess.Popen(
-        command, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    ) as run:
+    script, out = tmp_path / "script.py", tmp_path / "out"
+    script.write_text(SCRIPT)
+    with start_script(script, job.model, job.pairs, out) as run:
         deadline = time.monotonic() + 100
         while not list(out.glob("scores/**/*.parquet")):
-            assert run.poll() is None, run.communicate()[0]
+            assert run.poll() is None, run.said()
             assert time.monotonic() < deadline
             time.sleep(0.02)
         run.send_signal(signal.SIGINT)
@@ -195,6 +190,6 @@ def test_an_interrupt_leaves_what_is_committed_and_the_same_call_goes_on(job: Ti
     assert "interrupted: stopped with" in said
     committed = len(list(out.glob("scores/**/*.parquet"))) * 2
     assert 0 < committed < N_PAIRS
-    again = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=100, check=False)
-    assert again.returncode == 0, again.stderr
-    assert f"scored {N_PAIRS - committed}" in again.stdout
+    again = run_script(script, job.model, job.pairs, out)
+    assert again.code == 0, again.said
+    assert f"scored {N_PAIRS - committed}" in again.output

@@ -17,7 +17,15 @@ from attrib_batch.storage.store import Store
 from attrib_batch.tables import Chunk, Table
 from tests.support.faulty_proxy import FaultyProxy
 from tests.support.forked import ForkedCommand
-from tests.support.jobs import SCORE_KEYS, TinyJob, attrib_batch, attrib_batch_here, environment, start
+from tests.support.jobs import (
+    SCORE_KEYS,
+    TinyJob,
+    attrib_batch,
+    attrib_batch_here,
+    environment,
+    start,
+    with_forked_workers,
+)
 from tests.support.object_store import SECRET, ObjectStore
 from tests.support.same_tables import Tables, assert_same_numbers
 
@@ -101,7 +109,7 @@ def test_everything_works_on_urls(
     assert "there is no manifest.json" in refused.said
     store.write_bytes("manifest.json", (local / "manifest.json").read_bytes())  # the content is the same, so is the run
 
-    ended = attrib_batch("run", job_file, "--out", out)
+    ended = attrib_batch("run", job_file, "--out", out, env=with_forked_workers(environment()))
     assert ended.code == 0, ended.said
     assert f"{N_PAIRS} of {N_PAIRS} pairs scored" in ended.output
     assert ended.output.rstrip().endswith(f"-> {out}")
@@ -139,19 +147,17 @@ def test_everything_works_on_urls(
 def test_a_killed_run_is_resumed(
     object_store: ObjectStore, bucket: str, job_file: Path, local: Path, tmp_path: Path
 ) -> None:
+    """Whose workers are in the driver's process: that Ray's go on without it is tested in ``test_resume``."""
     out = f"s3://{bucket}/killed"
     store = Store.parse(out)
-    with start("run", job_file, "--out", out, env=environment()) as driver:
+    with start("run", job_file, "--out", out, "--local", env=environment()) as driver:
         wait_for_chunks(store, driver)
         os.kill(driver.pid, signal.SIGKILL)
         driver.communicate(timeout=90)
-    count = -1
-    while (now := len(store.parts(Table.SCORES, CELL.partition))) != count:  # its workers may finish what is in hand
-        count = now
-        time.sleep(2)
+    count = len(store.parts(Table.SCORES, CELL.partition))
     assert 0 < count < N_PAIRS // CHUNK
     assert attrib_batch_here("status", out).code == 1
-    ended = attrib_batch("run", job_file, "--out", out)
+    ended = attrib_batch_here("run", job_file, "--out", out)
     assert ended.code == 0, ended.said
     assert "resuming" in ended.said
     [record] = [json.loads(store.read_bytes(file.relative)) for file in store.list("executions")]
@@ -209,7 +215,9 @@ def test_a_store_that_hangs_ends_the_run_and_is_blamed_on_no_pair(
     store = Store.parse(out)
     with (
         FaultyProxy(object_store.url) as proxy,
-        start("run", path, "--out", out, env=environment() | {"AWS_ENDPOINT_URL": proxy.url}) as driver,
+        start(
+            "run", path, "--out", out, env=with_forked_workers(environment()) | {"AWS_ENDPOINT_URL": proxy.url}
+        ) as driver,
     ):
         wait_for_chunks(store, driver)
         # The first thing that a commit asks there. (A write that is not answered takes twice as long.)
@@ -222,7 +230,7 @@ def test_a_store_that_hangs_ends_the_run_and_is_blamed_on_no_pair(
     assert "Traceback" not in said
     assert 0 < len(store.parts(Table.SCORES, CELL.partition)) < N_PAIRS // CHUNK
     assert store.list(Table.FAILURES, recursive=True) == []
-    ended = attrib_batch("run", path, "--out", out)
+    ended = attrib_batch_here("run", path, "--out", out)
     assert ended.code == 0, ended.said
     assert_same_tables(out, local, tmp_path)
 

@@ -9,9 +9,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from tests.support.jobs import ROOT, environment
+from tests.support.jobs import FAULTY, ROOT, environment
 
-FAULTY = ROOT / "tests/support/faulty"
 METRIC = "faulty"
 FAULTS_FILE = "faults.json"
 

@@ -127,8 +127,10 @@ class Forker:
         """What is forked from it and runs, and what that has started."""
         return psutil.Process(self._process.pid).children(recursive=True)
 
-    def start(self, arguments: Sequence[str], env: dict[str, str], cwd: Path) -> ForkedCommand:
-        """Start ``attrib-batch``."""
+    def start(
+        self, arguments: Sequence[str], env: dict[str, str], cwd: Path, *, script: Path | None = None
+    ) -> ForkedCommand:
+        """Start ``attrib-batch``, or a script."""
         self._n_commands += 1
         streams = [(self.folder / f"{name}-{self._n_commands}").open("wb") for name in ("output", "messages")]
         connection = socket.socket(socket.AF_UNIX)
@@ -142,7 +144,7 @@ class Forker:
                 time.sleep(_POLL_SECONDS)
             else:
                 break
-        request = {"arguments": list(arguments), "env": env, "cwd": str(cwd)}
+        request = {"arguments": list(arguments), "env": env, "cwd": str(cwd), "script": script and str(script)}
         socket.send_fds(connection, [json.dumps(request).encode() + b"\n"], [file.fileno() for file in streams])
         pid = int(connection.recv(16))
         return ForkedCommand(pid, connection, (streams[0], streams[1]))
@@ -204,6 +206,8 @@ def _become(request: dict[str, Any], output: int, messages: int) -> None:
     script = request.get("script")
     sys.argv = [script or "attrib_batch", *request["arguments"]]
     sys.orig_argv = [sys.executable, *([script] if script else ["-m", "attrib_batch"]), *request["arguments"]]
+    if script:
+        sys.path.insert(0, str(Path(script).parent))  # as a new process has it
     more = [path for path in request["env"].get("PYTHONPATH", "").split(os.pathsep) if path]
     sys.path[:0] = [path for path in more if path not in sys.path]
     code = 1
@@ -215,6 +219,7 @@ def _become(request: dict[str, Any], output: int, messages: int) -> None:
             runpy.run_path(script, run_name="__main__")
         else:
             runpy.run_module("attrib_batch", run_name="__main__", alter_sys=True)
+        code = 0
     except SystemExit as ended:
         code = int(ended.code or 0)
     except BaseException:  # noqa: BLE001 - as a process of its own would show it

@@ -23,11 +23,13 @@ from attrib_batch.cli import main
 from attrib_batch.pairs.making.writer import write_pairs
 from attrib_batch.pairs.reading.reader import Pair, Role
 from tests.support.demo_pairs import TokenPair, random_pairs
-from tests.support.forked import ForkedCommand, Forker
+from tests.support.forked import FORKER, ForkedCommand, Forker
 from tests.support.tiny_models import VOCABULARY, save_tiny
 
 ROOT = Path(__file__).parents[2]
 COMMAND_SECONDS = 150
+FAULTY = ROOT / "tests/support/faulty"
+"""Whose ``sitecustomize`` makes processes of a run go wrong, and forks workers."""
 
 
 @dataclass(frozen=True)
@@ -88,6 +90,23 @@ def start(
     return _running(forker().start([str(part) for part in arguments], env or environment(), cwd))
 
 
+def start_script(
+    script: Path, *arguments: str | Path, env: dict[str, str] | None = None
+) -> AbstractContextManager[ForkedCommand]:
+    """Start a Python script in a process of its own, forked as commands are; it is killed in the end."""
+    words = [str(part) for part in arguments]
+    return _running(forker().start(words, env or environment(), ROOT, script=script))
+
+
+def run_script(
+    script: Path, *arguments: str | Path, env: dict[str, str] | None = None, seconds: float = COMMAND_SECONDS
+) -> Ended:
+    """Run a Python script in a process of its own to its end."""
+    with start_script(script, *arguments, env=env) as process:
+        code = process.wait(seconds)
+        return Ended(code, *process.streams())
+
+
 @contextmanager
 def _running(process: ForkedCommand) -> Iterator[ForkedCommand]:
     try:
@@ -137,6 +156,11 @@ def in_words(pairs: list[TokenPair], *, first_id: int = 0) -> list[Pair]:
             )
         )
     return rows
+
+
+def with_forked_workers(env: dict[str, str]) -> dict[str, str]:
+    """An environment in which a Ray that a command starts has its workers forked, as commands are."""
+    return env | {"PYTHONPATH": f"{env['PYTHONPATH']}{os.pathsep}{FAULTY}", FORKER: str(forker().path)}
 
 
 @dataclass(frozen=True)

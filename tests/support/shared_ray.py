@@ -10,9 +10,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.support.faults import FAULTS_FILE, FAULTY, install_metric, write_faults
+from tests.support.faults import FAULTS_FILE, install_metric, write_faults
 from tests.support.forked import FORKER, ForkedCommand
-from tests.support.jobs import COMMAND_SECONDS, ROOT, Ended, attrib_batch, environment, forker, start
+from tests.support.jobs import COMMAND_SECONDS, FAULTY, ROOT, Ended, attrib_batch, environment, forker, start
 from tests.support.ray_cluster import RayCluster
 
 

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from typing import TYPE_CHECKING
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from attrib_batch.tables import MANIFEST
-from tests.support.jobs import TinyJob, environment
+from tests.support.jobs import TinyJob, environment, run_script, with_forked_workers
 from tests.support.ports import free_ports
 
 if TYPE_CHECKING:
@@ -56,16 +54,14 @@ def run(job: TinyJob, path: Path, out: Path, *, system: dict[str, object], wante
     script = job.folder / "run.py"
     script.write_text(RUN)
     [port] = free_ports(1)
-    done = subprocess.run(
-        [sys.executable, str(script), str(path), str(out), str(port), json.dumps(system), wanted],
-        env={**environment(), "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_USAGE_STATS_ENABLED": "0"},
-        capture_output=True,
-        text=True,
-        timeout=100,
-        check=False,
-    )
-    assert done.returncode == 3, done.stdout + done.stderr
-    return done.stdout
+    ended = run_script(
+        script, path, out, str(port), json.dumps(system), wanted,
+        env=with_forked_workers(
+            {**environment(), "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_USAGE_STATS_ENABLED": "0"}
+        ),
+    )  # fmt: skip
+    assert ended.code == 3, ended.said
+    return ended.output
 
 
 @pytest.fixture

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -16,7 +14,7 @@ from attrib_batch.execution.scheduling.deadlines import Deadlines
 from attrib_batch.execution.scheduling.scheduler import MAX_FAILED_STARTS, End, Give, Scheduler, Start
 from attrib_batch.spec import Cell, WorkersSpec
 from attrib_batch.tables import Chunk
-from tests.support.jobs import TinyJob, environment, read_scores
+from tests.support.jobs import TinyJob, environment, read_scores, run_script, with_forked_workers
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -219,16 +217,10 @@ def test_a_run_waits_until_another_user_of_the_cluster_is_done(tmp_path: Path) -
     script.write_text(RUN)
     workers: dict[str, Any] = {"count": 1, "cpus": 1}
     path = job.write(models=[{"id": str(job.model), "name": "tiny", "prepend_bos": False, "workers": workers}])
-    done = subprocess.run(
-        [sys.executable, str(script), str(path), str(tmp_path / "out")],
-        env={**environment(), "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_USAGE_STATS_ENABLED": "0"},
-        capture_output=True,
-        text=True,
-        timeout=200,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "1 workers wait for room: an actor asks for 1 CPUs, and free in the whole cluster are 0 CPUs" in done.stdout
-    assert "could not start" not in done.stdout
-    assert "a worker was lost" not in done.stdout
+    env = {**environment(), "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_USAGE_STATS_ENABLED": "0"}
+    ended = run_script(script, path, tmp_path / "out", env=with_forked_workers(env), seconds=200)
+    assert ended.code == 0, ended.said
+    assert "1 workers wait for room: an actor asks for 1 CPUs, and free in the whole cluster are 0 CPUs" in ended.output
+    assert "could not start" not in ended.output
+    assert "a worker was lost" not in ended.output
     assert read_scores(tmp_path / "out")["pair_id"].n_unique() == 8
