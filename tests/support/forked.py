@@ -150,9 +150,13 @@ class Forker:
         return ForkedCommand(pid, connection, (streams[0], streams[1]))
 
     def close(self) -> None:
-        """End it."""
+        """End it, and what was forked from it: a test that failed may have left a worker that is stopped."""
+        left = self.processes()
         self._process.kill()
         self._process.wait()
+        for process in left:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
 
 
 def serve(path: str) -> None:
