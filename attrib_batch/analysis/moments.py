@@ -57,39 +57,36 @@ def _shifted(reference: pl.Expr) -> dict[str, pl.Expr]:
     }
 
 
-def merge_moments(pieces: Sequence[pl.DataFrame], gap: float) -> pl.DataFrame:
+def merge_moments(pieces: pl.DataFrame, keys: Sequence[str], gap: float) -> pl.DataFrame:
     """Add the moments of disjoint sets of pairs, whose units count as different ones.
 
     Args:
-        pieces: frames of the schema `attrib_batch.tables.MOMENTS`.
+        pieces: rows of the schema `attrib_batch.tables.MOMENTS`.
+        keys: the columns whose values keep rows apart; all others are sums.
         gap: the mean gap that the sums are to be relative to, the same in every call of one cell.
     """
     n = pl.col("n")
     mean = (n * pl.col("mean")).sum() / n.sum()
     shift, gap_shift = pl.col("mean") - mean, pl.col("gap") - gap
     r_all, r_gap, k_all = pl.col("r_all"), pl.col("r_gap"), pl.col("k_all")
-    return (
-        pl.concat(pieces)
-        .group_by(KEYS)
-        .agg(
-            **_shifted(mean),
-            gap=pl.lit(gap),
-            cross=(pl.col("cross") + shift * r_gap + gap_shift * r_all + shift * gap_shift * k_all).sum(),
-            r_all=(r_all + shift * k_all).sum(),
-            r_gap=(r_gap + gap_shift * k_all).sum(),
-            k_all=k_all.sum(),
-            min=pl.col("min").min(),
-            max=pl.col("max").max(),
-            min_pair=pl.col("min_pair").filter(pl.col("min") == pl.col("min").min()).min(),
-            max_pair=pl.col("max_pair").filter(pl.col("max") == pl.col("max").max()).min(),
-        )
+    return pieces.group_by(keys).agg(
+        **_shifted(mean),
+        gap=pl.lit(gap),
+        cross=(pl.col("cross") + shift * r_gap + gap_shift * r_all + shift * gap_shift * k_all).sum(),
+        r_all=(r_all + shift * k_all).sum(),
+        r_gap=(r_gap + gap_shift * k_all).sum(),
+        k_all=k_all.sum(),
+        min=pl.col("min").min(),
+        max=pl.col("max").max(),
+        min_pair=pl.col("min_pair").filter(pl.col("min") == pl.col("min").min()).min(),
+        max_pair=pl.col("max_pair").filter(pl.col("max") == pl.col("max").max()).min(),
     )
 
 
-def merge_strata(pieces: Sequence[pl.DataFrame]) -> pl.DataFrame:
-    """Add the moments of disjoint sets of pairs by stratum; frames of the schema `attrib_batch.tables.STRATA`."""
+def merge_strata(pieces: pl.DataFrame, keys: Sequence[str]) -> pl.DataFrame:
+    """Do the same for rows of the schema `attrib_batch.tables.STRATA`."""
     n = pl.col("n")
-    return pl.concat(pieces).group_by(STRATUM_KEYS).agg(**_shifted((n * pl.col("mean")).sum() / n.sum()))
+    return pieces.group_by(keys).agg(**_shifted((n * pl.col("mean")).sum() / n.sum()))
 
 
 def join_units(moments: pl.DataFrame, parts_of_units: pl.DataFrame, gaps: pl.DataFrame) -> pl.DataFrame:

@@ -15,10 +15,10 @@ import numpy as np
 import polars as pl
 
 from attrib_batch.analysis.dense import read_dense, select_pairs
-from attrib_batch.analysis.moments import HEAD_SCOPES, join_units, merge_moments, merge_strata
+from attrib_batch.analysis.moments import HEAD_SCOPES, KEYS, STRATUM_KEYS, join_units, merge_moments, merge_strata
 from attrib_batch.analysis.tables import Part, from_arrow, scan
 from attrib_batch.spec.positions import ALL
-from attrib_batch.tables import MOMENTS, STRATA, Table
+from attrib_batch.tables import Table
 from attrib_batch.tables.moments import chunk_moments, pair_values
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from attrib_batch.tables.moments import DenseChunk
 
 # Merging as parts arrive, not all at the end, is what bounds memory; merging every one of them would be slow.
-_PENDING_ROWS = 1_000_000
+_PENDING_ROWS = 500_000
 _UNITS_AT_A_TIME = 256
 
 
@@ -56,7 +56,7 @@ def reduce_cell(cell: Cell, parts: Sequence[Part], gap: float, at: str | Sequenc
     Raises:
         OutputError: scores are read that are not finite, or that do not belong to the baselines beside them.
     """
-    moments, strata = _Merged(partial(merge_moments, gap=gap), MOMENTS), _Merged(merge_strata, STRATA)
+    moments, strata = _Merged(partial(merge_moments, gap=gap), KEYS), _Merged(merge_strata, STRATUM_KEYS)
     for part in parts:
         for merged, piece in zip((moments, strata), _read_moments(cell, part, at), strict=True):
             merged.add(piece)
@@ -67,27 +67,53 @@ def reduce_cell(cell: Cell, parts: Sequence[Part], gap: float, at: str | Sequenc
 
 
 @dataclass
+class _Layout:
+    """Pieces whose rows have the same keys in the same order: they are merged row by row, without comparing keys."""
+
+    keys: pa.Table
+    pieces: list[pl.DataFrame] = field(default_factory=list)
+
+
+@dataclass
 class _Merged:
     """Pieces that are merged from time to time."""
 
-    merge: Callable[[Sequence[pl.DataFrame]], pl.DataFrame]
-    schema: pa.Schema
-    _pieces: list[pl.DataFrame] = field(default_factory=list, init=False)
-    _least: int = field(default=0, init=False)
+    merge: Callable[[pl.DataFrame, Sequence[str]], pl.DataFrame]
+    keys: tuple[str, ...]
+    _layouts: list[_Layout] = field(default_factory=list, init=False)
+    _n_rows: int = field(default=0, init=False)
+    _before: list[pl.DataFrame] = field(default_factory=list, init=False)
+    """What is merged by its keys already."""
 
     def add(self, table: pa.Table) -> None:
-        self._pieces.append(_with_strings(table))
-        if sum(map(len, self._pieces)) >= self._least + _PENDING_ROWS:
-            self._pieces = [self.total()]
-            self._least = len(self._pieces[0])
+        """Add the rows of a part."""
+        keys = table.select(self.keys)
+        layout = next((known for known in self._layouts if known.keys.equals(keys)), None)
+        if layout is None:
+            if len(self._layouts) == _MOST_LAYOUTS:
+                self._before, self._layouts = [self.total()], []
+            layout = _Layout(keys)
+            self._layouts.append(layout)
+        layout.pieces.append(from_arrow(table.drop_columns(list(self.keys))).with_row_index(_ROW))
+        self._n_rows += len(table)
+        if self._n_rows >= _PENDING_ROWS:
+            for layout in self._layouts:
+                layout.pieces = [self.merge(pl.concat(layout.pieces), [_ROW])]
+            self._n_rows = 0
 
     def total(self) -> pl.DataFrame:
-        return self.merge(self._pieces or [_with_strings(self.schema.empty_table())])
+        """Return the sum of all parts."""
+        merged = list(self._before)
+        for layout in self._layouts:
+            sums = self.merge(pl.concat(layout.pieces), [_ROW]).sort(_ROW).drop(_ROW)
+            # The dictionaries of two files differ.
+            names = from_arrow(layout.keys).with_columns(pl.col(pl.Categorical).cast(pl.String))
+            merged.append(pl.concat([names, sums], how="horizontal"))
+        return self.merge(pl.concat(merged), self.keys)
 
 
-def _with_strings(table: pa.Table) -> pl.DataFrame:
-    """Return a frame whose names are strings: the dictionaries of two files differ."""
-    return from_arrow(table).with_columns(pl.col(pl.Categorical).cast(pl.String))
+_ROW = "row"
+_MOST_LAYOUTS = 16
 
 
 def _read_moments(cell: Cell, part: Part, at: str | Sequence[str]) -> tuple[pa.Table, pa.Table]:

@@ -165,6 +165,7 @@ def test_how_pairs_are_cut_into_parts_changes_nothing(
     out = write_run(tmp_path_factory.mktemp("cut"), {CELL: pairs}, cuts=cuts, moments=moments)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(passes, "_PENDING_ROWS", pending)
+        patch.setattr(passes, "_MOST_LAYOUTS", pending - 1)
         patch.setattr(passes, "_UNITS_AT_A_TIME", pending - 1)
         summarize(out)
     summary, (heads, positions) = read_summary(out), expected(pairs)
