@@ -3,8 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-# Whole files go to two processes, as tests/support/groups.py says.
-PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+# Whole files go to several processes, as tests/support/groups.py says. Slow tests often wait: for them one process more.
+PYTEST := $(BIN)/python -m pytest --dist loadfile --no-loadscope-reorder
 FAST := -m 'not slow'
 SLOWEST := --durations=25
 
@@ -15,19 +15,19 @@ demo: $(STAMP)
 
 # After every edit: no process, no Ray, no network, no real model.
 check: lint
-	$(PYTEST) $(FAST) $(PYTEST_ARGS)
+	$(PYTEST) -n 2 $(FAST) $(PYTEST_ARGS)
 
 # Everything that needs no package of the operating system.
 test: $(STAMP)
-	$(PYTEST) -m 'not system' $(SLOWEST) $(PYTEST_ARGS)
+	$(PYTEST) -n 3 -m 'not system' $(SLOWEST) $(PYTEST_ARGS)
 
 # What `coverage` does not run.
 test-rest: $(STAMP)
-	$(PYTEST) -m slow $(SLOWEST) $(PYTEST_ARGS)
+	$(PYTEST) -n 3 -m slow $(SLOWEST) $(PYTEST_ARGS)
 
 # Apart from `test`: watching every line makes tests a third slower. What runs in other processes is not counted.
 coverage: $(STAMP)
-	$(PYTEST) $(FAST) --cov --cov-report=term $(PYTEST_ARGS)
+	$(PYTEST) -n 2 $(FAST) --cov --cov-report=term $(PYTEST_ARGS)
 
 # Scores on other processors: the tests that compare them, under several kernels and with two threads.
 test-kernels: $(STAMP)

@@ -101,7 +101,7 @@ def test_the_tutorials_two_maps_by_its_own_formula(demo: Path, smollm2) -> None:
     summary = read_summary(demo)
     ours = {"dataset": "tutorial"}
     heads = summary.heads.filter(**ours, component="z", scope="last").sort("layer", "head")
-    positions = summary.positions.filter(**ours, component="z").sort("layer", "position")
+    positions = summary.positions.filter(**ours, component="z", scope="position").sort("layer", "position")
     assert_near(heads["mean_normalized"].to_numpy().reshape(by_head.shape), by_head, terms)
     assert_near(positions["mean_normalized"].to_numpy().reshape(by_position.shape), by_position, terms)
     assert_near(heatmap(summary.heads.filter(**ours), component=Component.Z, scope="last"), by_head, terms)
