@@ -10,6 +10,8 @@ Quick start::
 """
 
 from attrib_batch.analysis.agreement import agreement_path, has_agreement, read_agreement, write_agreement
+from attrib_batch.analysis.compare import compare
+from attrib_batch.analysis.correlations import rank_correlations
 from attrib_batch.analysis.disagreement import mean_effects, strongest_disagreements
 from attrib_batch.analysis.examples import examples, examples_of_top
 from attrib_batch.analysis.moments import half_width
@@ -24,6 +26,7 @@ __all__ = [
     "SummaryPaths",
     "Verified",
     "agreement_path",
+    "compare",
     "examples",
     "examples_of_top",
     "half_width",
@@ -31,6 +34,7 @@ __all__ = [
     "heatmap",
     "mean_effects",
     "normalized",
+    "rank_correlations",
     "read_agreement",
     "read_manifest",
     "read_summary",
