@@ -124,6 +124,42 @@ def compare(
     return _unpaired(one, other, signs, normalized=normalized, relative_depth=relative_depth)
 
 
+def compare_runs(
+    out: str | Path | Store,
+    other_out: str | Path | Store | None,
+    a: Mapping[str, str] | None,
+    b: Mapping[str, str] | None,
+    *,
+    normalized: bool = True,
+    relative_depth: bool = False,
+) -> pl.DataFrame:
+    """Compare two cells; where none is named, the two of one run, or those that two runs have under the same names.
+
+    Arguments and columns are those of `compare`.
+
+    Raises:
+        ValueError: as `compare`, or there are not two such cells.
+    """
+    chosen = partial(compare, normalized=normalized, relative_depth=relative_depth)
+    if a is not None or b is not None:
+        return chosen(out, a or {}, b or {}, other_out)
+    cells = [plan.cell for plan in read_manifest(out).plan]
+    if other_out is None:
+        if len(cells) != 2:
+            raise ValueError(f"name two cells with a and b; there are: {'; '.join(map(str, cells))}")
+        return chosen(out, cells[0], cells[1])
+    others = [plan.cell for plan in read_manifest(other_out).plan]
+    same = [cell for cell in cells if cell in others]
+    if not same:
+        if len(cells) == len(others) == 1:
+            return chosen(out, cells[0], others[0], other_out)
+        raise ValueError(
+            f"the runs have no cell of the same names: choose with a and b; {'; '.join(map(str, cells))} and "
+            f"{'; '.join(map(str, others))}"
+        )
+    return pl.concat([chosen(out, cell, cell, other_out) for cell in same])
+
+
 def _only_cell(manifest: Manifest, wanted: Mapping[str, str] | Cell, like: Cell | None) -> Cell:
     """Return the one cell that has the names asked for; of several the one most like another."""
     names = {key: getattr(wanted, key) for key in CELL} if isinstance(wanted, Cell) else dict(wanted)
