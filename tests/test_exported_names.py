@@ -56,6 +56,9 @@ JOB = {"run": "(self, out, *, executor=None, progress=True, retry_failures=False
 
 RUN = {
     "baselines": "(self, **cell)",
+    "compare": "(self, other=None, a=None, b=None, *, normalized=True, relative_depth=False)",
+    "examples": "(self, layer, head=None, *, component='z', at='all', n=5, **cell)",
+    "export": "(self, to=None, **options)",
     "failures": "(self, **cell)",
     "heads": "(self, **cell)",
     "heatmap": "(self, component='z', at='last', *, normalized=True, **cell)",

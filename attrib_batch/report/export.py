@@ -189,9 +189,5 @@ def _maps(
                 place = first_place(here) if at is None else at
                 figure = draw_map(here, component, place, normalized=normalized)
                 names = (*(getattr(cell, name) for name in CELL), component, place)
-                figure.update_layout(
-                    title=f"{figure.layout.title.text}; {cell}",
-                    paper_bgcolor="white",
-                    coloraxis={"showscale": True},
-                )
+                figure.update_layout(title=f"{figure.layout.title.text}; {cell}", paper_bgcolor="white")
                 yield "__".join(names), figure

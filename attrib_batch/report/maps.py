@@ -28,6 +28,8 @@ def draw_map(rows: pl.DataFrame, component: str, at: str, *, normalized: bool) -
         column, rows = "role", rows.with_columns(role=pl.lit(at))
     normalized = normalized and rows.get_column("mean_normalized").null_count() < len(rows)
     panel = Panel(rows, column, f"{component}, {_WHERE.get(at, f'at “{at}”')}", "")
-    figure = build_heatmap(panel, Quantity(normalized=normalized, unit="metric units"))
-    figure.update_layout(title=panel.title, margin={"t": 48})
+    quantity = Quantity(normalized=normalized, unit="metric units")
+    figure = build_heatmap(panel, quantity)
+    bar = {"title": {"text": quantity.label, "side": "right"}}
+    figure.update_layout(title=panel.title, margin={"t": 48}, coloraxis={"showscale": True, "colorbar": bar})
     return figure
