@@ -14,7 +14,7 @@ from attrib_batch.analysis.top import components_of, rows_at, strongest
 from attrib_batch.api.display import run_html
 from attrib_batch.observe.status import read_status
 from attrib_batch.report import export, write_report
-from attrib_batch.report.maps import draw_map
+from attrib_batch.report.single_map import draw_map
 from attrib_batch.spec import DEFAULT_VERIFIED_PAIRS, Component
 from attrib_batch.spec.positions import ALL
 from attrib_batch.storage.store import Store
