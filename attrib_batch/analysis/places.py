@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import polars as pl
 
+from attrib_batch.analysis.tables import CELL
 from attrib_batch.tables import Scope
 
 if TYPE_CHECKING:
@@ -51,12 +52,25 @@ def select_cells(manifest: Manifest, wanted: Mapping[str, str]) -> list[Cell]:
         TypeError: another key is asked for.
         ValueError: no cell is called so; the message says which there are.
     """
-    known = ("model", "dataset", "method")
-    if unknown := set(wanted) - set(known):
-        raise TypeError(f"unknown keyword {', '.join(sorted(unknown))}; known: {', '.join(known)}")
+    _check_names(wanted)
     cells = [plan.cell for plan in manifest.plan]
     chosen = [cell for cell in cells if all(getattr(cell, key) == value for key, value in wanted.items())]
     if not chosen:
         asked = ", ".join(f"{key}={value!r}" for key, value in wanted.items()) or "any name"
         raise ValueError(f"no cell has {asked}; there are: {'; '.join(map(str, cells)) or 'none'}")
     return chosen
+
+
+def rows_of(frame: pl.DataFrame, wanted: Mapping[str, str]) -> pl.DataFrame:
+    """Return the rows of the cells that have all the names asked for.
+
+    Raises:
+        TypeError: another key than ``model``, ``dataset`` or ``method`` is asked for.
+    """
+    _check_names(wanted)
+    return frame.filter(*(pl.col(name) == value for name, value in wanted.items()))
+
+
+def _check_names(wanted: Mapping[str, str]) -> None:
+    if unknown := set(wanted) - set(CELL):
+        raise TypeError(f"unknown keyword {', '.join(sorted(unknown))}; known: {', '.join(CELL)}")

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-import polars as pl
-
 from attrib_batch import analysis
 from attrib_batch.analysis import write_agreement
 from attrib_batch.analysis.compare import compare_runs
+from attrib_batch.analysis.places import rows_of
 from attrib_batch.analysis.tables import CELL, read_manifest
 from attrib_batch.analysis.top import components_of, rows_at, strongest
 from attrib_batch.api.display import run_html
@@ -25,6 +24,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     import plotly.graph_objects as go
+    import polars as pl
 
     from attrib_batch.analysis.top import Order
     from attrib_batch.execution.driver import RunResult
@@ -105,7 +105,7 @@ class Run:
 
         The columns are those of `attrib_batch.analysis.summary.HEADS`; arguments as for `scores`.
         """
-        return _only(self._summary().heads, cell)
+        return rows_of(self._summary().heads, cell)
 
     def positions(self, **cell: str) -> pl.DataFrame:
         """Return the same of every layer and position, summed over heads; arguments as for `scores`.
@@ -113,7 +113,7 @@ class Run:
         Positions are counted from the first token, 0, where ``scope`` is ``position``, and back from the last one, -1,
         where it is ``from_end``.
         """
-        return _only(self._summary().positions, cell)
+        return rows_of(self._summary().positions, cell)
 
     def top(
         self,
@@ -329,10 +329,3 @@ def open_run(out: str | Path) -> Run:
         OutputError: it is not the directory of a run.
     """
     return Run(out)
-
-
-def _only(frame: pl.DataFrame, cell: Mapping[str, Any]) -> pl.DataFrame:
-    unknown = set(cell) - set(CELL)
-    if unknown:
-        raise TypeError(f"unknown keyword {', '.join(sorted(unknown))}; known: {', '.join(CELL)}")
-    return frame.filter(*(pl.col(name) == value for name, value in cell.items()))
