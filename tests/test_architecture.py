@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
+from attrib_batch.spec import Cell
 from tests.support.jobs import environment
+from tests.support.synthetic_run import IoiLike, write_run
 
 HEAVY = {"torch", "ray", "nnsight", "transformers"}
 
@@ -35,7 +38,7 @@ def test_import_and_help_load_nothing_heavy() -> None:
 
 
 @pytest.mark.slow
-def test_report_and_analysis_work_where_torch_and_ray_are_not_installed() -> None:
+def test_report_and_analysis_work_where_torch_and_ray_are_not_installed(tmp_path: Path) -> None:
     blocked = (
         "import sys\n"
         "class Absent:\n"
@@ -47,3 +50,14 @@ def test_report_and_analysis_work_where_torch_and_ray_are_not_installed() -> Non
         [sys.executable, "-c", blocked + "import attrib_batch.analysis, attrib_batch.report, attrib_batch.cli.results"],
         env=environment(), check=True, timeout=60,
     )  # fmt: skip
+    pairs = IoiLike(layers=2, heads=2).pairs(4)
+    out = write_run(tmp_path, {Cell("gpt2", "ioi", "atp"): pairs, Cell("gpt2", "ioi", "other"): pairs})
+    for arguments in (["summarize"], ["report"], ["export", "--format", "csv", "--format", "mib"]):
+        verb = f"import sys; sys.argv = ['attrib-batch', *{arguments!r}, {str(out)!r}]\n"
+        subprocess.run(
+            [sys.executable, "-c", blocked + verb + "from attrib_batch.cli import main; main()"],
+            env=environment(), check=True, timeout=60,
+        )  # fmt: skip
+    assert (out / "report.html").exists()
+    assert (out / "export/top.csv").exists()
+    assert len(list((out / "export/mib").rglob("importances.json"))) == 2

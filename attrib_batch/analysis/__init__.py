@@ -10,8 +10,12 @@ Quick start::
 """
 
 from attrib_batch.analysis.agreement import agreement_path, has_agreement, read_agreement, write_agreement
+from attrib_batch.analysis.compare import compare
+from attrib_batch.analysis.correlations import rank_correlations
 from attrib_batch.analysis.disagreement import mean_effects, strongest_disagreements
+from attrib_batch.analysis.examples import examples, examples_of_top
 from attrib_batch.analysis.moments import half_width
+from attrib_batch.analysis.strata import stratum_spread
 from attrib_batch.analysis.summarize import summarize
 from attrib_batch.analysis.summary import Summary, SummaryPaths, heatmap, read_summary, summary_is_current
 from attrib_batch.analysis.tables import normalized, read_manifest, scan_baselines, scan_failures, scan_scores
@@ -22,11 +26,15 @@ __all__ = [
     "SummaryPaths",
     "Verified",
     "agreement_path",
+    "compare",
+    "examples",
+    "examples_of_top",
     "half_width",
     "has_agreement",
     "heatmap",
     "mean_effects",
     "normalized",
+    "rank_correlations",
     "read_agreement",
     "read_manifest",
     "read_summary",
@@ -34,6 +42,7 @@ __all__ = [
     "scan_baselines",
     "scan_failures",
     "scan_scores",
+    "stratum_spread",
     "strongest_disagreements",
     "summarize",
     "summary_is_current",

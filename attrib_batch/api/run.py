@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal
-
-import polars as pl
+from typing import TYPE_CHECKING, Any
 
 from attrib_batch import analysis
 from attrib_batch.analysis import write_agreement
-from attrib_batch.analysis.tables import read_manifest
+from attrib_batch.analysis.compare import compare_runs
+from attrib_batch.analysis.places import rows_of
+from attrib_batch.analysis.tables import CELL, read_manifest
+from attrib_batch.analysis.top import components_of, rows_at, strongest
 from attrib_batch.api.display import run_html
-from attrib_batch.errors import RequestError
 from attrib_batch.observe.status import read_status
-from attrib_batch.report import write_report
-from attrib_batch.report.figures import Panel, Quantity, build_heatmap
+from attrib_batch.report import export, write_report
+from attrib_batch.report.single_map import draw_map
 from attrib_batch.spec import DEFAULT_VERIFIED_PAIRS, Component
-from attrib_batch.spec.positions import ALL, check_at
+from attrib_batch.spec.positions import ALL
 from attrib_batch.storage.store import Store
 from attrib_batch.tables import Scope
 
@@ -24,19 +24,18 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     import plotly.graph_objects as go
+    import polars as pl
 
+    from attrib_batch.analysis.top import Order
     from attrib_batch.execution.driver import RunResult
     from attrib_batch.execution.executor import Executor
     from attrib_batch.execution.planning.inputs import InputLocations
     from attrib_batch.models.load import LoadedModel
     from attrib_batch.observe.progress import ProgressView
     from attrib_batch.observe.status import RunStatus
+    from attrib_batch.report.export import Exported
     from attrib_batch.tables import Manifest
 
-Order = Literal["magnitude", "positive", "negative"]
-SHOWN_HEADS = 5
-
-_CELL = ("model", "dataset", "method")
 _TOP_COLUMNS = ("component", "layer", "head", "mean", "sem", "mean_normalized", "n_pairs")
 
 
@@ -106,7 +105,7 @@ class Run:
 
         The columns are those of `attrib_batch.analysis.summary.HEADS`; arguments as for `scores`.
         """
-        return _only(self._summary().heads, cell)
+        return rows_of(self._summary().heads, cell)
 
     def positions(self, **cell: str) -> pl.DataFrame:
         """Return the same of every layer and position, summed over heads; arguments as for `scores`.
@@ -114,7 +113,7 @@ class Run:
         Positions are counted from the first token, 0, where ``scope`` is ``position``, and back from the last one, -1,
         where it is ``from_end``.
         """
-        return _only(self._summary().positions, cell)
+        return rows_of(self._summary().positions, cell)
 
     def top(
         self,
@@ -141,12 +140,8 @@ class Run:
         Raises:
             ValueError: no row is there or of that role; the message says what there is.
         """
-        rows = self._at(self.heads(**cell), at, component)
-        order = {"magnitude": pl.col("mean").abs(), "positive": pl.col("mean"), "negative": -pl.col("mean")}
-        if by not in order:
-            raise ValueError(f"by={by!r}: choose one of {', '.join(order)}")
-        ranked = rows.sort(order[by], "layer", "head", descending=[True, False, False])
-        return ranked.group_by(_CELL, maintain_order=True).head(n).select(*_CELL, *_TOP_COLUMNS)
+        rows = rows_at(self.heads(**cell), self.manifest, component, at)
+        return strongest(rows, n, by).select(*CELL, *_TOP_COLUMNS)
 
     def heatmap(
         self, component: str = Component.Z, at: str = "last", *, normalized: bool = True, **cell: str
@@ -164,24 +159,95 @@ class Run:
         """
         if at == "position":
             rows = self.positions(**cell).filter(component=str(component), scope=Scope.POSITION)
-            column = "position"
         else:
-            rows = self._at(self.heads(**cell), at, component)
-            column = "head" if rows.get_column("head").null_count() < len(rows) else "role"
+            rows = rows_at(self.heads(**cell), self.manifest, component, at)
         if rows.is_empty():
-            raise ValueError(f"no score of {component} is there; components: {self._components()}")
-        if rows.select(_CELL).n_unique() > 1:
+            raise ValueError(f"no score of {component} is there; components: {components_of(self.manifest)}")
+        if rows.select(CELL).n_unique() > 1:
             raise ValueError(f"several cells: choose one with model=, dataset=, method=; {self._cells()}")
-        normalized = normalized and rows.get_column("mean_normalized").null_count() < len(rows)
-        if column == "role":
-            rows = rows.with_columns(role=pl.lit(at))
-        where = {"last": "at the last position", "all": "summed over positions", "position": "by position"}.get(
-            at, f"at “{at}”"
+        return draw_map(rows, component, at, normalized=normalized)
+
+    def examples(
+        self,
+        layer: int,
+        head: int | None = None,
+        *,
+        component: str = Component.Z,
+        at: str = "all",
+        n: int = 5,
+        **cell: str,
+    ) -> pl.DataFrame:
+        """Return the pairs with the largest and with the smallest values of a head, with tokens and their scores.
+
+        Args:
+            layer: the layer, from 0.
+            head: the head, from 0; None for a component without heads.
+            component: the component.
+            at: ``all`` for the sum over positions, ``last`` for the last position, or a role.
+            n: how many from each end, for each cell.
+            **cell: as for `scores`.
+
+        Returns:
+            The columns of `attrib_batch.analysis.examples.EXAMPLES`; tokens are null where the run has no prompts.
+
+        Raises:
+            ValueError: there is no such component, layer, head or role; the message says what there is.
+        """
+        return analysis.examples(self._store, component=component, layer=layer, head=head, at=at, n=n, **cell)
+
+    def compare(
+        self,
+        other: Run | str | Path | None = None,
+        a: Mapping[str, str] | None = None,
+        b: Mapping[str, str] | None = None,
+        *,
+        normalized: bool = True,
+        relative_depth: bool = False,
+    ) -> pl.DataFrame:
+        """Return the difference between the means of two cells, head by head, with a 95 % interval.
+
+        ``run.compare(a={"method": "atp"}, b={"method": "exact"})`` compares two cells of this run, and
+        ``run.compare(other)`` this run's cells with those of the same names in another one. Differences are taken pair
+        by pair where both scored the same pairs.
+
+        Args:
+            other: another run, or its directory, that ``b`` is of.
+            a: a cell of this run: ``model``, ``dataset``, ``method``, as far as needed to tell it from others.
+            b: the other cell, likewise; what it leaves out is as in ``a`` where several would do.
+            normalized: compare shares of the gap; otherwise means in metric units.
+            relative_depth: compare models of different depth, by relative depth; else they are refused.
+
+        Returns:
+            The columns of `attrib_batch.analysis.compare.COMPARISON`: ``difference`` is a minus b.
+
+        Raises:
+            ValueError: the cells cannot be told apart, or cannot be compared.
+        """
+        theirs = other if isinstance(other, Run) or other is None else Run(other)
+        for run in (self, theirs):
+            if run is not None:
+                run._summary()
+        return compare_runs(
+            self._store,
+            None if theirs is None else theirs._store,
+            a,
+            b,
+            normalized=normalized,
+            relative_depth=relative_depth,
         )
-        panel = Panel(rows, column, f"{component}, {where}", "")
-        figure = build_heatmap(panel, Quantity(normalized=normalized, unit="metric units"))
-        figure.update_layout(title=panel.title, margin={"t": 48})
-        return figure
+
+    def export(self, to: str | Path | None = None, **options: Any) -> Exported:
+        """Write top heads (CSV, JSON), heatmaps (PNG, SVG) and node scores for MIB; return what was written.
+
+        Args:
+            to: where files go; ``export`` in the run's directory where absent.
+            **options: as for `attrib_batch.report.export`: ``formats``, ``n``, ``at``, ``component``, ``by``,
+                ``node_order``, ``model``, ``dataset``, ``method`` and more.
+
+        Raises:
+            ValueError: there is no such format, cell, component or role.
+        """
+        return export(self._store, to, **options)
 
     def verify(
         self,
@@ -213,24 +279,19 @@ class Run:
             RequestError: there is nothing to verify, or what is measured already is another sample.
             RunInterruptedError: it could not finish; the same call goes on.
         """
-        from attrib_batch.api.launch import run_to_end
-        from attrib_batch.execution.local import LocalExecutor
-        from attrib_batch.execution.planning.verification import Verification, open_verification
+        from attrib_batch.api.launch import measure
 
-        try:
-            positions = check_at(at if isinstance(at, str) else list(at))
-        except ValueError as error:
-            raise RequestError(f"at: {error}") from error
-        executor = executor or LocalExecutor(self._models)
-        opened = open_verification(
+        self.result = measure(
             self._store,
-            Verification(pairs, seed, positions),
-            ndif_host=ndif_host,
+            self._models,
+            pairs=pairs,
+            seed=seed,
+            at=at,
+            executor=executor,
+            progress=progress,
             locations=locations,
-            workers_here=executor.workers_here,
-            given=self._models,
+            ndif_host=ndif_host,
         )
-        self.result = run_to_end(opened, executor, progress)
         write_agreement(self._store, seed=seed)
         return analysis.read_agreement(self._store)
 
@@ -247,21 +308,6 @@ class Run:
         if not self.is_summarized:
             analysis.summarize(self._store)
         return analysis.read_summary(self._store)
-
-    def _at(self, heads: pl.DataFrame, at: str, component: str) -> pl.DataFrame:
-        """Return the rows of one component at one scope or role."""
-        rows = heads.filter(pl.col("component") == str(component))
-        if rows.is_empty():
-            raise ValueError(f"no score of {component!s} is there; components: {self._components()}")
-        found = rows.filter(pl.col("scope") == at) if at in {"last", "all"} else rows.filter(pl.col("role") == at)
-        if found.is_empty():
-            roles = rows.get_column("role").drop_nulls().unique().sort().to_list()
-            raise ValueError(f"at={at!r}: choose last, all" + (f", or a role: {', '.join(roles)}" if roles else ""))
-        return found
-
-    def _components(self) -> str:
-        methods = self.manifest.job.get("methods", ())
-        return ", ".join(dict.fromkeys(name for method in methods for name in method.get("components", ())))
 
     def _cells(self) -> str:
         return "; ".join(str(plan.cell) for plan in self.manifest.plan)
@@ -283,10 +329,3 @@ def open_run(out: str | Path) -> Run:
         OutputError: it is not the directory of a run.
     """
     return Run(out)
-
-
-def _only(frame: pl.DataFrame, cell: Mapping[str, Any]) -> pl.DataFrame:
-    unknown = set(cell) - set(_CELL)
-    if unknown:
-        raise TypeError(f"unknown keyword {', '.join(sorted(unknown))}; known: {', '.join(_CELL)}")
-    return frame.filter(*(pl.col(name) == value for name, value in cell.items()))

@@ -11,6 +11,7 @@ from rich.markup import escape
 
 from attrib_batch._version import __version__
 from attrib_batch.cli import pairs, results, runs
+from attrib_batch.cli.export import export
 from attrib_batch.cli.submit import submit
 from attrib_batch.errors import AttribBatchError, ExitCode
 
@@ -32,6 +33,7 @@ for verb in (
     results.status,
     results.summarize,
     results.report,
+    export,
 ):
     app.command()(verb)
 

@@ -59,10 +59,12 @@ def test_tables_are_those_of_the_cells_that_are_asked_for(run: ab.Run) -> None:
     assert run.positions(method="atp")["method"].unique().to_list() == ["atp"]
 
 
-@pytest.mark.parametrize("table", ["scores", "baselines", "failures", "heads", "positions", "top", "heatmap"])
+@pytest.mark.parametrize(
+    "table", ["scores", "baselines", "failures", "heads", "positions", "top", "heatmap", "examples", "export"]
+)
 def test_a_misspelt_filter_is_refused_and_not_ignored(table: str, run: ab.Run) -> None:
     with pytest.raises(TypeError, match="methods"):
-        getattr(run, table)(methods="atp")
+        getattr(run, table)(**({"layer": 0} if table == "examples" else {}), methods="atp")
 
 
 def test_summaries_follow_what_is_committed(tmp_path: Path) -> None:
@@ -195,6 +197,47 @@ def test_where_clean_and_corrupted_are_alike_raw_scores_are_drawn(tmp_path: Path
 def test_a_heatmap_is_of_one_cell_that_is_there(asked: dict[str, str], says: str, run: ab.Run) -> None:
     with pytest.raises(ValueError, match=re.escape(says)):
         run.heatmap(**asked)  # type: ignore[arg-type]
+
+
+def test_the_pairs_that_make_a_head(run: ab.Run) -> None:
+    found = run.examples(9, 9, at="last", n=2, method="atp")
+    ranked = sorted(PAIRS, key=lambda pair: -pair.scores["z"][9, 9, -1])
+    assert found["pair_id"].to_list() == [ranked[index].pair_id for index in (0, 1, -1, -2)]
+    assert found["which"].to_list() == ["strongest"] * 2 + ["weakest"] * 2
+    with pytest.raises(ValueError, match="no score of z, L12H0"):
+        run.examples(12, 0)
+
+
+def test_the_two_cells_of_a_run_are_compared(run: ab.Run) -> None:
+    """The pairs that both scored are the first ten, and one cell has -2 times the other's scores."""
+    found = run.compare(normalized=False).filter(component="z", scope="last").sort("layer", "head")
+    assert found["paired"].all()
+    assert found["n_pairs_a"].unique().to_list() == [10]
+    np.testing.assert_allclose(found["difference"], 3 * mean_at(PAIRS[:10], -1).ravel(), rtol=1e-5, atol=1e-7)
+    assert run.compare(a={"method": "atp"}, b={"method": "noise"}, normalized=False).height == run.compare().height
+
+
+def test_a_run_is_compared_with_another(run: ab.Run, tmp_path: Path) -> None:
+    other = write_run(tmp_path / "other", {ATP: [replace(pair, scores={"z": pair.scores["z"] / 2}) for pair in PAIRS]})
+    rows = run.compare(str(other), normalized=False).filter(scope="last")
+    assert rows.select("method_a", "method_b").unique().rows() == [("atp", "atp")]
+    np.testing.assert_allclose(rows["difference"], mean_at(PAIRS, -1).ravel() / 2, rtol=1e-5, atol=1e-7)
+    renamed = write_run(tmp_path / "renamed", {Cell("gpt2", "ioi", "third"): PAIRS})
+    with pytest.raises(ValueError, match="the runs have no cell of the same names: choose with a and b; gpt2 x ioi x"):
+        run.compare(renamed)
+    assert ab.open_run(other).compare(renamed)["difference"].abs().max() > 0
+    three = write_run(tmp_path / "three", {Cell("gpt2", "ioi", name): PAIRS[:4] for name in ("x", "y", "w")})
+    with pytest.raises(ValueError, match="name two cells with a and b; there are: gpt2 x ioi x x"):
+        ab.open_run(three).compare()
+
+
+def test_a_run_is_exported(run: ab.Run, tmp_path: Path) -> None:
+    done = run.export(tmp_path, formats=["csv", "mib"], n=3, at="last", component="z", method="atp")
+    assert {Path(path).relative_to(tmp_path).as_posix() for path in done.files} == {
+        "top.csv", "mib/atp_patching_node/ioi_gpt2/importances.json",
+    }  # fmt: skip
+    top = pl.read_csv(tmp_path / "top.csv")
+    assert top.select("layer", "head").rows() == run.top(3, method="atp").select("layer", "head").rows()
 
 
 def test_a_notebook_shows_counts_heads_and_a_map_and_loads_nothing(run: ab.Run) -> None:

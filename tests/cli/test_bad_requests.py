@@ -157,7 +157,7 @@ def test_an_output_that_cannot_be_written(job: TinyJob, tmp_path: Path) -> None:
     assert "--out" in message
 
 
-@pytest.mark.parametrize("verb", ["status", "summarize", "report"])
+@pytest.mark.parametrize("verb", ["status", "summarize", "report", "export"])
 def test_a_folder_that_is_no_run(verb: str, tmp_path: Path) -> None:
     assert "manifest" in refused(verb, tmp_path)
 

@@ -96,6 +96,31 @@ def baseline_table(pairs: Sequence[Pair]) -> pa.Table:
     return pa.Table.from_pylist(rows, schema=Table.BASELINES.schema)
 
 
+PROMPTS = pa.schema(
+    [
+        pa.field("pair_id", pa.int64(), nullable=False),
+        pa.field("clean_tokens", pa.list_(pa.string())),
+        pa.field("corrupted_tokens", pa.list_(pa.string())),
+        pa.field("task", pa.string()),
+    ]
+)
+
+
+def write_prompts(out: Path, chunk: Chunk, pairs: Sequence[Pair], task: str | None = None) -> None:
+    """Write a chunk's prompts, whose tokens say which pair and position they are of."""
+    rows = [
+        {
+            "pair_id": pair.pair_id,
+            "clean_tokens": [f" clean{pair.pair_id}.{position}" for position in range(pair.n_tokens)],
+            "corrupted_tokens": [f" corrupted{pair.pair_id}.{position}" for position in range(pair.n_tokens)],
+            "task": task,
+        }
+        for pair in pairs
+    ]
+    path = chunk.path(Table.SCORES).replace(str(Table.SCORES), "prompts", 1)
+    Store(out).write_table(path, pa.Table.from_pylist(rows, schema=PROMPTS))
+
+
 def failure_table(failures: Sequence[Failure]) -> pa.Table:
     rows = [{**vars(failure), "attempts": 1} for failure in failures]
     return pa.Table.from_pylist(rows, schema=Table.FAILURES.schema)
