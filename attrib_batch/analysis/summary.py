@@ -29,6 +29,8 @@ _MEANS = {
     "std": pl.Float64(),  # over pairs, ddof 1; null for one pair
     "sem": pl.Float64(),  # cluster-robust standard error of the mean; null for one unit
     "share_positive": pl.Float64(),  # share of pairs with a value above 0, 0 to 1
+    "low": pl.Float64(),  # 95 % interval of the mean, low to high, metric units; null for one unit
+    "high": pl.Float64(),
 }
 _STATISTICS = {
     **_MEANS,
@@ -39,6 +41,12 @@ _STATISTICS = {
     "mean_normalized": pl.Float64(),  # mean / (mean clean - mean corrupted); null where that is about 0
     "std_normalized": pl.Float64(),
     "sem_normalized": pl.Float64(),  # by the delta method: the gap is uncertain as well
+    "low_normalized": pl.Float64(),  # 95 % interval of mean_normalized
+    "high_normalized": pl.Float64(),
+    "p_value": pl.Float64(),  # two-sided, against a mean of 0; null for one unit, values all 0, and magnitudes
+    "q_bh": pl.Float64(),  # adjusted within (cell, component, scope, role): Benjamini-Hochberg
+    "q_by": pl.Float64(),  # likewise Benjamini-Yekutieli, which holds under any dependence
+    "survives": pl.Boolean(),  # q_bh below 0.05; null where p_value is
 }
 
 HEADS = pl.Schema(
