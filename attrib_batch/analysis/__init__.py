@@ -12,8 +12,16 @@ Quick start::
 from attrib_batch.analysis.agreement import agreement_path, has_agreement, read_agreement, write_agreement
 from attrib_batch.analysis.disagreement import mean_effects, strongest_disagreements
 from attrib_batch.analysis.moments import half_width
+from attrib_batch.analysis.stability import stability_sentence
 from attrib_batch.analysis.summarize import summarize
-from attrib_batch.analysis.summary import Summary, SummaryPaths, heatmap, read_summary, summary_is_current
+from attrib_batch.analysis.summary import (
+    Summary,
+    SummaryPaths,
+    heatmap,
+    read_stability,
+    read_summary,
+    summary_is_current,
+)
 from attrib_batch.analysis.tables import normalized, read_manifest, scan_baselines, scan_failures, scan_scores
 from attrib_batch.analysis.verified import Verified, read_verified, verified_cells
 
@@ -29,11 +37,13 @@ __all__ = [
     "normalized",
     "read_agreement",
     "read_manifest",
+    "read_stability",
     "read_summary",
     "read_verified",
     "scan_baselines",
     "scan_failures",
     "scan_scores",
+    "stability_sentence",
     "strongest_disagreements",
     "summarize",
     "summary_is_current",

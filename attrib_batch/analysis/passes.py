@@ -16,6 +16,7 @@ import polars as pl
 
 from attrib_batch.analysis.dense import read_dense, select_pairs
 from attrib_batch.analysis.moments import HEAD_SCOPES, join_units, merge_moments, merge_strata
+from attrib_batch.analysis.stability import MOST_BLOCKS, block_sums, merge_blocks
 from attrib_batch.analysis.tables import Part, from_arrow, scan
 from attrib_batch.spec.positions import ALL
 from attrib_batch.tables import MOMENTS, STRATA, Table
@@ -42,6 +43,8 @@ class Reduced:
     """By `attrib_batch.analysis.moments.KEYS`."""
     strata: pl.DataFrame
     """By `attrib_batch.analysis.moments.STRATUM_KEYS`."""
+    blocks: pl.DataFrame
+    """Sums by block of chunks, as from `attrib_batch.analysis.stability.merge_blocks`."""
 
 
 def reduce_cell(cell: Cell, parts: Sequence[Part], gap: float, at: str | Sequence[str] = ALL) -> Reduced:
@@ -56,14 +59,18 @@ def reduce_cell(cell: Cell, parts: Sequence[Part], gap: float, at: str | Sequenc
     Raises:
         OutputError: scores are read that are not finite, or that do not belong to the baselines beside them.
     """
-    moments, strata = _Merged(partial(merge_moments, gap=gap), MOMENTS), _Merged(merge_strata, STRATA)
-    for part in parts:
-        for merged, piece in zip((moments, strata), _read_moments(cell, part, at), strict=True):
-            merged.add(piece)
+    empty, no_strata = (_with_strings(schema.empty_table()) for schema in (MOMENTS, STRATA))
+    moments, strata = _Merged(partial(merge_moments, gap=gap), empty), _Merged(merge_strata, no_strata)
+    blocks = _Merged(merge_blocks, block_sums(empty, 0))
+    for index, part in enumerate(parts):
+        of_part, strata_of_part = map(_with_strings, _read_moments(cell, part, at))
+        moments.add(of_part)
+        strata.add(strata_of_part)
+        blocks.add(block_sums(of_part, index % MOST_BLOCKS))
     total = moments.total()
     for pieces, gaps in _parts_of_units(cell, parts, straddling_pairs(parts), gap, at):
         total = join_units(total, pieces, gaps)
-    return Reduced(total, strata.total())
+    return Reduced(total, strata.total(), blocks.total())
 
 
 @dataclass
@@ -71,18 +78,18 @@ class _Merged:
     """Pieces that are merged from time to time."""
 
     merge: Callable[[Sequence[pl.DataFrame]], pl.DataFrame]
-    schema: pa.Schema
+    empty: pl.DataFrame
     _pieces: list[pl.DataFrame] = field(default_factory=list, init=False)
     _least: int = field(default=0, init=False)
 
-    def add(self, table: pa.Table) -> None:
-        self._pieces.append(_with_strings(table))
+    def add(self, piece: pl.DataFrame) -> None:
+        self._pieces.append(piece)
         if sum(map(len, self._pieces)) >= self._least + _PENDING_ROWS:
             self._pieces = [self.total()]
             self._least = len(self._pieces[0])
 
     def total(self) -> pl.DataFrame:
-        return self.merge(self._pieces or [_with_strings(self.schema.empty_table())])
+        return self.merge(self._pieces or [self.empty])
 
 
 def _with_strings(table: pa.Table) -> pl.DataFrame:

@@ -12,7 +12,17 @@ import polars as pl
 from attrib_batch.analysis.intervals import add_inference, add_intervals
 from attrib_batch.analysis.moments import HEAD_SCOPES, KEYS, Gap, statistics, stratum_statistics
 from attrib_batch.analysis.passes import reduce_cell
-from attrib_batch.analysis.summary import BASELINES, FAILURES, HEADS, POSITIONS, STRATA, SummaryPaths, write_summary
+from attrib_batch.analysis.stability import stability
+from attrib_batch.analysis.summary import (
+    BASELINES,
+    FAILURES,
+    HEADS,
+    POSITIONS,
+    STABILITY,
+    STRATA,
+    SummaryPaths,
+    write_summary,
+)
 from attrib_batch.analysis.tables import CELL, Part, committed_parts, failure_files, gap_or_null, read_manifest, scan
 from attrib_batch.analysis.units import bootstrap_cell
 from attrib_batch.errors import OutputError
@@ -25,6 +35,10 @@ if TYPE_CHECKING:
 
     from attrib_batch.spec import Cell
     from attrib_batch.tables import CellPlan
+
+_ORDER = (
+    "kind", "stratum", "component", "scope", "role", "layer", "head", "position", "top_k", "n_pairs", "stage", "error"
+)  # fmt: skip
 
 
 def summarize(out: str | Path | Store) -> SummaryPaths:
@@ -49,6 +63,7 @@ def summarize(out: str | Path | Store) -> SummaryPaths:
     if not any(store.parts(Table.SCORES, entry.cell.partition) for entry in plan):
         raise OutputError(f"{store.root} has no committed chunk yet: run the job into it first (attrib-batch run).")
     heads, positions, strata = [HEADS.to_frame()], [POSITIONS.to_frame()], [STRATA.to_frame()]
+    agreement = [STABILITY.to_frame()]
     baselines, failures = [BASELINES.to_frame()], [FAILURES.to_frame()]
     for entry in plan:
         cell, parts = entry.cell, committed_parts(store, entry.cell)
@@ -68,12 +83,14 @@ def summarize(out: str | Path | Store) -> SummaryPaths:
             of_heads = pl.col("scope").is_in(list(map(str, HEAD_SCOPES)))
             heads.append(_labelled(rows.filter(of_heads), cell, HEADS))
             positions.append(_labelled(rows.filter(~of_heads), cell, POSITIONS))
+            agreement.append(_labelled(stability(reduced.blocks), cell, STABILITY))
             strata.append(_labelled(add_intervals(stratum_statistics(reduced.strata)), cell, STRATA))
     return write_summary(
         store,
         heads=pl.concat(heads),
         positions=pl.concat(positions),
         strata=pl.concat(strata),
+        stability=pl.concat(agreement),
         baselines=pl.concat(baselines),
         failures=pl.concat(failures),
     )
@@ -89,7 +106,20 @@ def _labelled(frame: pl.DataFrame, cell: Cell, schema: pl.Schema) -> pl.DataFram
     named = frame.with_columns(
         model=pl.lit(cell.model), dataset=pl.lit(cell.dataset), method=pl.lit(cell.method)
     ).select(schema.names())
-    order = ("kind", "stratum", "component", "scope", "role", "layer", "head", "position", "stage", "error")
+    order = (
+        "kind",
+        "stratum",
+        "component",
+        "scope",
+        "role",
+        "layer",
+        "head",
+        "position",
+        "n_pairs",
+        "top_k",
+        "stage",
+        "error",
+    )
     keys = [key for key in (*CELL, *order) if key in schema]
     return named.cast(schema).sort(keys, nulls_last=True)
 

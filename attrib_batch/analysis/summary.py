@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 _FOLDER = "summary"
-_TABLES = ("heads", "positions", "strata", "baselines", "failures")
+_TABLES = ("heads", "positions", "strata", "stability", "baselines", "failures")
 
 _CELL = {"model": pl.String(), "dataset": pl.String(), "method": pl.String()}
 
@@ -99,6 +99,21 @@ The statistics are over the pairs of one template, or of one task.
 Chunks that an earlier release committed have no tasks.
 """
 
+STABILITY = pl.Schema(
+    {
+        **_CELL,
+        "component": pl.String(),
+        "scope": pl.String(),  # last or all, as in heads
+        "n_pairs": pl.Int64(),  # pairs of each of two disjoint random sets
+        "top_k": pl.Int64(),  # how many heads, strongest by magnitude, are compared
+        "overlap": pl.Float64(),  # share of one set's top k that is in the other's, 0 to 1; mean over splits
+        "overlap_low": pl.Float64(),  # 95 % of the splits lie between
+        "overlap_high": pl.Float64(),
+        "spearman": pl.Float64(),  # rank correlation of all heads' means, -1 to 1; mean over splits
+    }
+)
+"""``stability.parquet``: one row per (cell, component, scope, n_pairs, top_k); none for a cell of one chunk."""
+
 BASELINES = pl.Schema(
     {
         **_CELL,
@@ -139,6 +154,7 @@ class SummaryPaths:
     heads: Path | str
     positions: Path | str
     strata: Path | str
+    stability: Path | str
     baselines: Path | str
     failures: Path | str
 
@@ -149,7 +165,7 @@ class SummaryPaths:
         return cls(*(store.path(_relative(name)) for name in _TABLES))
 
     def __iter__(self) -> Iterator[Path | str]:
-        return iter([self.heads, self.positions, self.strata, self.baselines, self.failures])
+        return iter(getattr(self, name) for name in _TABLES)
 
 
 @dataclass(frozen=True)
@@ -159,6 +175,7 @@ class Summary:
     heads: pl.DataFrame
     positions: pl.DataFrame
     strata: pl.DataFrame
+    stability: pl.DataFrame
     baselines: pl.DataFrame
     failures: pl.DataFrame
 
@@ -169,6 +186,7 @@ def write_summary(
     heads: pl.DataFrame,
     positions: pl.DataFrame,
     strata: pl.DataFrame,
+    stability: pl.DataFrame,
     baselines: pl.DataFrame,
     failures: pl.DataFrame,
 ) -> SummaryPaths:
@@ -177,6 +195,7 @@ def write_summary(
         "heads": heads,
         "positions": positions,
         "strata": strata,
+        "stability": stability,
         "baselines": baselines,
         "failures": failures,
     }
@@ -199,6 +218,15 @@ def read_summary(out: str | Path | Store) -> Summary:
             f"run attrib-batch summarize {store.root} first."
         )
     return Summary(*(pl.read_parquet(store.read_bytes(_relative(name))) for name in _TABLES))
+
+
+def read_stability(out: str | Path | Store) -> pl.DataFrame:
+    """Read how far the strongest heads of disjoint sets of pairs agree; the columns are those of `STABILITY`.
+
+    Raises:
+        OutputError: the run has not been summarised.
+    """
+    return read_summary(out).stability
 
 
 def summary_is_current(out: str | Path | Store) -> bool:

@@ -116,6 +116,14 @@ class Run:
         """
         return _only(self._summary().positions, cell)
 
+    def stability(self, **cell: str) -> pl.DataFrame:
+        """Return how far the strongest heads of two disjoint random sets of pairs agree, against the number of pairs.
+
+        The columns are those of `attrib_batch.analysis.summary.STABILITY`; a cell of one chunk has no row. Arguments as
+        for `scores`.
+        """
+        return _only(self._summary().stability, cell)
+
     def top(
         self,
         n: int = 10,
