@@ -4,7 +4,7 @@ For each of a few sizes, two sets of so many chunks are drawn without a chunk in
 every head follows in each set from the moments of its chunks; compared are the ``top_k`` heads by magnitude and the
 ranks of all. The largest size is half of all chunks (split-half agreement). Chunks are what is drawn, so a run of one
 chunk says nothing, and a table that is sorted by something that matters looks less stable than it is. Two halves agree
-less with each other than either does with all pairs: the figures are a lower bound for those of the whole run.
+less with each other than either does with all pairs, so the figures err on the side of caution.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from attrib_batch.tables.moments import Scope
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
-MOST_BLOCKS = 512
+MOST_BLOCKS = 256
 """Chunks of longer runs are put together into so many blocks, which bounds memory."""
 
 _SCOPES = (Scope.LAST, Scope.ALL)
@@ -43,16 +43,17 @@ def block_sums(moments: pl.DataFrame, block: int) -> pl.DataFrame:
         block: the number of the block that the chunk belongs to.
 
     Returns:
-        ``block``, component, scope (last or all), layer, head, ``n`` and ``s``, the sum of the values.
+        component, scope (last or all), layer, head, ``block``, ``n`` and ``s``, the sum of the values.
     """
     return moments.filter(pl.col("scope").is_in(list(map(str, _SCOPES)))).select(
-        *_MAP, *_HEAD, "n", s=pl.col("n") * pl.col("mean"), block=pl.lit(block, pl.Int64)
+        *_MAP, *_HEAD, pl.lit(block, pl.Int64).alias("block"), "n", s=pl.col("n") * pl.col("mean")
     )
 
 
 def merge_blocks(pieces: Sequence[pl.DataFrame]) -> pl.DataFrame:
     """Add up the sums of chunks that belong to one block; frames as from `block_sums`."""
-    return pl.concat(pieces).group_by("block", *_MAP, *_HEAD).agg(pl.col("n").sum(), pl.col("s").sum())
+    keys = (*_MAP, *_HEAD, "block")
+    return pl.concat(pieces).group_by(keys).agg(pl.col("n").sum(), pl.col("s").sum())
 
 
 def stability(blocks: pl.DataFrame) -> pl.DataFrame:

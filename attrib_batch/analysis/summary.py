@@ -95,7 +95,7 @@ STRATA = pl.Schema(
 )
 """``strata.parquet``: one row per (cell, kind, stratum, component, scope, layer, head).
 
-The statistics are over the pairs of one template, or of one task.
+The statistics are over the pairs of one template, or of one task; intervals are Student's t, whatever their number.
 Chunks that an earlier release committed have no tasks.
 """
 

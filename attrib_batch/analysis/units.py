@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 ENOUGH_UNITS = 200
 """From so many units on, the t interval covers what it says for skewed scores too (`benchmarks/coverage.py`)."""
 
-RESAMPLES = 1999
+RESAMPLES = 1000
 """Of a cell; the ends of its intervals then vary by a few hundredths of their width with the seed."""
 
 _SEED = 0

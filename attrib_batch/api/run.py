@@ -102,7 +102,7 @@ class Run:
         return analysis.scan_failures(self._store, **cell)
 
     def heads(self, **cell: str) -> pl.DataFrame:
-        """Return means, spreads and standard errors of every head: at each role, at the last position, and overall.
+        """Return means, intervals and p-values of every head: at each role, at the last position, and overall.
 
         The columns are those of `attrib_batch.analysis.summary.HEADS`; arguments as for `scores`.
         """

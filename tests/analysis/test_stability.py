@@ -110,8 +110,10 @@ def test_chunks_of_long_runs_are_put_together(tmp_path: Path, monkeypatch: pytes
     chunks = [pairs[start : start + 6] for start in range(0, 24, 6)]
     halves = table_of(tmp_path / "halves", [*chunks[0], *chunks[2], *chunks[1], *chunks[3]], (12,))
     monkeypatch.setattr(passes, "MOST_BLOCKS", 2)
-    together = table_of(tmp_path / "together", pairs, (6, 12, 18))
-    assert_frame_equal(together, halves, abs_tol=1e-12)
+    for pending in (passes._PENDING_ROWS, 2):  # merged once, and after every chunk
+        monkeypatch.setattr(passes, "_PENDING_ROWS", pending)
+        together = table_of(tmp_path / f"together-{pending}", pairs, (6, 12, 18))
+        assert_frame_equal(together, halves, abs_tol=1e-12)
 
 
 def test_the_same_run_has_the_same_figures(tmp_path: Path) -> None:
