@@ -1,10 +1,10 @@
 """Bootstrap-t: how a studentised mean varies over resamples of units, for samples of few units.
 
 The t interval takes the studentised error T = (mean - truth) / sem as symmetric. For skewed scores and few units it is
-not: of 20 units of exponential scores a nominal 95 % interval covers 92 %. The bootstrap-t (Efron, Tibshirani 1993,
-section 12.5) takes the quantiles of T from resamples of units instead, each with the cluster-robust standard error of
-its own; the percentile bootstrap does not, and covers less than t. With c_g the times that unit g was drawn, and k_g,
-d_g, K_g, e_g as in `attrib_batch.tables.moments`, relative to the means of the sample,
+not: of 20 units of scores that are mostly 0 a nominal 95 % interval covers 90 %. The bootstrap-t (Efron, Tibshirani
+1993, section 12.5) takes the quantiles of T from resamples of units instead, each with its own
+cluster-robust error; the percentile bootstrap does not, and covers less than t. With c_g the times that unit g was
+drawn, and k_g, d_g, K_g, e_g as in `attrib_batch.tables.moments`, relative to the means of the sample,
 
     n* = sum c k,   delta = sum c d / n*,
     q* = sum c (d - delta k)^2 = sum c d^2 - 2 delta sum c d k + delta^2 sum c k^2,
