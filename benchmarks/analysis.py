@@ -182,7 +182,7 @@ def render(where: str, found: Found, n_pairs: int, chunk_pairs: int) -> str:
     ratios = [one / other for one, other in zip(found.duckdb, found.from_moments, strict=True)]
     of_rows = [one / other for one, other in zip(found.duckdb, found.from_rows, strict=True)]
     return (
-        f"## (i) Summaries\n\nWritten by `python -m benchmarks.analysis`. {where}\n\n{found.rows / 1e6:,.1f} million "
+        f"## (j) Summaries\n\nWritten by `python -m benchmarks.analysis`. {where}\n\n{found.rows / 1e6:,.1f} million "
         f"score rows of {n_pairs:,} pairs ({LAYERS} layers of {HEADS} heads), chunks of {chunk_pairs}; "
         f"{len(found.duckdb)} alternating rounds, each in a process of its own, imports not counted.\n\n"
         "| computed | seconds | times as fast as DuckDB | peak memory, GB |\n| --- | --- | --- | --- |\n"

@@ -15,9 +15,17 @@ from attrib_batch.analysis.correlations import rank_correlations
 from attrib_batch.analysis.disagreement import mean_effects, strongest_disagreements
 from attrib_batch.analysis.examples import examples, examples_of_top
 from attrib_batch.analysis.moments import half_width
+from attrib_batch.analysis.stability import stability_sentence
 from attrib_batch.analysis.strata import stratum_spread
 from attrib_batch.analysis.summarize import summarize
-from attrib_batch.analysis.summary import Summary, SummaryPaths, heatmap, read_summary, summary_is_current
+from attrib_batch.analysis.summary import (
+    Summary,
+    SummaryPaths,
+    heatmap,
+    read_stability,
+    read_summary,
+    summary_is_current,
+)
 from attrib_batch.analysis.tables import normalized, read_manifest, scan_baselines, scan_failures, scan_scores
 from attrib_batch.analysis.verified import Verified, read_verified, verified_cells
 
@@ -37,11 +45,13 @@ __all__ = [
     "rank_correlations",
     "read_agreement",
     "read_manifest",
+    "read_stability",
     "read_summary",
     "read_verified",
     "scan_baselines",
     "scan_failures",
     "scan_scores",
+    "stability_sentence",
     "stratum_spread",
     "strongest_disagreements",
     "summarize",

@@ -16,14 +16,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
 import polars as pl
 
 from attrib_batch.tables.moments import Scope
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-
-    import numpy as np
 
 KEYS = ("component", "scope", "role", "layer", "head", "position")
 STRATUM_KEYS = ("kind", "stratum", "component", "scope", "layer", "head")
@@ -37,6 +36,7 @@ class Gap:
     sem: float | None
     """Cluster-robust; None for one unit."""
     n_pairs: int
+    n_units: int
     normalizable: bool
     """Whether it is far enough from 0 to divide by."""
 
@@ -218,8 +218,24 @@ HEAD_SCOPES = (Scope.ROLE, Scope.LAST, Scope.ALL)
 """Scopes whose values are those of single heads."""
 
 
+def t_quantile(n_groups: np.ndarray, level: float = 0.95) -> np.ndarray:
+    """Compute the quantile of Student's t with G - 1 degrees of freedom that two-sided intervals reach to.
+
+    Args:
+        n_groups: sampling units, G, any shape.
+        level: confidence, 0 to 1.
+
+    Returns:
+        The quantile at (1 + ``level``) / 2, of the same shape; NaN below two units.
+    """
+    from scipy.special import stdtrit  # takes longer to import than reading the moments
+
+    quantile: np.ndarray = stdtrit(np.where(n_groups > 1, n_groups - 1, np.nan), 0.5 + level / 2)
+    return quantile
+
+
 def half_width(sem: np.ndarray, n_groups: np.ndarray, level: float = 0.95) -> np.ndarray:
-    """Half the width of a confidence interval of a mean.
+    """Compute half the width of a confidence interval of a mean.
 
     Args:
         sem: standard errors, any shape and unit.
@@ -230,7 +246,5 @@ def half_width(sem: np.ndarray, n_groups: np.ndarray, level: float = 0.95) -> np
         ``sem`` times the t quantile with G - 1 degrees of freedom, in the unit of ``sem``; NaN below two
         units.
     """
-    from scipy import stats  # takes longer to import than all else here
-
-    width: np.ndarray = sem * stats.t.ppf(0.5 + level / 2, n_groups - 1)
+    width: np.ndarray = sem * t_quantile(n_groups, level)
     return width

@@ -16,6 +16,7 @@ import polars as pl
 
 from attrib_batch.analysis.dense import read_dense, select_pairs
 from attrib_batch.analysis.moments import HEAD_SCOPES, KEYS, STRATUM_KEYS, join_units, merge_moments, merge_strata
+from attrib_batch.analysis.stability import MOST_BLOCKS, block_sums, merge_blocks
 from attrib_batch.analysis.tables import Part, from_arrow, scan
 from attrib_batch.spec.positions import ALL
 from attrib_batch.tables import Table
@@ -42,6 +43,8 @@ class Reduced:
     """By `attrib_batch.analysis.moments.KEYS`."""
     strata: pl.DataFrame
     """By `attrib_batch.analysis.moments.STRATUM_KEYS`."""
+    blocks: pl.DataFrame
+    """Sums by block of chunks, as from `attrib_batch.analysis.stability.merge_blocks`."""
 
 
 def reduce_cell(cell: Cell, parts: Sequence[Part], gap: float, at: str | Sequence[str] = ALL) -> Reduced:
@@ -57,13 +60,18 @@ def reduce_cell(cell: Cell, parts: Sequence[Part], gap: float, at: str | Sequenc
         OutputError: scores are read that are not finite, or that do not belong to the baselines beside them.
     """
     moments, strata = _Merged(partial(merge_moments, gap=gap), KEYS), _Merged(merge_strata, STRATUM_KEYS)
-    for part in parts:
-        for merged, piece in zip((moments, strata), _read_moments(cell, part, at), strict=True):
-            merged.add(piece)
+    blocks: list[pl.DataFrame] = []
+    for index, part in enumerate(parts):
+        of_part, by_stratum = _read_moments(cell, part, at)
+        moments.add(of_part)
+        strata.add(by_stratum)
+        blocks.append(_with_strings(block_sums(from_arrow(of_part), index % MOST_BLOCKS)))
+        if len(blocks) == 2 * MOST_BLOCKS:
+            blocks = [merge_blocks(blocks)]
     total = moments.total()
     for pieces, gaps in _parts_of_units(cell, parts, straddling_pairs(parts), gap, at):
         total = join_units(total, pieces, gaps)
-    return Reduced(total, strata.total())
+    return Reduced(total, strata.total(), merge_blocks(blocks))
 
 
 @dataclass
@@ -106,10 +114,13 @@ class _Merged:
         merged = list(self._before)
         for layout in self._layouts:
             sums = self.merge(pl.concat(layout.pieces), [_ROW]).sort(_ROW).drop(_ROW)
-            # The dictionaries of two files differ.
-            names = from_arrow(layout.keys).with_columns(pl.col(pl.Categorical).cast(pl.String))
-            merged.append(pl.concat([names, sums], how="horizontal"))
+            merged.append(pl.concat([_with_strings(from_arrow(layout.keys)), sums], how="horizontal"))
         return self.merge(pl.concat(merged), self.keys)
+
+
+def _with_strings(frame: pl.DataFrame) -> pl.DataFrame:
+    """Return a frame whose names are strings: the dictionaries of two files differ."""
+    return frame.with_columns(pl.col(pl.Categorical).cast(pl.String))
 
 
 _ROW = "row"

@@ -9,11 +9,24 @@ from typing import TYPE_CHECKING
 
 import polars as pl
 
+from attrib_batch.analysis.intervals import add_inference, add_intervals
 from attrib_batch.analysis.moments import HEAD_SCOPES, KEYS, Gap, statistics, stratum_statistics
 from attrib_batch.analysis.passes import reduce_cell
-from attrib_batch.analysis.summary import BASELINES, FAILURES, HEADS, POSITIONS, STRATA, SummaryPaths, write_summary
+from attrib_batch.analysis.stability import stability
+from attrib_batch.analysis.summary import (
+    BASELINES,
+    FAILURES,
+    HEADS,
+    POSITIONS,
+    STABILITY,
+    STRATA,
+    SummaryPaths,
+    write_summary,
+)
 from attrib_batch.analysis.tables import CELL, Part, committed_parts, failure_files, gap_or_null, read_manifest, scan
+from attrib_batch.analysis.units import bootstrap_cell
 from attrib_batch.errors import OutputError
+from attrib_batch.spec.registries.methods import has_magnitudes
 from attrib_batch.storage.store import Store
 from attrib_batch.tables import Table
 
@@ -22,6 +35,10 @@ if TYPE_CHECKING:
 
     from attrib_batch.spec import Cell
     from attrib_batch.tables import CellPlan
+
+_ORDER = (
+    "kind", "stratum", "component", "scope", "role", "layer", "head", "position", "top_k", "n_pairs", "stage", "error"
+)  # fmt: skip
 
 
 def summarize(out: str | Path | Store) -> SummaryPaths:
@@ -46,6 +63,7 @@ def summarize(out: str | Path | Store) -> SummaryPaths:
     if not any(store.parts(Table.SCORES, entry.cell.partition) for entry in plan):
         raise OutputError(f"{store.root} has no committed chunk yet: run the job into it first (attrib-batch run).")
     heads, positions, strata = [HEADS.to_frame()], [POSITIONS.to_frame()], [STRATA.to_frame()]
+    agreement = [STABILITY.to_frame()]
     baselines, failures = [BASELINES.to_frame()], [FAILURES.to_frame()]
     for entry in plan:
         cell, parts = entry.cell, committed_parts(store, entry.cell)
@@ -55,17 +73,24 @@ def summarize(out: str | Path | Store) -> SummaryPaths:
         baselines.append(_labelled(baseline, cell, BASELINES))
         if parts:
             gap = _gap(baseline)
-            reduced = reduce_cell(cell, parts, gap.mean, manifest.positions_of(cell.method))
-            rows = statistics(reduced.moments, KEYS, gap)
+            at = manifest.positions_of(cell.method)
+            reduced = reduce_cell(cell, parts, gap.mean, at)
+            rows = add_inference(
+                statistics(reduced.moments, KEYS, gap),
+                bootstrap_cell(cell, parts, gap, at),
+                magnitudes=has_magnitudes(manifest.method(cell.method)),
+            )
             of_heads = pl.col("scope").is_in(list(map(str, HEAD_SCOPES)))
             heads.append(_labelled(rows.filter(of_heads), cell, HEADS))
             positions.append(_labelled(rows.filter(~of_heads), cell, POSITIONS))
-            strata.append(_labelled(stratum_statistics(reduced.strata), cell, STRATA))
+            agreement.append(_labelled(stability(reduced.blocks), cell, STABILITY))
+            strata.append(_labelled(add_intervals(stratum_statistics(reduced.strata)), cell, STRATA))
     return write_summary(
         store,
         heads=pl.concat(heads),
         positions=pl.concat(positions),
         strata=pl.concat(strata),
+        stability=pl.concat(agreement),
         baselines=pl.concat(baselines),
         failures=pl.concat(failures),
     )
@@ -73,7 +98,7 @@ def summarize(out: str | Path | Store) -> SummaryPaths:
 
 def _gap(baseline: pl.DataFrame) -> Gap:
     [row] = baseline.iter_rows(named=True)
-    return Gap(row["mean_difference"], row["sem_difference"], row["scored"], row["normalizable"])
+    return Gap(row["mean_difference"], row["sem_difference"], row["scored"], row["n_groups"], row["normalizable"])
 
 
 def _labelled(frame: pl.DataFrame, cell: Cell, schema: pl.Schema) -> pl.DataFrame:
@@ -81,7 +106,20 @@ def _labelled(frame: pl.DataFrame, cell: Cell, schema: pl.Schema) -> pl.DataFram
     named = frame.with_columns(
         model=pl.lit(cell.model), dataset=pl.lit(cell.dataset), method=pl.lit(cell.method)
     ).select(schema.names())
-    order = ("kind", "stratum", "component", "scope", "role", "layer", "head", "position", "stage", "error")
+    order = (
+        "kind",
+        "stratum",
+        "component",
+        "scope",
+        "role",
+        "layer",
+        "head",
+        "position",
+        "n_pairs",
+        "top_k",
+        "stage",
+        "error",
+    )
     keys = [key for key in (*CELL, *order) if key in schema]
     return named.cast(schema).sort(keys, nulls_last=True)
 
@@ -112,24 +150,25 @@ def _baselines(cell: Cell, entry: CellPlan, parts: list[Part], *, failed: int) -
     if (twice := row.get_column("scored").item() - row.get_column("distinct").item()) > 0:
         raise OutputError(f"{cell}: {twice} pairs were scored more than once. Run the job again into a new folder.")
     return row.with_columns(
-        _sem_of_difference(pairs),
+        *_sem_of_difference(pairs),
         normalizable=pl.col("gap").is_not_null(),
         expected=pl.lit(entry.n_pairs),
         failed=pl.lit(failed),
     )
 
 
-def _sem_of_difference(pairs: pl.LazyFrame) -> pl.Series:
-    """Compute the cluster-robust standard error (see `moments`) of clean minus corrupted metric."""
+def _sem_of_difference(pairs: pl.LazyFrame) -> list[pl.Series]:
+    """Compute the cluster-robust standard error (see `moments`) of clean minus corrupted metric, and count units."""
     difference = pl.col("clean_metric") - pl.col("corrupted_metric")
     single = pl.when(pl.col("group").is_null()).then(pl.col("pair_id"))
     deviation = pairs.with_columns(deviation=difference - difference.mean(), single=single)
     by_unit = deviation.group_by("group", "single").agg(s=pl.col("deviation").sum(), k=pl.len())
     g = pl.len()
     sem = by_unit.select(
-        sem_difference=pl.when(g > 1).then((g / (g - 1) * (pl.col("s") ** 2).sum()).sqrt() / pl.col("k").sum())
+        sem_difference=pl.when(g > 1).then((g / (g - 1) * (pl.col("s") ** 2).sum()).sqrt() / pl.col("k").sum()),
+        n_groups=g,
     )
-    return sem.collect(engine="streaming").get_column("sem_difference")
+    return sem.collect(engine="streaming").get_columns()
 
 
 def _failures(store: Store, cell: Cell) -> pl.DataFrame:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 _FOLDER = "summary"
-_TABLES = ("heads", "positions", "strata", "baselines", "failures")
+_TABLES = ("heads", "positions", "strata", "stability", "baselines", "failures")
 
 _CELL = {"model": pl.String(), "dataset": pl.String(), "method": pl.String()}
 
@@ -29,6 +29,8 @@ _MEANS = {
     "std": pl.Float64(),  # over pairs, ddof 1; null for one pair
     "sem": pl.Float64(),  # cluster-robust standard error of the mean; null for one unit
     "share_positive": pl.Float64(),  # share of pairs with a value above 0, 0 to 1
+    "low": pl.Float64(),  # 95 % interval of the mean, low to high, metric units; null for one unit
+    "high": pl.Float64(),
 }
 _STATISTICS = {
     **_MEANS,
@@ -39,6 +41,12 @@ _STATISTICS = {
     "mean_normalized": pl.Float64(),  # mean / (mean clean - mean corrupted); null where that is about 0
     "std_normalized": pl.Float64(),
     "sem_normalized": pl.Float64(),  # by the delta method: the gap is uncertain as well
+    "low_normalized": pl.Float64(),  # 95 % interval of mean_normalized
+    "high_normalized": pl.Float64(),
+    "p_value": pl.Float64(),  # two-sided, against a mean of 0; null for one unit, values all 0, and magnitudes
+    "q_bh": pl.Float64(),  # adjusted within (cell, component, scope, role): Benjamini-Hochberg
+    "q_by": pl.Float64(),  # likewise Benjamini-Yekutieli, which holds under any dependence
+    "survives": pl.Boolean(),  # q_bh below 0.05; null where p_value is
 }
 
 HEADS = pl.Schema(
@@ -87,9 +95,24 @@ STRATA = pl.Schema(
 )
 """``strata.parquet``: one row per (cell, kind, stratum, component, scope, layer, head).
 
-The statistics are over the pairs of one template, or of one task.
+The statistics are over the pairs of one template, or of one task; intervals are Student's t, whatever their number.
 Chunks that an earlier release committed have no tasks.
 """
+
+STABILITY = pl.Schema(
+    {
+        **_CELL,
+        "component": pl.String(),
+        "scope": pl.String(),  # last or all, as in heads
+        "n_pairs": pl.Int64(),  # pairs of each of two disjoint random sets
+        "top_k": pl.Int64(),  # how many heads, strongest by magnitude, are compared
+        "overlap": pl.Float64(),  # share of one set's top k that is in the other's, 0 to 1; mean over splits
+        "overlap_low": pl.Float64(),  # 95 % of the splits lie between
+        "overlap_high": pl.Float64(),
+        "spearman": pl.Float64(),  # rank correlation of all heads' means, -1 to 1; mean over splits
+    }
+)
+"""``stability.parquet``: one row per (cell, component, scope, n_pairs, top_k); none for a cell of one chunk."""
 
 BASELINES = pl.Schema(
     {
@@ -131,6 +154,7 @@ class SummaryPaths:
     heads: Path | str
     positions: Path | str
     strata: Path | str
+    stability: Path | str
     baselines: Path | str
     failures: Path | str
 
@@ -141,7 +165,7 @@ class SummaryPaths:
         return cls(*(store.path(_relative(name)) for name in _TABLES))
 
     def __iter__(self) -> Iterator[Path | str]:
-        return iter([self.heads, self.positions, self.strata, self.baselines, self.failures])
+        return iter(getattr(self, name) for name in _TABLES)
 
 
 @dataclass(frozen=True)
@@ -151,6 +175,7 @@ class Summary:
     heads: pl.DataFrame
     positions: pl.DataFrame
     strata: pl.DataFrame
+    stability: pl.DataFrame
     baselines: pl.DataFrame
     failures: pl.DataFrame
 
@@ -161,6 +186,7 @@ def write_summary(
     heads: pl.DataFrame,
     positions: pl.DataFrame,
     strata: pl.DataFrame,
+    stability: pl.DataFrame,
     baselines: pl.DataFrame,
     failures: pl.DataFrame,
 ) -> SummaryPaths:
@@ -169,6 +195,7 @@ def write_summary(
         "heads": heads,
         "positions": positions,
         "strata": strata,
+        "stability": stability,
         "baselines": baselines,
         "failures": failures,
     }
@@ -191,6 +218,15 @@ def read_summary(out: str | Path | Store) -> Summary:
             f"run attrib-batch summarize {store.root} first."
         )
     return Summary(*(pl.read_parquet(store.read_bytes(_relative(name))) for name in _TABLES))
+
+
+def read_stability(out: str | Path | Store) -> pl.DataFrame:
+    """Read how far the strongest heads of disjoint sets of pairs agree; the columns are those of `STABILITY`.
+
+    Raises:
+        OutputError: the run has not been summarised.
+    """
+    return read_summary(out).stability
 
 
 def summary_is_current(out: str | Path | Store) -> bool:

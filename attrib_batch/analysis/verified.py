@@ -16,7 +16,7 @@ import polars as pl
 from attrib_batch.analysis.tables import committed_parts, read_manifest, scan
 from attrib_batch.errors import OutputError
 from attrib_batch.spec import Cell, Component
-from attrib_batch.spec.registries.methods import find_method_entry
+from attrib_batch.spec.registries.methods import has_magnitudes
 from attrib_batch.storage.store import Store, StoredFile
 from attrib_batch.tables import VERIFICATION, Chunk, Table
 
@@ -102,8 +102,7 @@ def read_verified(out: str | Path | Store, cell: Cell, manifest: Manifest | None
     joined = estimates.join(exact, on=_KEYS, how="full", nulls_equal=True, coalesce=True)
     _check(cell, joined, exact, estimates)
     has_role = bool(joined.get_column("is_end").any())
-    entry = find_method_entry(str(manifest.method(cell.method).get("kind")))
-    magnitudes = entry is not None and entry.magnitudes
+    magnitudes = has_magnitudes(manifest.method(cell.method))
     truth = pl.col("exact").cast(pl.Float64)
     position = pl.col("position")
     rows = (

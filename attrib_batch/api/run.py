@@ -101,7 +101,7 @@ class Run:
         return analysis.scan_failures(self._store, **cell)
 
     def heads(self, **cell: str) -> pl.DataFrame:
-        """Return means, spreads and standard errors of every head: at each role, at the last position, and overall.
+        """Return means, intervals and p-values of every head: at each role, at the last position, and overall.
 
         The columns are those of `attrib_batch.analysis.summary.HEADS`; arguments as for `scores`.
         """
@@ -114,6 +114,14 @@ class Run:
         where it is ``from_end``.
         """
         return rows_of(self._summary().positions, cell)
+
+    def stability(self, **cell: str) -> pl.DataFrame:
+        """Return how far the strongest heads of two disjoint random sets of pairs agree, against the number of pairs.
+
+        The columns are those of `attrib_batch.analysis.summary.STABILITY`; a cell of one chunk has no row. Arguments as
+        for `scores`.
+        """
+        return rows_of(self._summary().stability, cell)
 
     def top(
         self,

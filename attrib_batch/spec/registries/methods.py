@@ -201,6 +201,12 @@ def find_method_entry(kind: str) -> MethodEntry | None:
     return found
 
 
+def has_magnitudes(method: Mapping[str, Any]) -> bool:
+    """Return whether the scores of a job's method are magnitudes; False for a kind that is not known here."""
+    entry = find_method_entry(str(method.get("kind")))
+    return entry is not None and entry.magnitudes
+
+
 def method_entry(kind: str) -> MethodEntry:
     """Return the entry of a kind.
 
