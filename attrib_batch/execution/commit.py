@@ -4,7 +4,18 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from attrib_batch.tables import BASELINES, FAILURES, MOMENTS, SCORES, STRATA, Chunk, FailureReason, Stage, Table
+from attrib_batch.tables import (
+    BASELINES,
+    FAILURES,
+    MOMENTS,
+    PROMPTS,
+    SCORES,
+    STRATA,
+    Chunk,
+    FailureReason,
+    Stage,
+    Table,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -26,6 +37,7 @@ def commit_chunk(
     failures: pa.Table,
     moments: pa.Table,
     strata: pa.Table,
+    prompts: pa.Table,
 ) -> int:
     """Write a chunk's tables, and return the bytes of the scores file.
 
@@ -45,6 +57,7 @@ def commit_chunk(
         store.remove(chunk.path(Table.FAILURES))
     store.write_table(chunk.path(Table.MOMENTS), moments)
     store.write_table(chunk.path(Table.STRATA), strata)
+    store.write_table(chunk.path(Table.PROMPTS), prompts)
     return store.write_table(chunk.path(Table.SCORES), scores)
 
 
@@ -79,6 +92,7 @@ def commit_given_up(store: Store, chunk: Chunk, pairs: Sequence[Pair], left_out:
         failures=pa.Table.from_pylist(rows, schema=FAILURES),
         moments=MOMENTS.empty_table(),
         strata=STRATA.empty_table(),
+        prompts=PROMPTS.empty_table(),
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from operator import itemgetter
 from typing import Any
 
@@ -13,7 +14,7 @@ from jaxtyping import Int
 from attrib_batch.attribution.engine import ScoredBatch
 from attrib_batch.pairs.encoding.encode import EncodedPair
 from attrib_batch.spec import Component
-from attrib_batch.tables import BASELINES, FAILURES, SCORES
+from attrib_batch.tables import BASELINES, FAILURES, PROMPTS, SCORES
 from attrib_batch.tables.moments import DenseChunk, DenseScores, PairFacts, chunk_moments, units_of
 
 _COMPONENT_NAMES = pa.array([str(component) for component in Component])
@@ -184,6 +185,28 @@ def _baseline(pair: EncodedPair, clean: float, corrupted: float) -> dict[str, An
         "template": pair.template,
         "group": pair.group,
     }
+
+
+def prompt_rows(batches: Sequence[ScoredBatch], texts: Mapping[int, str]) -> pa.Table:
+    """Build the prompts table of a chunk, in the order of the pairs' ids; ``texts`` has the text of every token."""
+    pairs = sorted((pair for batch in batches for pair in batch.pairs), key=lambda pair: pair.pair_id)
+    return pa.Table.from_arrays(
+        [
+            pa.array([pair.pair_id for pair in pairs], pa.int64()),
+            _token_texts([pair.clean for pair in pairs], texts),
+            _token_texts([pair.corrupted for pair in pairs], texts),
+            pa.array([pair.task for pair in pairs], pa.string()),
+        ],
+        schema=PROMPTS,
+    )
+
+
+def _token_texts(prompts: Sequence[tuple[int, ...]], texts: Mapping[int, str]) -> pa.Array:
+    """Return lists of the texts of tokens; each text is made once, however many prompts have it."""
+    lengths = np.array([len(tokens) for tokens in prompts], dtype=np.int32)
+    tokens, which = np.unique(np.fromiter(chain.from_iterable(prompts), np.int64), return_inverse=True)
+    values = pa.array([texts[token] for token in tokens.tolist()], pa.string()).take(pa.array(which.ravel()))
+    return pa.ListArray.from_arrays(pa.array(np.concatenate([[0], np.cumsum(lengths)]), pa.int32()), values)
 
 
 def failure_rows(failures: Sequence[Mapping[str, Any]]) -> pa.Table:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from attrib_batch.execution.commit import commit_chunk, failure_row, worker_failures
 from attrib_batch.pairs.encoding.encode import EncodedPair, PairProblem, encode_pairs
+from attrib_batch.pairs.encoding.texts import TokenTexts
 from attrib_batch.pairs.reading.pinned import PinnedTable
 from attrib_batch.tables import Stage
 
@@ -74,7 +75,11 @@ class TaskReader:
     model_spec: ModelSpec
     model: LoadedModel | RemoteModel
     _tables: dict[tuple[str, int | None, str], PinnedTable] = field(default_factory=dict, init=False, repr=False)
+    _texts: TokenTexts = field(init=False, repr=False)
     _one_at_a_time: threading.Lock = field(default_factory=threading.Lock, init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        self._texts = TokenTexts(self.model.tokenizer)
 
     def begin(self, assignment: Assignment, work: StageWork) -> tuple[list[EncodedPair], TaskResults]:
         """Return the pairs of a task that are to be scored, and its results, which hold those that are not.
@@ -87,8 +92,10 @@ class TaskReader:
         """
         with self._one_at_a_time:
             pairs, failures = self._read(assignment, work)
+            # Here, where threads take turns: a tokenizer is not for several at once.
+            texts = self._texts.of(token for pair in pairs for token in (*pair.clean, *pair.corrupted))
         warnings = Counter(str(kind) for pair in pairs for kind, _ in pair.warnings)
-        return pairs, TaskResults(work.spec, assignment, failures, warnings)
+        return pairs, TaskResults(work.spec, assignment, failures, texts, warnings)
 
     def _read(self, assignment: Assignment, work: StageWork) -> tuple[list[EncodedPair], list[dict[str, Any]]]:
         start, stop = assignment.rows
@@ -143,10 +150,12 @@ class TaskResults:
         spec: SweepSpec,
         assignment: Assignment,
         failures: Sequence[dict[str, Any]],
+        texts: Mapping[int, str],
         warnings: Mapping[str, int] = MappingProxyType({}),
     ) -> None:
         self._assignment = assignment
         self._warnings = warnings
+        self._texts = texts
         self.methods: list[MethodSpec] = [spec.method(chunk.cell.method) for chunk in assignment.task]
         self._of = {method.id: _ChunkResult(failures=list(failures)) for method in self.methods}
 
@@ -169,7 +178,7 @@ class TaskResults:
         started = time.perf_counter()
         probe = self._assignment.probe is not None
         results = {} if probe else {chunk: self._of[chunk.cell.method] for chunk in self._assignment.task}
-        written = [result.commit(store, chunk) for chunk, result in results.items()]
+        written = [result.commit(store, chunk, self._texts) for chunk, result in results.items()]
         scored = [batch.pairs for result in results.values() for batch in result.batches]
         return TaskReport(
             assignment=self._assignment,
@@ -205,10 +214,16 @@ class _ChunkResult:
                 )
             )
 
-    def commit(self, store: Store, chunk: Chunk) -> tuple[int, int]:
+    def commit(self, store: Store, chunk: Chunk, texts: Mapping[int, str]) -> tuple[int, int]:
         """Write the chunk's tables, and return the rows and bytes of its scores."""
         # It imports torch, which is load()'s to do: what importing it raises then reaches the driver as it is.
-        from attrib_batch.execution.workers.rows import baseline_rows, failure_rows, moment_rows, score_rows
+        from attrib_batch.execution.workers.rows import (
+            baseline_rows,
+            failure_rows,
+            moment_rows,
+            prompt_rows,
+            score_rows,
+        )
 
         scores = score_rows(self.batches)
         moments, strata = moment_rows(self.batches)
@@ -220,6 +235,7 @@ class _ChunkResult:
             failures=failure_rows(self.failures),
             moments=moments,
             strata=strata,
+            prompts=prompt_rows(self.batches, texts),
         )
 
 

@@ -7,15 +7,16 @@ from pathlib import Path
 
 import numpy as np
 import polars as pl
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from attrib_batch.attribution.engine import ScoredBatch
 from attrib_batch.attribution.scores import BatchScores
 from attrib_batch.execution.commit import commit_chunk
-from attrib_batch.execution.workers.rows import baseline_rows, failure_rows, moment_rows, score_rows
+from attrib_batch.execution.workers.rows import baseline_rows, failure_rows, moment_rows, prompt_rows, score_rows
 from attrib_batch.spec import Cell, Component
-from attrib_batch.storage.store import Store
-from attrib_batch.tables import BASELINES, FAILURES, SCORES, Chunk, Table
+from attrib_batch.storage.store import Store, encode_parquet
+from attrib_batch.tables import BASELINES, FAILURES, PROMPTS, SCORES, Chunk, Table
 from tests.support.demo_pairs import random_pairs
 from tests.support.scored import encoded
 
@@ -70,8 +71,11 @@ def test_nothing_scored_still_commits_empty_tables_of_the_schema(tmp_path: Path)
     failure = {"pair_id": 1, "stage": "score", "error": "non_finite", "message": "x", "attempts": 1}
     moments, strata = moment_rows([])
     tables = {"scores": score_rows([]), "baselines": baseline_rows([]), "moments": moments, "strata": strata}
+    tables["prompts"] = prompt_rows([], {})
     commit_chunk(store, chunk, **tables, failures=failure_rows([failure]))
-    for table, schema in ((Table.SCORES, SCORES), (Table.BASELINES, BASELINES), (Table.FAILURES, FAILURES)):
+    for table, schema in (
+        (Table.SCORES, SCORES), (Table.BASELINES, BASELINES), (Table.FAILURES, FAILURES), (Table.PROMPTS, PROMPTS),
+    ):  # fmt: skip
         assert pq.read_schema(store.path(chunk.path(table))).equals(schema)
     # What an attempt without failures leaves must not keep those of an attempt before it.
     commit_chunk(store, chunk, **tables, failures=failure_rows([]))
@@ -126,3 +130,24 @@ def test_no_pair_has_a_position_that_was_asked_for() -> None:
     empty = replace(whole.result, scores=scores, positions=np.zeros((2, 0), dtype=np.int64))
     assert empty.finite().all()
     assert score_rows([replace(whole, result=empty)]).equals(SCORES.empty_table())
+
+
+def test_prompts_stand_token_by_token_in_the_order_of_ids_and_take_little_room() -> None:
+    batches = [batch(9, 2, [7, 3]), batch(4, 1, [5])]
+    batches[0].pairs[0] = replace(batches[0].pairs[0], task="ioi")
+    texts = {token: f" t{token}" for b in batches for pair in b.pairs for token in (*pair.clean, *pair.corrupted)}
+    table = prompt_rows(batches, texts)
+    assert table.schema.equals(PROMPTS)
+    pairs = sorted((pair for b in batches for pair in b.pairs), key=lambda pair: pair.pair_id)
+    assert table.to_pylist() == [
+        {
+            "pair_id": pair.pair_id,
+            "clean_tokens": [texts[token] for token in pair.clean],
+            "corrupted_tokens": [texts[token] for token in pair.corrupted],
+            "task": pair.task,
+        }
+        for pair in pairs
+    ]
+    many = pa.concat_tables([table] * 1000)
+    # A token is a number in a dictionary, not its text again.
+    assert "RLE_DICTIONARY" in pq.read_metadata(pa.BufferReader(encode_parquet(many))).row_group(0).column(1).encodings
