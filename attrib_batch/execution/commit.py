@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import pyarrow as pa
+
 from attrib_batch.tables import (
     BASELINES,
     FAILURES,
@@ -21,8 +23,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
     from typing import Any
 
-    import pyarrow as pa
-
     from attrib_batch.execution.scheduling.assignment import LeftOut
     from attrib_batch.pairs.reading.reader import Pair
     from attrib_batch.storage.store import Store
@@ -32,7 +32,7 @@ def commit_chunk(
     store: Store,
     chunk: Chunk,
     *,
-    scores: pa.Table,
+    scores: pa.Table | pa.Buffer,
     baselines: pa.Table,
     failures: pa.Table,
     moments: pa.Table,
@@ -40,6 +40,8 @@ def commit_chunk(
     prompts: pa.Table,
 ) -> int:
     """Write a chunk's tables, and return the bytes of the scores file.
+
+    The scores are a table, or the bytes of their file where they are encoded already.
 
     An attempt that died may have left tables without their commit; they are replaced or removed, so that committed
     tables always come from one attempt. Where a chunk is committed already and other pairs fail now than did before,
@@ -58,7 +60,8 @@ def commit_chunk(
     store.write_table(chunk.path(Table.MOMENTS), moments)
     store.write_table(chunk.path(Table.STRATA), strata)
     store.write_table(chunk.path(Table.PROMPTS), prompts)
-    return store.write_table(chunk.path(Table.SCORES), scores)
+    path = chunk.path(Table.SCORES)
+    return store.write_table(path, scores) if isinstance(scores, pa.Table) else store.write_bytes(path, scores)
 
 
 def _failed(store: Store, chunk: Chunk) -> set[int]:
@@ -81,8 +84,6 @@ def commit_given_up(store: Store, chunk: Chunk, pairs: Sequence[Pair], left_out:
     Raises:
         OutputError: the store cannot be written.
     """
-    import pyarrow as pa
-
     rows = worker_failures(pairs, chunk.start, left_out)
     commit_chunk(
         store,
