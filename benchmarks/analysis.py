@@ -24,11 +24,12 @@ import pyarrow as pa
 from attrib_batch.attribution.engine import ScoredBatch
 from attrib_batch.attribution.scores import BatchScores
 from attrib_batch.execution.commit import commit_chunk
-from attrib_batch.execution.workers.rows import baseline_rows, failure_rows, moment_rows, score_rows
+from attrib_batch.execution.workers.rows import baseline_rows, failure_rows, moment_rows
+from attrib_batch.execution.workers.score_rows import score_rows
 from attrib_batch.pairs.encoding.encode import EncodedPair
 from attrib_batch.spec import Cell, Component
 from attrib_batch.storage.store import Store
-from attrib_batch.tables import Chunk, Table
+from attrib_batch.tables import PROMPTS, Chunk, Table
 from benchmarks import machine
 from benchmarks.page import RESULTS, replace_part
 from benchmarks.summaries import by_duckdb
@@ -75,7 +76,7 @@ def write_run(out: Path, n_pairs: int, chunk_pairs: int) -> int:
         chunk = Chunk(CELL, start, stop)
         commit_chunk(
             store, chunk, scores=scores, baselines=baseline_rows(batches), failures=failure_rows([]),
-            moments=moments, strata=strata,
+            moments=moments, strata=strata, prompts=PROMPTS.empty_table(),
         )  # fmt: skip
         rows += scores.num_rows
     return rows

@@ -7,14 +7,13 @@ from typing import TYPE_CHECKING
 import polars as pl
 
 from attrib_batch.analysis.tables import from_arrow
+from attrib_batch.tables import Table
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable
 
     from attrib_batch.analysis.tables import Part
     from attrib_batch.spec import Cell
-
-_FOLDER = "prompts"
 
 TOKENS = pl.Schema(
     {
@@ -38,7 +37,7 @@ def read_prompts(cell: Cell, parts: Iterable[Part], ids: Collection[int]) -> pl.
     frames, listed = [TOKENS.to_frame()], None
     for part in parts:
         if listed is None:
-            listed = {file.name: file for file in part.scores.store.list(f"{_FOLDER}/{cell.partition}")}
+            listed = {file.name: file for file in part.scores.store.list(f"{Table.PROMPTS}/{cell.partition}")}
         if part.scores.name in listed:
             rows = from_arrow(listed[part.scores.name].read()).filter(pl.col("pair_id").is_in(list(ids)))
             frames.append(rows.rename({"clean_tokens": "tokens"}).select(TOKENS.names()).cast(TOKENS))

@@ -4,13 +4,24 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from attrib_batch.tables import BASELINES, FAILURES, MOMENTS, SCORES, STRATA, Chunk, FailureReason, Stage, Table
+import pyarrow as pa
+
+from attrib_batch.tables import (
+    BASELINES,
+    FAILURES,
+    MOMENTS,
+    PROMPTS,
+    SCORES,
+    STRATA,
+    Chunk,
+    FailureReason,
+    Stage,
+    Table,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
     from typing import Any
-
-    import pyarrow as pa
 
     from attrib_batch.execution.scheduling.assignment import LeftOut
     from attrib_batch.pairs.reading.reader import Pair
@@ -21,13 +32,16 @@ def commit_chunk(
     store: Store,
     chunk: Chunk,
     *,
-    scores: pa.Table,
+    scores: pa.Table | pa.Buffer,
     baselines: pa.Table,
     failures: pa.Table,
     moments: pa.Table,
     strata: pa.Table,
+    prompts: pa.Table,
 ) -> int:
     """Write a chunk's tables, and return the bytes of the scores file.
+
+    The scores are a table, or the bytes of their file where they are encoded already.
 
     An attempt that died may have left tables without their commit; they are replaced or removed, so that committed
     tables always come from one attempt. Where a chunk is committed already and other pairs fail now than did before,
@@ -45,7 +59,9 @@ def commit_chunk(
         store.remove(chunk.path(Table.FAILURES))
     store.write_table(chunk.path(Table.MOMENTS), moments)
     store.write_table(chunk.path(Table.STRATA), strata)
-    return store.write_table(chunk.path(Table.SCORES), scores)
+    store.write_table(chunk.path(Table.PROMPTS), prompts)
+    path = chunk.path(Table.SCORES)
+    return store.write_table(path, scores) if isinstance(scores, pa.Table) else store.write_bytes(path, scores)
 
 
 def _failed(store: Store, chunk: Chunk) -> set[int]:
@@ -68,8 +84,6 @@ def commit_given_up(store: Store, chunk: Chunk, pairs: Sequence[Pair], left_out:
     Raises:
         OutputError: the store cannot be written.
     """
-    import pyarrow as pa
-
     rows = worker_failures(pairs, chunk.start, left_out)
     commit_chunk(
         store,
@@ -79,6 +93,7 @@ def commit_given_up(store: Store, chunk: Chunk, pairs: Sequence[Pair], left_out:
         failures=pa.Table.from_pylist(rows, schema=FAILURES),
         moments=MOMENTS.empty_table(),
         strata=STRATA.empty_table(),
+        prompts=PROMPTS.empty_table(),
     )
 
 

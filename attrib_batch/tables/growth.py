@@ -11,20 +11,27 @@ from typing import TYPE_CHECKING, Any
 
 from attrib_batch.errors import ResumeMismatchError
 from attrib_batch.tables.manifest import Identities, Manifest, StageEntry, with_fingerprints
-from attrib_batch.tables.plan import CellPlan, Segment
+from attrib_batch.tables.plan import CellPlan, Segment, no_groups
 from attrib_batch.tables.schema import SCHEMA_VERSION
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from attrib_batch.spec import Cell
+    from attrib_batch.tables.plan import Boundaries
 
     HasScores = Callable[[Cell], bool]
 
 _KINDS = {"models": "model", "datasets": "dataset", "methods": "method"}
 
 
-def grow_manifest(existing: Manifest, asked: Manifest, has_scores: HasScores, where: object) -> Manifest:
+def grow_manifest(
+    existing: Manifest,
+    asked: Manifest,
+    has_scores: HasScores,
+    where: object,
+    boundaries: Boundaries = no_groups,
+) -> Manifest:
     """Return the manifest of a directory in which a job goes on.
 
     Args:
@@ -32,6 +39,7 @@ def grow_manifest(existing: Manifest, asked: Manifest, has_scores: HasScores, wh
         asked: the manifest that the job would have in a directory of its own.
         has_scores: whether a cell of the job has a committed chunk.
         where: the directory, for messages.
+        boundaries: which boundaries of new chunks would split a group.
 
     Raises:
         ResumeMismatchError: what is committed conflicts with the job; one line for each difference.
@@ -45,7 +53,7 @@ def grow_manifest(existing: Manifest, asked: Manifest, has_scores: HasScores, wh
             f"{where} holds tables of schema version {existing.schema_version}, and this release writes "
             f"{SCHEMA_VERSION}. Choose another --out; status, summarize and report go on reading this one."
         )
-    scoring = grow_stage(existing.scoring, asked.scoring, has_scores, where)
+    scoring = grow_stage(existing.scoring, asked.scoring, has_scores, where, boundaries)
     return existing.model_copy(
         update={
             "manifest_version": asked.manifest_version,
@@ -55,7 +63,13 @@ def grow_manifest(existing: Manifest, asked: Manifest, has_scores: HasScores, wh
     ).with_stage(scoring)
 
 
-def grow_stage(existing: StageEntry, asked: StageEntry, has_scores: HasScores, where: object) -> StageEntry:
+def grow_stage(
+    existing: StageEntry,
+    asked: StageEntry,
+    has_scores: HasScores,
+    where: object,
+    boundaries: Boundaries = no_groups,
+) -> StageEntry:
     """Return a stage that holds what is committed of ``existing``, and all of ``asked``.
 
     Arguments and errors are those of `grow_manifest`.
@@ -70,7 +84,7 @@ def grow_stage(existing: StageEntry, asked: StageEntry, has_scores: HasScores, w
         )
     known = {plan.cell: plan for plan in committed}
     wanted = {plan.cell: plan for plan in asked.cells}
-    plans = [_grow_cell(plan, wanted.get(plan.cell)) for plan in committed]
+    plans = [_grow_cell(plan, wanted.get(plan.cell), boundaries) for plan in committed]
     for cell, plan in wanted.items():
         if cell not in known:
             plans.append(_like_its_siblings(plan, plans))
@@ -115,11 +129,16 @@ def _shrunk(committed: list[CellPlan], asked: tuple[CellPlan, ...]) -> Iterator[
     yield from sorted(lines)
 
 
-def _grow_cell(plan: CellPlan, asked: CellPlan | None) -> CellPlan:
-    """Return the plan of a cell with the pairs that are new behind those it had."""
+def _grow_cell(plan: CellPlan, asked: CellPlan | None, boundaries: Boundaries) -> CellPlan:
+    """Return the plan of a cell with the pairs that are new behind those it had.
+
+    What was planned ends where it did, in the middle of a group or not: it may be committed.
+    """
     if asked is None or asked.n_pairs == plan.n_pairs:
         return plan
-    more = Segment(stop=asked.n_pairs, chunk_pairs=asked.segments[-1].chunk_pairs)
+    size = asked.segments[-1].chunk_pairs
+    moved = boundaries(plan.dataset, plan.n_pairs, asked.n_pairs, size)
+    more = Segment(stop=asked.n_pairs, chunk_pairs=size, moved=moved)
     return plan.model_copy(update={"segments": (*plan.segments, more)})
 
 

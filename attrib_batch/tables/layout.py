@@ -8,7 +8,7 @@ from enum import StrEnum
 from typing import TYPE_CHECKING
 
 from attrib_batch.tables.moments import MOMENTS, STRATA
-from attrib_batch.tables.schema import BASELINES, FAILURES, SCORES
+from attrib_batch.tables.schema import BASELINES, FAILURES, PROMPTS, SCORES
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -24,6 +24,7 @@ class Table(StrEnum):
     FAILURES = "failures"
     MOMENTS = "moments"
     STRATA = "strata"
+    PROMPTS = "prompts"
 
     @property
     def schema(self) -> pa.Schema:
@@ -34,6 +35,7 @@ class Table(StrEnum):
             Table.FAILURES: FAILURES,
             Table.MOMENTS: MOMENTS,
             Table.STRATA: STRATA,
+            Table.PROMPTS: PROMPTS,
         }[self]
 
 

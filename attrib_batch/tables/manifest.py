@@ -21,17 +21,19 @@ from attrib_batch._version import __version__
 from attrib_batch.errors import OutputError
 from attrib_batch.spec.positions import ALL, check_at
 from attrib_batch.spec.registries.methods import EXACT
-from attrib_batch.tables.plan import CellPlan, Tolerant
+from attrib_batch.tables.plan import CellPlan, Tolerant, no_groups
 from attrib_batch.tables.schema import READABLE_SCHEMA_VERSIONS, SCHEMA_VERSION
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
     from attrib_batch.spec import SweepSpec
+    from attrib_batch.tables.plan import Boundaries
 
 MANIFEST = "manifest.json"
-MANIFEST_VERSION = 2
-"""Raised whenever a key of the manifest changes its meaning. Version 1 had one fingerprint for the whole job."""
+MANIFEST_VERSION = 3
+"""Raised whenever a key of the manifest changes its meaning. Version 1 had one fingerprint for the whole job, version 2
+chunks of one size in a segment."""
 SCORING, VERIFICATION = "scoring", "verification"
 """The stages of a plan, by name."""
 _PACKAGES = ("torch", "nnsight", "transformers", "ray", "pyarrow", "polars", "numpy", "einops")
@@ -159,6 +161,7 @@ def build_manifest(
     datasets: Mapping[str, str],
     models: Mapping[str, str],
     named: dict[str, dict[str, str]],
+    boundaries: Boundaries = no_groups,
 ) -> Manifest:
     """Build the manifest of a job that begins anew.
 
@@ -168,9 +171,10 @@ def build_manifest(
         datasets: content hash of each dataset, by id.
         models: fingerprint of each model, by name.
         named: paths as the job named them.
+        boundaries: which boundaries of chunks would split a group.
     """
     identities = identities_of(spec, datasets=datasets, models=models)
-    plans = [CellPlan.of(cell, n_pairs[cell.dataset], spec.chunk_pairs) for cell in spec.cells]
+    plans = [CellPlan.of(cell, n_pairs[cell.dataset], spec.chunk_pairs, boundaries) for cell in spec.cells]
     return Manifest(
         manifest_version=MANIFEST_VERSION,
         schema_version=SCHEMA_VERSION,

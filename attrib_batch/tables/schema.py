@@ -98,6 +98,17 @@ BASELINES = pa.schema(
 )
 """One row per scored pair."""
 
+PROMPTS = pa.schema(
+    [
+        pa.field("pair_id", pa.int64(), nullable=False),
+        pa.field("clean_tokens", pa.list_(pa.string()), nullable=False),  # the text of each token, leading space kept
+        pa.field("corrupted_tokens", pa.list_(pa.string()), nullable=False),  # as many; a prepended BOS is in both
+        pa.field("task", pa.string()),  # as in the table of pairs; the template is in the baselines
+    ]
+)
+"""One row per scored pair: its prompts as the model reads them. A token that is no text by itself, such as one byte of
+a character, stands as the tokenizer's vocabulary shows it."""
+
 FAILURES = pa.schema(
     [
         pa.field("pair_id", pa.int64(), nullable=False),

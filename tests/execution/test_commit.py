@@ -12,7 +12,7 @@ from attrib_batch.execution.commit import commit_chunk, commit_given_up, failure
 from attrib_batch.execution.scheduling.assignment import LeftOut
 from attrib_batch.spec import Cell
 from attrib_batch.storage.store import Store
-from attrib_batch.tables import BASELINES, FAILURES, MOMENTS, SCORES, STRATA, Chunk, Table
+from attrib_batch.tables import BASELINES, FAILURES, MOMENTS, PROMPTS, SCORES, STRATA, Chunk, Table
 from tests.support.demo_pairs import random_pairs
 from tests.support.jobs import in_words
 
@@ -31,6 +31,9 @@ def commit(store: Store, scored: set[int], failed: set[int]) -> None:
         }
         for pair in sorted(scored)
     ]  # fmt: skip
+    prompts = [
+        {"pair_id": pair, "clean_tokens": ["a"], "corrupted_tokens": ["b"], "task": None} for pair in sorted(scored)
+    ]
     failures = [failure_row(pair, "score", "non_finite", "x", attempts=1) for pair in sorted(failed)]
     commit_chunk(
         store,
@@ -40,6 +43,7 @@ def commit(store: Store, scored: set[int], failed: set[int]) -> None:
         failures=pa.Table.from_pylist(failures, schema=FAILURES),
         moments=MOMENTS.empty_table(),
         strata=STRATA.empty_table(),
+        prompts=pa.Table.from_pylist(prompts, schema=PROMPTS),
     )
 
 
@@ -57,6 +61,7 @@ class Watched(Store):
             assert not scored & failed
             assert scored | failed == {4, 5, 6, 7}
             assert ids(self, Table.BASELINES) >= scored
+            assert ids(self, Table.PROMPTS) >= scored
 
     def write_bytes(self, relative: str, data: bytes | pa.Buffer) -> int:
         size = super().write_bytes(relative, data)
@@ -77,7 +82,8 @@ def test_a_chunk_that_is_committed_again_is_complete_at_every_moment(
     for failed in (before, after):
         commit(store, {4, 5, 6, 7} - failed, failed)
     assert ids(store, Table.FAILURES) == after
-    assert ids(store, Table.SCORES) == {4, 5, 6, 7} - after
+    for table in (Table.SCORES, Table.BASELINES, Table.PROMPTS):
+        assert ids(store, table) == {4, 5, 6, 7} - after
 
 
 def test_the_same_outcome_again_never_takes_a_chunk_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -96,3 +102,4 @@ def test_a_chunk_that_is_given_up_says_of_each_pair_why(tmp_path: Path) -> None:
     ]
     assert {(row["stage"], row["error"]) for row in rows} == {("worker", "worker_lost")}
     assert pq.read_table(store.path(CHUNK.path(Table.SCORES))).num_rows == 0
+    assert pq.read_table(store.path(CHUNK.path(Table.PROMPTS))).equals(PROMPTS.empty_table())

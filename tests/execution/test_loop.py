@@ -57,7 +57,8 @@ def test_a_pair_that_ends_every_worker_is_committed_to_failures_by_the_driver(jo
         return WorkerLost(worker, "killed") if start <= 8 < stop and 8 not in left_out else None
 
     executor = ScriptedExecutor(outcome=outcome)
-    result = run(job, tmp_path, executor, chunk_pairs=1, datasets=[{"id": "random", "path": str(job.pairs)}])
+    dataset = {"id": "random", "path": str(job.pairs), "limit": 9}
+    result = run(job, tmp_path, executor, chunk_pairs=8, datasets=[dataset])
     assert result.exit_code == ExitCode.SOME_FAILED
     assert (result.scoring.failed, executor.n_given_up, result.tally.failed) == (1, 1, 1)
     [row] = read_table(tmp_path, "failures").iter_rows(named=True)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Self
 from attrib_batch.execution.commit import commit_chunk
 from attrib_batch.execution.events import Event, TaskDone, WorkerFailedToStart, WorkerId, WorkerPlaced, WorkerReady
 from attrib_batch.execution.workers.task import LoadReport, TaskReport
-from attrib_batch.tables import BASELINES, FAILURES, MOMENTS, SCORES, STRATA
+from attrib_batch.tables import BASELINES, FAILURES, MOMENTS, PROMPTS, SCORES, STRATA
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -118,6 +118,7 @@ class ScriptedExecutor:
                 commit_chunk(
                     work.store, chunk, scores=SCORES.empty_table(), baselines=BASELINES.empty_table(),
                     failures=FAILURES.empty_table(), moments=MOMENTS.empty_table(), strata=STRATA.empty_table(),
+                    prompts=PROMPTS.empty_table(),
                 )  # fmt: skip
                 n_pairs += chunk.n_pairs
         return TaskReport(assignment, n_pairs, 0, 0, 0, 0, 0.0, 0.0, 1, warnings=dict(self.warnings))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -12,6 +12,10 @@ from attrib_batch.spec import Cell, parse_spec
 from attrib_batch.tables import Manifest
 from attrib_batch.tables.growth import grow_manifest
 from attrib_batch.tables.manifest import build_manifest
+from attrib_batch.tables.plan import no_groups
+
+if TYPE_CHECKING:
+    from attrib_batch.tables.plan import Boundaries
 
 
 def job(
@@ -30,7 +34,14 @@ def job(
     }
 
 
-def manifest(data: dict[str, Any], *, n_pairs: int = 10, weights: str = "w", content: str = "c") -> Manifest:
+def mirrors(_dataset: str, begin: int, stop: int, size: int) -> dict[int, int]:
+    """Every pair in an odd row is the mirror of the one before it."""
+    return {boundary: boundary + 1 for boundary in range(begin + size, stop, size) if boundary % 2}
+
+
+def manifest(
+    data: dict[str, Any], *, n_pairs: int = 10, weights: str = "w", content: str = "c", groups: Boundaries = no_groups
+) -> Manifest:
     spec = parse_spec(data, source="job")
     return build_manifest(
         spec,
@@ -38,11 +49,12 @@ def manifest(data: dict[str, Any], *, n_pairs: int = 10, weights: str = "w", con
         datasets={dataset.id: content for dataset in spec.datasets},
         models={model.name: weights for model in spec.models},
         named={},
+        boundaries=groups,
     )
 
 
-def grow(existing: Manifest, asked: Manifest, *committed: Cell) -> Manifest:
-    return grow_manifest(existing, asked, lambda cell: cell in committed, "OUT")
+def grow(existing: Manifest, asked: Manifest, *committed: Cell, groups: Boundaries = no_groups) -> Manifest:
+    return grow_manifest(existing, asked, lambda cell: cell in committed, "OUT", groups)
 
 
 ATP = Cell("m", "d", "atp")
@@ -82,6 +94,20 @@ def test_a_new_method_is_cut_like_the_others_so_that_they_share_forward_passes()
     grown = grow(manifest(job()), manifest(job(), n_pairs=17), ATP)
     more = grow(grown, manifest(job(methods=("atp", "noise")), n_pairs=17), ATP)
     assert chunks(more, Cell("m", "d", "noise")) == chunks(more, ATP)
+
+
+def test_new_pairs_are_cut_between_groups_and_what_was_planned_stays_as_it_was() -> None:
+    plain, odd = manifest(job()), job(chunk_pairs=5)
+    assert chunks(manifest(odd, n_pairs=17, groups=mirrors), ATP) == [(0, 6), (6, 10), (10, 16), (16, 17)]
+    # The release before cut groups: what it planned is not cut anew.
+    grown = grow(plain, manifest(odd, n_pairs=27, groups=mirrors), ATP, groups=mirrors)
+    assert chunks(grown, ATP) == [(0, 4), (4, 8), (8, 10), (10, 16), (16, 20), (20, 26), (26, 27)]
+    same = grow(grown, manifest(odd, n_pairs=27, groups=mirrors), ATP, groups=mirrors)
+    assert chunks(same, ATP) == chunks(grown, ATP)
+    both = manifest(odd | job(methods=("atp", "noise"), chunk_pairs=5), n_pairs=27, groups=mirrors)
+    more = grow(grown, both, ATP, groups=mirrors)
+    assert chunks(more, Cell("m", "d", "noise")) == chunks(grown, ATP)
+    assert chunks(Manifest.model_validate_json(more.to_bytes()), ATP) == chunks(grown, ATP)
 
 
 def test_the_size_of_chunks_is_no_conflict() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -36,3 +38,16 @@ def test_a_plan_of_an_earlier_release_is_one_segment() -> None:
 def test_a_plan_survives_the_manifest() -> None:
     plan = CellPlan.of(CELL, 5, 3)
     assert CellPlan.model_validate(plan.to_json()).segments == plan.segments
+
+
+def test_a_boundary_inside_a_group_moves_to_its_end_and_is_one_with_others_there() -> None:
+    plan = CellPlan.of(CELL, 14, 4, lambda *_: {4: 5, 8: 13, 12: 13})
+    assert [(chunk.start, chunk.stop) for chunk in plan.chunks()] == [(0, 5), (5, 13), (13, 14)]
+    assert plan.n_chunks == 3
+    assert CellPlan.model_validate_json(json.dumps(plan.to_json())) == plan
+    to_the_end = CellPlan.of(CELL, 10, 4, lambda *_: {8: 10})
+    assert [(chunk.start, chunk.stop) for chunk in to_the_end.chunks()] == [(0, 4), (4, 10)]
+
+
+def test_a_plan_without_groups_says_nothing_of_moved_boundaries() -> None:
+    assert CellPlan.of(CELL, 5, 3).to_json()["segments"] == [{"stop": 5, "chunk_pairs": 3}]

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from attrib_batch.execution.planning.paths import with_absolute_paths
+from attrib_batch.execution.planning.plan import boundaries_of
 from attrib_batch.execution.planning.request import check_models, find_models
 from attrib_batch.models.checks.vocabulary import check_vocabulary
 from attrib_batch.models.families import dimensions_of
@@ -44,7 +45,8 @@ def estimate_job(spec: SweepSpec) -> list[CellEstimate]:
     """
     spec = with_absolute_paths(spec)
     tables = {dataset.id: PairTable.open(dataset.path, dataset.limit) for dataset in spec.datasets}
-    plans = [CellPlan.of(cell, tables[cell.dataset].n_rows, spec.chunk_pairs) for cell in spec.cells]
+    boundaries = boundaries_of(tables)
+    plans = [CellPlan.of(cell, tables[cell.dataset].n_rows, spec.chunk_pairs, boundaries) for cell in spec.cells]
     sources = find_models(spec)
     check_models(spec, sources, workers_here=False)
     sizes = {model.name: dimensions_of(read_config(model, sources[model.name])) for model in spec.models}

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from attrib_batch.errors import OutputError
 from attrib_batch.execution.planning.inputs import named_paths
 from attrib_batch.execution.planning.paths import with_absolute_paths, with_ndif_host
-from attrib_batch.execution.planning.plan import uncommitted
+from attrib_batch.execution.planning.plan import boundaries_of, uncommitted
 from attrib_batch.execution.planning.request import check_models, find_fingerprints
 from attrib_batch.execution.planning.stages import OpenRun, Scoring
 from attrib_batch.execution.planning.verification import Verification
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     from attrib_batch.models.load import LoadedModel
     from attrib_batch.spec import Cell, SweepSpec
+    from attrib_batch.tables.plan import Boundaries
 
 
 def open_run(
@@ -61,14 +62,16 @@ def open_run(
         table.check_ids()
     fingerprints = {name: table.fingerprint() for name, table in tables.items()}
     sources, models = find_fingerprints(spec, given or {})
+    boundaries = boundaries_of(tables)
     manifest = build_manifest(
         spec,
         n_pairs={name: table.n_rows for name, table in tables.items()},
         datasets=fingerprints,
         models=models,
         named=named_paths(asked, spec),
+        boundaries=boundaries,
     )
-    grown = _grown(store, existing, manifest)
+    grown = _grown(store, existing, manifest, boundaries)
     cells = set(spec.cells)
     plans = [plan for plan in grown.plan if plan.cell in cells]
     verified = verification is None or verification.is_committed(store, grown, spec)
@@ -78,7 +81,7 @@ def open_run(
     try:
         # Another driver may have been there since.
         existing = find_manifest(store)
-        grown = _grown(store, existing, manifest)
+        grown = _grown(store, existing, manifest, boundaries)
         run = OpenRun(
             spec=spec,
             store=store,
@@ -100,7 +103,7 @@ def open_run(
     return run
 
 
-def _grown(store: Store, existing: Manifest | None, asked: Manifest) -> Manifest:
+def _grown(store: Store, existing: Manifest | None, asked: Manifest, boundaries: Boundaries) -> Manifest:
     """Return the manifest with which a job begins or goes on in a directory; nothing is written.
 
     Raises:
@@ -119,7 +122,7 @@ def _grown(store: Store, existing: Manifest | None, asked: Manifest) -> Manifest
     def has_scores(cell: Cell) -> bool:
         return bool(store.parts(Table.SCORES, cell.partition))
 
-    return grow_manifest(existing, asked, has_scores, store.root)
+    return grow_manifest(existing, asked, has_scores, store.root, boundaries)
 
 
 def _clear(store: Store) -> None:

@@ -3,19 +3,35 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from functools import cache
 from typing import TYPE_CHECKING
 
 from attrib_batch.spec import Cell, share_forward_passes
 from attrib_batch.tables import Table
 
 if TYPE_CHECKING:
-    from collections.abc import Container, Iterable
+    from collections.abc import Container, Iterable, Mapping
 
+    from attrib_batch.pairs.reading.reader import PairTable
     from attrib_batch.spec import SweepSpec
     from attrib_batch.storage.store import Store
     from attrib_batch.tables import CellPlan, Chunk
+    from attrib_batch.tables.plan import Boundaries
 
 Task = tuple["Chunk", ...]
+
+
+def boundaries_of(tables: Mapping[str, PairTable]) -> Boundaries:
+    """Return what tells a plan, from the tables of pairs by dataset id, which boundaries would split a group.
+
+    Every model and method asks the same of a dataset, and its column is read once.
+    """
+
+    @cache
+    def boundaries(dataset: str, begin: int, stop: int, chunk_pairs: int) -> dict[int, int]:
+        return tables[dataset].moved_boundaries(begin, stop, chunk_pairs)
+
+    return boundaries
 
 
 def tasks_by_model(spec: SweepSpec, plans: Iterable[CellPlan], waiting: Container[Chunk]) -> dict[str, list[Task]]:

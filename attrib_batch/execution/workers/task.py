@@ -11,6 +11,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
@@ -18,11 +19,14 @@ from typing import TYPE_CHECKING, Any
 
 from attrib_batch.execution.commit import commit_chunk, failure_row, worker_failures
 from attrib_batch.pairs.encoding.encode import EncodedPair, PairProblem, encode_pairs
+from attrib_batch.pairs.encoding.texts import TokenTexts
 from attrib_batch.pairs.reading.pinned import PinnedTable
+from attrib_batch.storage.parquet import encode_parquet, join_parquet
 from attrib_batch.tables import Stage
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from concurrent.futures import Executor
 
     from attrib_batch.attribution.engine import Outcome, ScoredBatch
     from attrib_batch.execution.planning.stages import StageWork
@@ -74,7 +78,11 @@ class TaskReader:
     model_spec: ModelSpec
     model: LoadedModel | RemoteModel
     _tables: dict[tuple[str, int | None, str], PinnedTable] = field(default_factory=dict, init=False, repr=False)
+    _texts: TokenTexts = field(init=False, repr=False)
     _one_at_a_time: threading.Lock = field(default_factory=threading.Lock, init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        self._texts = TokenTexts(self.model.tokenizer)
 
     def begin(self, assignment: Assignment, work: StageWork) -> tuple[list[EncodedPair], TaskResults]:
         """Return the pairs of a task that are to be scored, and its results, which hold those that are not.
@@ -87,8 +95,11 @@ class TaskReader:
         """
         with self._one_at_a_time:
             pairs, failures = self._read(assignment, work)
+            # Here, where threads take turns: a tokenizer is not for several at once.
+            texts = self._texts.of(token for pair in pairs for token in (*pair.clean, *pair.corrupted))
         warnings = Counter(str(kind) for pair in pairs for kind, _ in pair.warnings)
-        return pairs, TaskResults(work.spec, assignment, failures, warnings)
+        n_threads = max(1, int(self.model_spec.workers.cpus))
+        return pairs, TaskResults(work.spec, assignment, failures, texts, warnings, n_threads=n_threads)
 
     def _read(self, assignment: Assignment, work: StageWork) -> tuple[list[EncodedPair], list[dict[str, Any]]]:
         start, stop = assignment.rows
@@ -143,10 +154,25 @@ class TaskResults:
         spec: SweepSpec,
         assignment: Assignment,
         failures: Sequence[dict[str, Any]],
+        texts: Mapping[int, str],
         warnings: Mapping[str, int] = MappingProxyType({}),
+        *,
+        n_threads: int = 1,
     ) -> None:
+        """Begin with the pairs that are not to be scored.
+
+        Args:
+            spec: the stage's methods and datasets.
+            assignment: the task.
+            failures: rows of the failures table, for every method.
+            texts: the text of every token of the pairs that are to be scored.
+            warnings: pairs to be scored with something that may be wrong, by kind.
+            n_threads: how many threads build and encode tables.
+        """
         self._assignment = assignment
+        self._n_threads = n_threads
         self._warnings = warnings
+        self._texts = texts
         self.methods: list[MethodSpec] = [spec.method(chunk.cell.method) for chunk in assignment.task]
         self._of = {method.id: _ChunkResult(failures=list(failures)) for method in self.methods}
 
@@ -169,7 +195,8 @@ class TaskResults:
         started = time.perf_counter()
         probe = self._assignment.probe is not None
         results = {} if probe else {chunk: self._of[chunk.cell.method] for chunk in self._assignment.task}
-        written = [result.commit(store, chunk) for chunk, result in results.items()]
+        with ThreadPoolExecutor(self._n_threads, thread_name_prefix="writer") as threads:
+            written = [result.commit(store, chunk, self._texts, threads) for chunk, result in results.items()]
         scored = [batch.pairs for result in results.values() for batch in result.batches]
         return TaskReport(
             assignment=self._assignment,
@@ -205,21 +232,26 @@ class _ChunkResult:
                 )
             )
 
-    def commit(self, store: Store, chunk: Chunk) -> tuple[int, int]:
-        """Write the chunk's tables, and return the rows and bytes of its scores."""
+    def commit(self, store: Store, chunk: Chunk, texts: Mapping[int, str], threads: Executor) -> tuple[int, int]:
+        """Write the chunk's tables, built and encoded by ``threads``; return the rows and bytes of its scores."""
         # It imports torch, which is load()'s to do: what importing it raises then reaches the driver as it is.
-        from attrib_batch.execution.workers.rows import baseline_rows, failure_rows, moment_rows, score_rows
+        from attrib_batch.execution.workers.rows import baseline_rows, failure_rows, moment_rows, prompt_rows
+        from attrib_batch.execution.workers.score_rows import ScoreParts
 
-        scores = score_rows(self.batches)
-        moments, strata = moment_rows(self.batches)
-        return scores.num_rows, commit_chunk(
+        parts = ScoreParts(self.batches)
+        # First, since it is one piece, and the longest of all.
+        sums = threads.submit(moment_rows, self.batches)
+        files = threads.map(lambda part: encode_parquet(parts.table(part)), range(len(parts)))
+        moments, strata = sums.result()
+        return parts.n_rows, commit_chunk(
             store,
             chunk,
-            scores=scores,
+            scores=join_parquet(list(files)),
             baselines=baseline_rows(self.batches),
             failures=failure_rows(self.failures),
             moments=moments,
             strata=strata,
+            prompts=prompt_rows(self.batches, texts),
         )
 
 

@@ -33,6 +33,9 @@ class Tokenizer(Protocol):
     def convert_ids_to_tokens(self, ids: list[int]) -> list[str]:
         """Return the vocabulary's entries of tokens."""
 
+    def decode(self, token_ids: list[int], **options: Any) -> str:
+        """Return the text of tokens."""
+
 
 class PairProblemError(Exception):
     """A pair cannot be scored; becomes a ``PairProblem`` and never reaches a caller of ``encode_pairs``."""

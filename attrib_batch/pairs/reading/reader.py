@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 from attrib_batch.errors import DatasetError
 from attrib_batch.pairs.reading.columns import DECODE_ERRORS, check_columns, id_columns, one_line
 from attrib_batch.pairs.reading.files import LocalFile, PairFile, find_file
+from attrib_batch.pairs.reading.groups import moved_boundaries
 from attrib_batch.pairs.reading.ids import check_ids, int64_ids, repeated_id_rows
 from attrib_batch.tables import PAIRS
 
@@ -185,6 +186,12 @@ class PairTable:
         if not self.has_ids:
             return np.empty(0, np.int64)
         return repeated_id_rows(self._file, self.path, self.n_rows)
+
+    def moved_boundaries(self, begin: int, stop: int, chunk_pairs: int) -> dict[int, int]:
+        """Find the boundaries of chunks that lie inside a group; see `groups`. Nothing is read without groups."""
+        if "group" not in self._columns or stop - begin <= chunk_pairs:
+            return {}
+        return moved_boundaries(self._file, begin, stop, chunk_pairs)
 
     def _seek(self, start: int) -> None:
         """Make ``start`` the next row, going forward within a row group where that is possible."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -85,3 +86,37 @@ def test_a_manifest_that_is_written_is_in_force(job: TinyJob, tmp_path: Path) ->
     changed = run.manifest.model_copy(update={"run_id": "another"})
     run.write_manifest(changed)
     assert run.manifest == changed == find_manifest(run.store)
+
+
+def test_a_pair_and_its_mirror_are_in_one_chunk_and_methods_share_it(job: TinyJob, tmp_path: Path) -> None:
+    methods = [{"id": "atp"}, {"id": "noise", "kind": "atp", "direction": "noise"}]
+    stage = Scoring().plan(opened(job, tmp_path, chunk_pairs=5, methods=methods))
+    cells = (CELL, Cell("tiny", "random", "noise"))
+    assert stage.waiting == {
+        "tiny": [tuple(Chunk(cell, start, stop) for cell in cells) for start, stop in ((0, 6), (6, 10), (10, 12))]
+    }
+
+
+def test_a_run_whose_limit_is_raised_keeps_its_chunks_and_cuts_the_rest_between_groups(
+    job: TinyJob, tmp_path: Path
+) -> None:
+    dataset = {"id": "random", "path": str(job.pairs)}
+    first = opened(job, tmp_path, chunk_pairs=3, datasets=[{**dataset, "limit": 5}])
+    commit(first, 0, 4)
+    stage = Scoring().plan(opened(job, tmp_path, chunk_pairs=3, datasets=[dataset]))
+    waiting = [(chunk.start, chunk.stop) for task in stage.waiting["tiny"] for chunk in task]
+    # Row 4 was the last one, without its mirror; it is planned and may be in a worker's hands.
+    assert waiting == [(4, 5), (5, 8), (8, 12)]
+
+
+def test_a_run_of_the_release_before_goes_on_with_the_chunks_it_has(job: TinyJob, tmp_path: Path) -> None:
+    run = opened(job, tmp_path, chunk_pairs=5)
+    data = json.loads(run.manifest.to_bytes())
+    assert data["stages"][0]["cells"][0]["segments"][0].pop("moved") == {"5": 6}
+    run.store.write_bytes("manifest.json", json.dumps({**data, "manifest_version": 2}).encode())
+    commit(run, 0, 5)
+    stage = Scoring().plan(opened(job, tmp_path, chunk_pairs=5))
+    assert [(chunk.start, chunk.stop) for task in stage.waiting["tiny"] for chunk in task] == [(5, 10), (10, 12)]
+    found = find_manifest(run.store)
+    assert found is not None
+    assert found.manifest_version == 3

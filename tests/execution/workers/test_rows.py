@@ -7,15 +7,21 @@ from pathlib import Path
 
 import numpy as np
 import polars as pl
+import pyarrow as pa
 import pyarrow.parquet as pq
+import pytest
 
 from attrib_batch.attribution.engine import ScoredBatch
 from attrib_batch.attribution.scores import BatchScores
 from attrib_batch.execution.commit import commit_chunk
-from attrib_batch.execution.workers.rows import baseline_rows, failure_rows, moment_rows, score_rows
-from attrib_batch.spec import Cell, Component
+from attrib_batch.execution.scheduling.assignment import Assignment
+from attrib_batch.execution.workers.rows import baseline_rows, failure_rows, moment_rows, prompt_rows
+from attrib_batch.execution.workers.score_rows import ScoreParts, score_rows
+from attrib_batch.execution.workers.task import TaskResults
+from attrib_batch.spec import Cell, Component, parse_spec
+from attrib_batch.storage.parquet import encode_parquet, join_parquet
 from attrib_batch.storage.store import Store
-from attrib_batch.tables import BASELINES, FAILURES, SCORES, Chunk, Table
+from attrib_batch.tables import BASELINES, FAILURES, PROMPTS, SCORES, Chunk, Table
 from tests.support.demo_pairs import random_pairs
 from tests.support.scored import encoded
 
@@ -70,8 +76,11 @@ def test_nothing_scored_still_commits_empty_tables_of_the_schema(tmp_path: Path)
     failure = {"pair_id": 1, "stage": "score", "error": "non_finite", "message": "x", "attempts": 1}
     moments, strata = moment_rows([])
     tables = {"scores": score_rows([]), "baselines": baseline_rows([]), "moments": moments, "strata": strata}
+    tables["prompts"] = prompt_rows([], {})
     commit_chunk(store, chunk, **tables, failures=failure_rows([failure]))
-    for table, schema in ((Table.SCORES, SCORES), (Table.BASELINES, BASELINES), (Table.FAILURES, FAILURES)):
+    for table, schema in (
+        (Table.SCORES, SCORES), (Table.BASELINES, BASELINES), (Table.FAILURES, FAILURES), (Table.PROMPTS, PROMPTS),
+    ):  # fmt: skip
         assert pq.read_schema(store.path(chunk.path(table))).equals(schema)
     # What an attempt without failures leaves must not keep those of an attempt before it.
     commit_chunk(store, chunk, **tables, failures=failure_rows([]))
@@ -126,3 +135,64 @@ def test_no_pair_has_a_position_that_was_asked_for() -> None:
     empty = replace(whole.result, scores=scores, positions=np.zeros((2, 0), dtype=np.int64))
     assert empty.finite().all()
     assert score_rows([replace(whole, result=empty)]).equals(SCORES.empty_table())
+
+
+def test_prompts_stand_token_by_token_in_the_order_of_ids_and_take_little_room() -> None:
+    batches = [batch(9, 2, [7, 3]), batch(4, 1, [5])]
+    batches[0].pairs[0] = replace(batches[0].pairs[0], task="ioi")
+    texts = {token: f" t{token}" for b in batches for pair in b.pairs for token in (*pair.clean, *pair.corrupted)}
+    table = prompt_rows(batches, texts)
+    assert table.schema.equals(PROMPTS)
+    pairs = sorted((pair for b in batches for pair in b.pairs), key=lambda pair: pair.pair_id)
+    assert table.to_pylist() == [
+        {
+            "pair_id": pair.pair_id,
+            "clean_tokens": [texts[token] for token in pair.clean],
+            "corrupted_tokens": [texts[token] for token in pair.corrupted],
+            "task": pair.task,
+        }
+        for pair in pairs
+    ]
+    many = pa.concat_tables([table] * 1000)
+    # A token is a number in a dictionary, not its text again.
+    assert "RLE_DICTIONARY" in pq.read_metadata(pa.BufferReader(encode_parquet(many))).row_group(0).column(1).encodings
+
+
+def test_parts_are_whole_pairs_and_together_the_table() -> None:
+    batches = [batch(6, 2, [7, 3, 9]), batch(4, 1, [5])]
+    whole = score_rows(batches)
+    in_pair = {3: 48, 5: 32, 7: 48, 9: 48}  # (2 layers x 3 heads + 2 layers) by position
+    for part_rows, expected in ((1, [[3], [5], [7], [9]]), (80, [[3, 5], [7], [9]]), (96, [[3, 5], [7, 9]])):
+        parts = ScoreParts(batches, part_rows)
+        tables = [parts.table(part) for part in range(len(parts))]
+        assert [table["pair_id"].unique().to_pylist() for table in tables] == expected
+        assert pa.concat_tables(tables).equals(whole)
+        assert parts.n_rows == whole.num_rows == sum(in_pair.values())
+
+
+@pytest.mark.parametrize("n_threads", [1, 3])
+def test_a_file_does_not_depend_on_how_many_threads_write_it(
+    n_threads: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("attrib_batch.execution.workers.score_rows.ROW_GROUP_ROWS", 50)
+    batches = [batch(6, 2, [7, 3, 9]), batch(4, 1, [5])]
+    spec = parse_spec(
+        {
+            "name": "job", "models": [{"id": "m", "prepend_bos": False}], "datasets": [{"id": "d", "path": "p"}],
+            "methods": [{"id": "atp"}, {"id": "exact"}],
+        },
+        source="job",
+    )  # fmt: skip
+    task = tuple(Chunk(Cell("m", "d", method), 0, 4) for method in ("atp", "exact"))
+    texts = {token: str(token) for b in batches for pair in b.pairs for token in (*pair.clean, *pair.corrupted)}
+    results = TaskResults(spec, Assignment(task), [], texts, n_threads=n_threads)
+    for method in results.methods:
+        for scored in batches:
+            results.add(method, scored)
+    report = results.commit(Store(tmp_path), seconds=0.0, model_seconds=0.0)
+    assert report.score_rows == 2 * score_rows(batches).num_rows
+    for chunk in task:
+        data = (tmp_path / chunk.path(Table.SCORES)).read_bytes()
+        parts = ScoreParts(batches, 50)
+        assert data == join_parquet([encode_parquet(parts.table(part)) for part in range(len(parts))]).to_pybytes()
+        assert pq.read_metadata(tmp_path / chunk.path(Table.SCORES)).num_row_groups == len(parts) == 4
