@@ -7,7 +7,7 @@ from pathlib import Path
 
 RESULTS = Path(__file__).parent / "RESULTS.md"
 TITLE = "# Benchmarks"
-PARTS = ("engine", "scale", "workers", "models")
+PARTS = ("engine", "scale", "workers", "models", "writing")
 """In the order of the page."""
 
 
