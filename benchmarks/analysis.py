@@ -1,7 +1,7 @@
 """``python -m benchmarks.analysis``: summaries from moments, from score rows, and by DuckDB from the same rows.
 
 The run is made up, of the shape of SmolLM2's: 30 layers of 9 heads, IOI-like prompts of 18 to 22 tokens in pairs with
-their mirrors, 17 templates. DuckDB (``pip install '.[bench]'``) computes the means, spreads and cluster-robust standard
+their mirrors, 17 templates. DuckDB computes the means, spreads and cluster-robust standard
 errors of the same keys by SQL; nothing is timed before its means agree.
 """
 

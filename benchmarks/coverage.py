@@ -161,7 +161,7 @@ def render(where: str, found: Sequence[tuple[str, int, Covered, Covered]], sampl
     ]
     shares = [share for _, _, apart, tied in found for share in (apart.mean, apart.ratio, tied.ratio)]
     return (
-        f"## (i) What 95 % intervals cover\n\nWritten by `python -m benchmarks.coverage` in {seconds:.0f} s. "
+        f"## (k) What 95 % intervals cover\n\nWritten by `python -m benchmarks.coverage` in {seconds:.0f} s. "
         f"{where}\n\n"
         f"{samples:,} simulated samples a row, pairs in units of 2 (correlation {CORRELATION} before skewing), gap 4 "
         "with standard deviation 1.5. The share of intervals that hold the truth, in parentheses that of t intervals; "

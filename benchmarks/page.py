@@ -7,7 +7,7 @@ from pathlib import Path
 
 RESULTS = Path(__file__).parent / "RESULTS.md"
 TITLE = "# Benchmarks"
-PARTS = ("engine", "scale", "workers", "models", "analysis", "coverage")
+PARTS = ("engine", "scale", "workers", "models", "writing", "analysis", "coverage")
 """In the order of the page."""
 
 

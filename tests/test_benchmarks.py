@@ -6,9 +6,12 @@ from pathlib import Path
 
 import pytest
 
+from attrib_batch.tables import Table
 from benchmarks.commands import Event
 from benchmarks.page import replace_part
+from benchmarks.rounds import Timings
 from benchmarks.second_worker import steady_speed
+from benchmarks.writing import ONE, TWO, Writing, render
 
 
 def commits(worker: int, *times: float) -> list[Event]:
@@ -31,3 +34,16 @@ def test_a_part_of_the_page_is_replaced_and_the_others_stay(tmp_path: Path) -> N
     assert page.read_text() == (
         "# Benchmarks\n\n<!-- part: engine -->\n\n## Engine\n\n| a | b |\n\n<!-- part: scale -->\n\n## New\n"
     )
+
+
+def test_what_two_threads_bring_is_told_apart_from_what_the_machine_did() -> None:
+    sizes = {Table.SCORES: 12_000_000, Table.PROMPTS: 60_000}
+    by_clock = Timings({ONE: [1.0, 2.0, 1.0], TWO: [1.0, 1.0, 1.0]})
+    found = Writing(
+        1024, 6_000_000, sizes, by_clock, {ONE: [0.5] * 3, TWO: [0.5] * 3}, {ONE: [0.5] * 3, TWO: [0.25] * 3}
+    )
+    text = " ".join(render(".", found, 7.5).split())
+    assert "| one thread | 6.0 | 6.0 | 12.0 |" in text
+    assert "**2.00** times as fast as one where each has a processor to itself" in text
+    assert "By the clock, on a machine of this load, 1.00 (1.00 to 2.00)" in text
+    assert "2.00 bytes a row of scores. The other tables beside the scores: prompts 0.5%" in text

@@ -48,7 +48,6 @@ def _shifted(reference: pl.Expr) -> dict[str, pl.Expr]:
     return {
         "n": n.sum(),
         "mean": reference,
-        "m2": (pl.col("m2") + n * shift**2).sum(),
         "units": pl.col("units").sum(),
         "q": (q + 2 * shift * r + shift**2 * k2).sum(),
         "r": (r + shift * k2).sum(),
@@ -69,8 +68,9 @@ def merge_moments(pieces: pl.DataFrame, keys: Sequence[str], gap: float) -> pl.D
     mean = (n * pl.col("mean")).sum() / n.sum()
     shift, gap_shift = pl.col("mean") - mean, pl.col("gap") - gap
     r_all, r_gap, k_all = pl.col("r_all"), pl.col("r_gap"), pl.col("k_all")
-    return pieces.group_by(keys).agg(
+    merged = pieces.group_by(keys).agg(
         **_shifted(mean),
+        m2=(pl.col("m2") + n * shift**2).sum(),
         gap=pl.lit(gap),
         cross=(pl.col("cross") + shift * r_gap + gap_shift * r_all + shift * gap_shift * k_all).sum(),
         r_all=(r_all + shift * k_all).sum(),
@@ -81,12 +81,14 @@ def merge_moments(pieces: pl.DataFrame, keys: Sequence[str], gap: float) -> pl.D
         min_pair=pl.col("min_pair").filter(pl.col("min") == pl.col("min").min()).min(),
         max_pair=pl.col("max_pair").filter(pl.col("max") == pl.col("max").max()).min(),
     )
+    return merged.select(pieces.columns)
 
 
 def merge_strata(pieces: pl.DataFrame, keys: Sequence[str]) -> pl.DataFrame:
     """Do the same for rows of the schema `attrib_batch.tables.STRATA`."""
     n = pl.col("n")
-    return pieces.group_by(keys).agg(**_shifted((n * pl.col("mean")).sum() / n.sum()))
+    merged = pieces.group_by(keys).agg(**_shifted((n * pl.col("mean")).sum() / n.sum()))
+    return merged.select(pieces.columns)
 
 
 def join_units(moments: pl.DataFrame, parts_of_units: pl.DataFrame, gaps: pl.DataFrame) -> pl.DataFrame:
@@ -155,6 +157,7 @@ def statistics(moments: pl.DataFrame, keys: Sequence[str], gap: Gap) -> pl.DataF
     return moments.select(
         *keys,
         **_statistics(),
+        std=_std(),
         min=pl.col("min"),
         max=pl.col("max"),
         min_pair=pl.col("min_pair"),
@@ -167,7 +170,7 @@ def statistics(moments: pl.DataFrame, keys: Sequence[str], gap: Gap) -> pl.DataF
 
 
 def stratum_statistics(strata: pl.DataFrame) -> pl.DataFrame:
-    """Turn the moments of strata into ``n_pairs``, ``n_groups``, ``mean``, ``std``, ``sem`` and ``share_positive``."""
+    """Turn the moments of strata into ``n_pairs``, ``n_groups``, ``mean``, ``sem`` and ``share_positive``."""
     return strata.select(*STRATUM_KEYS, **_statistics())
 
 
@@ -176,7 +179,6 @@ def _statistics() -> dict[str, pl.Expr]:
         "n_pairs": pl.col("n"),
         "n_groups": pl.col("units"),
         "mean": pl.col("mean"),
-        "std": _std(),
         "sem": _robust("q").clip(lower_bound=0.0).sqrt() / pl.col("n"),
         "share_positive": pl.col("positive") / pl.col("n"),
     }

@@ -25,8 +25,7 @@ _CELL = {"model": pl.String(), "dataset": pl.String(), "method": pl.String()}
 _MEANS = {
     "n_pairs": pl.Int64(),  # pairs the statistics are over
     "n_groups": pl.Int64(),  # sampling units among them: groups, and pairs without a group
-    "mean": pl.Float64(),  # metric units, as are std, sem, min and max
-    "std": pl.Float64(),  # over pairs, ddof 1; null for one pair
+    "mean": pl.Float64(),  # metric units, as are sem, std, min and max
     "sem": pl.Float64(),  # cluster-robust standard error of the mean; null for one unit
     "share_positive": pl.Float64(),  # share of pairs with a value above 0, 0 to 1
     "low": pl.Float64(),  # 95 % interval of the mean, low to high, metric units; null for one unit
@@ -34,6 +33,7 @@ _MEANS = {
 }
 _STATISTICS = {
     **_MEANS,
+    "std": pl.Float64(),  # over pairs, ddof 1; null for one pair
     "min": pl.Float64(),
     "max": pl.Float64(),
     "min_pair": pl.Int64(),  # the pair_id that has it; the smallest of several

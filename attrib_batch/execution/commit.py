@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 import pyarrow as pa
 
@@ -28,20 +28,24 @@ if TYPE_CHECKING:
     from attrib_batch.storage.store import Store
 
 
+Content: TypeAlias = pa.Table | pa.Buffer
+"""A table, or the bytes of its file."""
+
+
 def commit_chunk(
     store: Store,
     chunk: Chunk,
     *,
-    scores: pa.Table | pa.Buffer,
-    baselines: pa.Table,
+    scores: Content,
+    baselines: Content,
     failures: pa.Table,
-    moments: pa.Table,
-    strata: pa.Table,
-    prompts: pa.Table,
+    moments: Content,
+    strata: Content,
+    prompts: Content,
 ) -> int:
     """Write a chunk's tables, and return the bytes of the scores file.
 
-    The scores are a table, or the bytes of their file where they are encoded already.
+    Each is a table, or the bytes of its file where it is encoded already.
 
     An attempt that died may have left tables without their commit; they are replaced or removed, so that committed
     tables always come from one attempt. Where a chunk is committed already and other pairs fail now than did before,
@@ -52,16 +56,20 @@ def commit_chunk(
     """
     if store.exists(chunk.path(Table.SCORES)) and _failed(store, chunk) != set(failures["pair_id"].to_pylist()):
         store.remove(chunk.path(Table.SCORES))
-    store.write_table(chunk.path(Table.BASELINES), baselines)
+    _write(store, chunk.path(Table.BASELINES), baselines)
     if failures.num_rows:
         store.write_table(chunk.path(Table.FAILURES), failures)
     else:
         store.remove(chunk.path(Table.FAILURES))
-    store.write_table(chunk.path(Table.MOMENTS), moments)
-    store.write_table(chunk.path(Table.STRATA), strata)
-    store.write_table(chunk.path(Table.PROMPTS), prompts)
-    path = chunk.path(Table.SCORES)
-    return store.write_table(path, scores) if isinstance(scores, pa.Table) else store.write_bytes(path, scores)
+    _write(store, chunk.path(Table.MOMENTS), moments)
+    _write(store, chunk.path(Table.STRATA), strata)
+    _write(store, chunk.path(Table.PROMPTS), prompts)
+    return _write(store, chunk.path(Table.SCORES), scores)
+
+
+def _write(store: Store, path: str, content: Content) -> int:
+    """Commit a file, and return its size in bytes."""
+    return store.write_table(path, content) if isinstance(content, pa.Table) else store.write_bytes(path, content)
 
 
 def _failed(store: Store, chunk: Chunk) -> set[int]:

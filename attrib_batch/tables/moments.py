@@ -90,7 +90,8 @@ STRATA = pa.schema(
         pa.field("scope", _name, nullable=False),  # last or all
         pa.field("layer", pa.int16(), nullable=False),
         pa.field("head", pa.int16()),
-        *_SUMS,
+        # Without m2: with a few pairs of each of many templates in a chunk, every sum here weighs on its bytes.
+        *(field for field in _SUMS if field.name != "m2"),
     ]
 )
 """The same of the pairs of each template and of each task, of a chunk."""

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from attrib_batch.pairs.encoding.encode import Tokenizer
     from attrib_batch.spec import SweepSpec
 
-BYTES_PER_ROW = 1.2
+BYTES_PER_ROW = 1.0
 """Bytes of a score row in a scores file, about: measured on the bundled model and IOI pairs."""
 SAMPLE_PAIRS = 512
 """Pairs of each dataset that are tokenised to know how long prompts are."""

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
     from concurrent.futures import Executor
 
+    import pyarrow as pa
+
     from attrib_batch.attribution.engine import Outcome, ScoredBatch
     from attrib_batch.execution.planning.stages import StageWork
     from attrib_batch.execution.scheduling.assignment import Assignment
@@ -238,20 +240,25 @@ class _ChunkResult:
         from attrib_batch.execution.workers.rows import baseline_rows, failure_rows, moment_rows, prompt_rows
         from attrib_batch.execution.workers.score_rows import ScoreParts
 
+        def sums() -> list[pa.Buffer]:
+            return [encode_parquet(table) for table in moment_rows(self.batches)]
+
         parts = ScoreParts(self.batches)
         # First, since it is one piece, and the longest of all.
-        sums = threads.submit(moment_rows, self.batches)
+        summing = threads.submit(sums)
         files = threads.map(lambda part: encode_parquet(parts.table(part)), range(len(parts)))
-        moments, strata = sums.result()
+        prompts = threads.submit(lambda: encode_parquet(prompt_rows(self.batches, texts)))
+        baselines = threads.submit(lambda: encode_parquet(baseline_rows(self.batches)))
+        moments, strata = summing.result()
         return parts.n_rows, commit_chunk(
             store,
             chunk,
             scores=join_parquet(list(files)),
-            baselines=baseline_rows(self.batches),
+            baselines=baselines.result(),
             failures=failure_rows(self.failures),
             moments=moments,
             strata=strata,
-            prompts=prompt_rows(self.batches, texts),
+            prompts=prompts.result(),
         )
 
 
