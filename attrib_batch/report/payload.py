@@ -60,8 +60,9 @@ def _extremes(heads: pl.DataFrame, component: ComponentSection) -> dict[str, lis
         pl.col("role").eq_missing(pl.lit(ranking.role, pl.String)),
     )
     if len(rows) > _MOST_HEADS:
-        strongest = [(row.layer, row.head) for row in ranking.rows]
-        rows = rows.filter(pl.struct("layer", "head").is_in([{"layer": a, "head": b} for a, b in strongest]))
+        chosen = [(row.layer, row.head) for row in ranking.rows]
+        strongest = pl.DataFrame(chosen, schema={"layer": pl.Int16, "head": pl.Int16}, orient="row")
+        rows = rows.join(strongest, on=["layer", "head"], how="semi", nulls_equal=True)
     return {
         f"{row['layer']}/{-1 if row['head'] is None else row['head']}": [
             short(row["min"]), row["min_pair"], short(row["max"]), row["max_pair"], short(row["share_positive"]),

@@ -51,6 +51,6 @@ def _shown_character(character: str) -> str:
     if character in _VISIBLE:
         return _VISIBLE[character]
     # Direction marks would turn the text around them; control characters would vanish.
-    if unicodedata.category(character) in {"Cc", "Cf", "Co", "Cs"} and character not in _JOINS:
+    if unicodedata.category(character) in {"Cc", "Cf", "Co", "Cs", "Zl", "Zp"} and character not in _JOINS:
         return f"\N{MATHEMATICAL LEFT ANGLE BRACKET}{ord(character):04X}\N{MATHEMATICAL RIGHT ANGLE BRACKET}"
     return character
