@@ -71,13 +71,14 @@ def read_material(store: Store) -> Material:
         return Material(manifest, _nothing(manifest))
     if not summary_is_current(store):
         summarize(store)
+    summary = read_summary(store)
     return Material(
         manifest,
-        read_summary(store),
+        summary,
         read_verification(store, manifest),
         examples=read_examples(store, max(3, min(12, _EXAMPLE_HEADS // len(manifest.plan)))),
         stability=read_stability(store),
-        compare=comparison_of(store),
+        compare=comparison_of(store, summary),
     )
 
 

@@ -13,7 +13,7 @@ from attrib_batch.report.intervals import with_intervals
 from attrib_batch.report.ranking import Ranking, rank_heads
 from attrib_batch.report.stability import Stability, build_stability
 from attrib_batch.report.strata import Strata, draw_strata
-from attrib_batch.report.sweep import Sweep, build_component, labels_of, swept
+from attrib_batch.report.sweep import Compare, Sweep, build_component, labels_of, swept
 from attrib_batch.report.tokens import token_axis
 from attrib_batch.report.verification import VerificationSection, VerifiedCell, build_verification
 from attrib_batch.report.where import CellView, Where, draw_answer, draw_where, limit_of_heads
@@ -23,7 +23,7 @@ from attrib_batch.spec.positions import ALL
 from attrib_batch.tables import StratumKind
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Mapping
 
     from attrib_batch.analysis import Summary
     from attrib_batch.report.maps import Detail, Figure
@@ -41,7 +41,7 @@ class Material:
     """Rows of examples, see `attrib_batch.report.examples`; None where this release has none."""
     stability: pl.DataFrame | None = None
     """``summary/stability.parquet``; None for a summary without it."""
-    compare: Callable[[Cell, Cell], pl.DataFrame | None] | None = None
+    compare: Compare | None = None
     """Gives the differences of two cells, head by head; None where this release cannot."""
 
 
@@ -151,8 +151,19 @@ def build_sweep(material: Material, detail: Detail) -> Sweep:
                 continue
             baseline, method = _baseline(summary, cell), manifest.method(cell.method)
             quantity = _quantity(baseline, method)
-            more = {"quantity": quantity, "magnitudes": has_magnitudes(method), "gap": _gap(baseline, quantity)}
-            there.append(swept(index, cell, label, heads, **more))
+            magnitudes = has_magnitudes(method)
+            there.append(
+                swept(
+                    index,
+                    cell,
+                    label,
+                    heads,
+                    quantity=quantity,
+                    magnitudes=magnitudes,
+                    gap=_gap(baseline, quantity),
+                    sign=-1 if method.get("direction") == "noise" and not magnitudes else 1,
+                )
+            )
         if len(there) > 1:
             found.append(build_component(component, there, detail, material.compare))
     return Sweep(found)

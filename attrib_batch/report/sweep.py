@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import polars as pl
@@ -12,16 +12,26 @@ import polars as pl
 from attrib_batch import analysis
 from attrib_batch.report.maps import Axis, Detail, Figure, MapAxes, Target, draw_map, largest, picked
 from attrib_batch.report.ranking import at_best
+from attrib_batch.spec import Cell
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
+    from attrib_batch.analysis import Summary
     from attrib_batch.report.figures import Quantity
-    from attrib_batch.spec import Cell
     from attrib_batch.storage.store import Store
 
+MOST_COMPARED_PAIRS = 2_000
+"""Of a cell; more are compared by their means alone, as pairs are read for it."""
 MOST_DIFFERENCES = 24
 """Difference maps of one component; a larger sweep has the others in its summary."""
+
+
+class Compare(Protocol):
+    """Gives the difference of the means of two cells, head by head."""
+
+    def __call__(self, a: Cell, b: Cell, *, normalized: bool) -> pl.DataFrame | None:
+        """Return ``component, scope, role, layer, head, difference, low, high, n_pairs_a, n_pairs_b``, or None."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +48,8 @@ class SweptCell:
     quantity: Quantity
     magnitudes: bool
     gap: float | None
+    sign: int = 1
+    """-1 where what brings about the clean behaviour is negative, as under noising."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +77,8 @@ class SweepComponent:
     """Difference maps that are not drawn."""
     mixed_places: bool
     """Whether cells are ranked at different places."""
+    turned: bool
+    """Whether there are cells of both directions."""
 
     @property
     def size(self) -> int:
@@ -84,14 +98,24 @@ class Sweep:
         return sum(component.size for component in self.components)
 
 
-def comparison_of(store: Store) -> Callable[[Cell, Cell], pl.DataFrame | None] | None:
-    """Return what compares two cells of a run, head by head; None where this release cannot."""
+def comparison_of(store: Store, summary: Summary) -> Compare | None:
+    """Return what compares two cells of a run head by head; None where this release cannot.
+
+    It gives None for cells that cannot be compared, and for those of so many pairs that a page would take long.
+    """
     compare = getattr(analysis, "compare", None)
     if not callable(compare):
         return None
+    columns = summary.baselines.select("model", "dataset", "method", "scored").iter_rows()
+    scored = {Cell(model, dataset, method): count for model, dataset, method, count in columns}
 
-    def compared(a: Cell, b: Cell) -> pl.DataFrame | None:
-        frame: pl.DataFrame = compare(store, a, b)
+    def compared(a: Cell, b: Cell, *, normalized: bool) -> pl.DataFrame | None:
+        if max(scored[a], scored[b]) > MOST_COMPARED_PAIRS:
+            return None
+        try:
+            frame: pl.DataFrame = compare(store, a, b, normalized=normalized)
+        except ValueError:
+            return None
         return frame
 
     return compared
@@ -107,7 +131,7 @@ def build_component(
     name: str,
     cells: Sequence[SweptCell],
     detail: Detail,
-    compare: Callable[[Cell, Cell], pl.DataFrame | None] | None = None,
+    compare: Compare | None = None,
 ) -> SweepComponent:
     """Compare the cells that have scores of a component with heads.
 
@@ -137,6 +161,7 @@ def build_component(
         paired=bool(found) and all(certain for _, certain in found),
         left_out=len(pairs) - len(drawn),
         mixed_places=len({cell.at for cell in cells}) > 1,
+        turned=len({cell.sign for cell in cells}) > 1,
     )
 
 
@@ -178,24 +203,30 @@ def _neighbours(cells: Sequence[SweptCell]) -> list[tuple[SweptCell, SweptCell]]
                 for other in group[1:]
                 if getattr(other.cell, key) != getattr(first.cell, key)
                 and other.quantity.label == first.quantity.label
+                and other.magnitudes == first.magnitudes
+                and other.at == first.at
                 and _shape(other.heads) == _shape(first.heads)
             ]
     return found
 
 
-def _difference(
-    a: SweptCell, b: SweptCell, compare: Callable[[Cell, Cell], pl.DataFrame | None] | None
-) -> tuple[pl.DataFrame, bool]:
+def _difference(a: SweptCell, b: SweptCell, compare: Compare | None) -> tuple[pl.DataFrame, bool]:
     """Return the difference a - b of every head, and whether it has an interval."""
-    frame = compare(a.cell, b.cell) if compare is not None else None
-    if frame is not None and (rows := _compared(frame, a)) is not None:
+    frame = compare(a.cell, b.cell, normalized=a.quantity.normalized) if compare is not None else None
+    if frame is not None and len(rows := _compared(frame, a)):
         return rows, True
     keys = ["layer", "head"]
-    ours, theirs = (picked(cell.heads, cell.quantity).select(*keys, "value", "n_pairs", "n_groups") for cell in (a, b))
-    joined = ours.join(theirs, on=keys, suffix="_b")
+    sides = [
+        picked(cell.heads, cell.quantity).select(
+            *keys, pl.col("value") * (cell.sign if a.sign != b.sign else 1), "n_pairs", "n_groups"
+        )
+        for cell in (a, b)
+    ]
     nothing = pl.lit(None, pl.Float64)
     return (
-        joined.select(
+        sides[0]
+        .join(sides[1], on=keys, suffix="_b")
+        .select(
             *keys,
             value=pl.col("value") - pl.col("value_b"),
             low=nothing,
@@ -207,21 +238,13 @@ def _difference(
     )
 
 
-def _compared(frame: pl.DataFrame, cell: SweptCell) -> pl.DataFrame | None:
-    """Select from a comparison the rows of the place that is ranked; None where it does not say what is drawn."""
-    suffix = "_normalized" if cell.quantity.normalized else ""
-    names = {"value": f"difference{suffix}", "low": f"low{suffix}", "high": f"high{suffix}"}
-    if not set(names.values()) <= set(frame.columns) or cell.heads.is_empty():
-        return None
+def _compared(frame: pl.DataFrame, cell: SweptCell) -> pl.DataFrame:
+    """Select from a comparison the rows of the place that is ranked."""
     first = cell.heads.row(0, named=True)
-    same = [
-        pl.col(key).eq_missing(pl.lit(first[key])) for key in ("component", "scope", "role") if key in frame.columns
-    ]
-    rows = frame.filter(*same)
-    if rows.is_empty() or rows.select("layer", "head").is_duplicated().any():
-        return None
-    counts = [name if name in frame.columns else pl.lit(first[name]).alias(name) for name in ("n_pairs", "n_groups")]
-    return rows.select("layer", "head", *counts, **{new: pl.col(old) for new, old in names.items()})
+    n_pairs = pl.min_horizontal("n_pairs_a", "n_pairs_b")
+    return frame.filter(*(pl.col(key).eq_missing(pl.lit(first[key])) for key in ("component", "scope", "role"))).select(
+        "layer", "head", "low", "high", value=pl.col("difference"), n_pairs=n_pairs, n_groups=n_pairs
+    )
 
 
 def _difference_map(
@@ -262,7 +285,7 @@ def _correlations(cells: Sequence[SweptCell]) -> RankCorrelations:
             partial = True
             continue
         joined = a.heads.select("layer", "head", "mean").join(b.heads, on=["layer", "head"])
-        values = joined.select("mean", "mean_right").to_numpy()
+        values = joined.select("mean", pl.col("mean_right") * a.sign * b.sign).to_numpy()
         if a.magnitudes or b.magnitudes:
             values = np.abs(values)
         if len(values) > 1 and (np.ptp(values, axis=0) > 0).all():

@@ -118,7 +118,7 @@ def test_cells_are_compared_on_one_scale_with_their_rank_correlation(tmp_path: P
     )
     text = visible(page)
     assert "second \N{MINUS SIGN} atp" in text
-    assert "These are differences of means without intervals" in text
+    assert "These are differences of means, some or all without intervals" in text
     assert "1 atp 1.00 1.00 2 second 1.00 1.00" in text
 
 
@@ -126,18 +126,17 @@ def test_differences_with_intervals_are_used_where_they_are_given(tmp_path: Path
     pairs = IoiLike(layers=4, heads=3).pairs(8)
     material = material_of(tmp_path, {CELL: pairs, OTHER: pairs})
 
-    def compare(a: Cell, b: Cell) -> pl.DataFrame:
-        assert (a, b) == (OTHER, CELL)
+    def compare(a: Cell, b: Cell, *, normalized: bool) -> pl.DataFrame:
+        assert (a, b, normalized) == (OTHER, CELL, True)
         rows = material.summary.heads.filter(method="atp", component="z")
-        difference = {"difference_normalized": 0.25, "low_normalized": 0.125, "high_normalized": 0.5}
-        return rows.select(
-            "component", "scope", "role", "layer", "head", "n_pairs",
-            **{name: pl.lit(value) for name, value in difference.items()},
-        )  # fmt: skip
+        numbers = {"difference": 0.25, "low": 0.125, "high": 0.5, "n_pairs_a": 8, "n_pairs_b": 7}
+        keys = ("component", "scope", "role", "layer", "head")
+        return rows.select(*keys, **{name: pl.lit(value) for name, value in numbers.items()})
 
     page = render(replace(material, compare=compare))
     np.testing.assert_array_equal(drawn_matrix(page, "difference-z-1-0"), np.full((4, 3), 0.25))
     np.testing.assert_array_equal(drawn_matrix(page, "difference-z-1-0", "high"), np.full((4, 3), 0.5))
+    assert data(page)["figures"]["difference-z-1-0"]["n"] == 7
     assert "Hover gives 95% intervals; they are paired where the pairs are the same." in visible(page)
 
 
@@ -145,3 +144,14 @@ def test_one_cell_has_nothing_to_be_compared_with(material: Material) -> None:
     page = render(material)
     assert 'id="sweep"' not in page
     assert 'id="answers"' not in page
+
+
+def test_noising_is_turned_where_it_is_compared_with_denoising(tmp_path: Path) -> None:
+    pairs = IoiLike(layers=4, heads=3).pairs(8)
+    mirrored = [replace(pair, scores={"z": -pair.scores["z"]}) for pair in pairs]
+    material = material_of(tmp_path, {CELL: pairs, OTHER: mirrored})
+    material.manifest.job["methods"][1]["direction"] = "noise"
+    page = render(material)
+    np.testing.assert_allclose(drawn_matrix(page, "difference-z-1-0"), np.zeros((4, 3)), atol=1e-7)
+    assert "both are turned so that what brings about the clean behaviour is positive" in visible(page)
+    assert "1 atp 1.00 1.00" in visible(page)
