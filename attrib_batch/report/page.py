@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
 import jinja2
@@ -9,7 +10,7 @@ import polars as pl
 from plotly.offline import get_plotlyjs
 
 from attrib_batch.analysis import Summary, read_manifest, read_summary, summarize, summary_is_current
-from attrib_batch.analysis.summary import BASELINES, FAILURES, HEADS, POSITIONS, STRATA
+from attrib_batch.analysis import summary as tables_of_summary
 from attrib_batch.report import formats
 from attrib_batch.report.examples import read_examples
 from attrib_batch.report.figures import RDBU
@@ -145,11 +146,6 @@ def _nothing(manifest: Manifest) -> Summary:
         }
         for entry in manifest.plan
     ]  # fmt: skip
-    baselines = pl.DataFrame(rows, schema_overrides=dict(BASELINES)) if rows else BASELINES.to_frame()
-    return Summary(
-        heads=HEADS.to_frame(),
-        positions=POSITIONS.to_frame(),
-        strata=STRATA.to_frame(),
-        baselines=pl.concat([BASELINES.to_frame(), baselines], how="diagonal"),
-        failures=FAILURES.to_frame(),
-    )
+    tables = {field.name: getattr(tables_of_summary, field.name.upper()).to_frame() for field in fields(Summary)}
+    baselines = pl.DataFrame(rows, schema_overrides=dict(tables_of_summary.BASELINES)) if rows else pl.DataFrame()
+    return Summary(**{**tables, "baselines": pl.concat([tables["baselines"], baselines], how="diagonal")})

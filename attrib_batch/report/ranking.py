@@ -127,11 +127,17 @@ def rank_heads(heads: pl.DataFrame, quantity: Quantity) -> Ranking:
         of=len(rows),
         n_groups=int(rows.get_column("n_groups").max() or 0) if len(rows) else 0,  # type: ignore[arg-type]  # integers here
         rows=[_row(row, reach or 1.0) for row in top],
-        survivors=int(rows.get_column("survives").sum()) if "survives" in rows.columns else None,
+        survivors=_survivors(rows),
         clear=len(clear) if len(with_interval) else None,
         share=float(sizes.head(_OF_WHICH).sum()) / total if total and len(rows) > 2 * _OF_WHICH else None,
         tested="q_bh" in heads.columns,
     )
+
+
+def _survivors(rows: pl.DataFrame) -> int | None:
+    if "survives" not in rows.columns or rows.get_column("survives").null_count() == len(rows):
+        return None
+    return int(rows.get_column("survives").sum())
 
 
 def _row(row: dict[str, Any], reach: float) -> RankedHead:

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 _FILE = "summary/stability.parquet"
 _ENOUGH = 0.9
+_TOP = 10
+"""How many of the strongest are compared, where the table has several."""
 _BLUE, _BAND, _ORANGE = "rgb(67,147,195)", "rgba(67,147,195,0.22)", "rgb(214,96,77)"
 _GRID = "rgba(128,138,150,0.22)"
 _COLUMNS = ("n_pairs", "top_k", "overlap", "overlap_low", "overlap_high", "spearman")
@@ -54,7 +56,9 @@ def build_stability(
     if not scopes:
         return None
     scope = next((name for name in (ranking.scope, "last") if name in scopes), scopes[0])
-    curve = rows.filter(pl.col("scope") == scope).unique("n_pairs", keep="first").sort("n_pairs")
+    of_scope = rows.filter(pl.col("scope") == scope)
+    sizes = of_scope.get_column("top_k").unique().sort().to_list()
+    curve = of_scope.filter(pl.col("top_k") == (_TOP if _TOP in sizes else sizes[-1])).sort("n_pairs")
     found = curve.select(_COLUMNS).to_dicts()
     return Stability(_sentence(found, ranking.kind), plot(_curve(curve), _words(div_id, found)), found)
 

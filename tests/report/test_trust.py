@@ -73,6 +73,18 @@ def test_stability_is_one_curve_and_one_sentence(material: Material) -> None:
     assert "cell-0-z-stability" in figures(page)
 
 
+def test_one_curve_is_drawn_where_the_table_has_several(material: Material) -> None:
+    table = stability_frame([CELL])
+    five = table.with_columns(top_k=pl.lit(5, pl.Int64), overlap=pl.lit(0.5))
+    assert "97.0% (89.0% to 100%) of their 10" in visible(
+        render(replace(material, stability=pl.concat([five, table], how="vertical_relaxed")))
+    )
+
+
+def test_a_cell_of_one_chunk_has_no_curve_and_says_why(material: Material) -> None:
+    assert "too few chunks of pairs" in visible(render(replace(material, stability=stability_frame([OTHER]))))
+
+
 def test_too_few_pairs_are_called_so(material: Material) -> None:
     few = stability_frame([CELL]).filter(pl.col("n_pairs") < 100)
     text = visible(render(replace(material, stability=few)))
