@@ -12,6 +12,7 @@ import polars as pl
 from attrib_batch import analysis
 from attrib_batch.report.maps import Axis, Detail, Figure, MapAxes, Target, draw_map, largest, picked
 from attrib_batch.report.ranking import at_best
+from attrib_batch.report.where import count_pairs
 from attrib_batch.spec import Cell
 
 if TYPE_CHECKING:
@@ -178,7 +179,7 @@ def _map(name: str, cell: SweptCell, limit: float, detail: Detail) -> Figure:
         _axes(rows),
         div_id=f"sweep-{name}-{cell.index}",
         title=cell.label,
-        caption=f"at {cell.at}",
+        caption=f"at {cell.at}, {count_pairs(cell.heads)}",
         label=cell.quantity.label,
         unit=cell.quantity.unit,
         factor=cell.gap,

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import base64
+import html
 import json
 import os
 import re
@@ -10,12 +11,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
+import yaml
 
 from attrib_batch.analysis import heatmap, read_summary
 from attrib_batch.errors import RequestError
 from attrib_batch.report import write_report
 from attrib_batch.report.page import read_material, render
 from attrib_batch.spec import Cell
+from attrib_batch.spec.job_file import parse_spec
 from attrib_batch.storage.store import Store
 from tests.support.synthetic_run import Failure, IoiLike, Pair, write_manifest, write_run
 
@@ -64,7 +67,7 @@ def page(out: Path) -> str:
 
 def test_the_page_holds_plotly_once_and_stays_small(page: str) -> None:
     assert page.count("plotly.js v") == 1
-    assert len(page.encode()) < 8_000_000
+    assert len(page.encode()) < 6_000_000
     assert not re.search(r"<(script|link|img)[^>]+(src|href)=(?![\"']?(data:|#))", page)
 
 
@@ -88,8 +91,6 @@ def test_the_maps_draw_the_summary(page: str, out: Path) -> None:
         np.testing.assert_allclose(drawn_matrix(page, f"cell-0-z-{name}"), end, rtol=1e-6)
     positions = heatmap(summary.positions, columns="position", scope="from_end", **of_cell)
     np.testing.assert_allclose(drawn_matrix(page, "cell-0-z-position"), positions[:, -7:], rtol=1e-6)
-    other = heatmap(summary.heads, scope="role", role="end", method="second", component="z")
-    np.testing.assert_allclose(drawn_matrix(page, "difference-z-1-0"), other - end, atol=1e-6)
 
 
 def test_layers_by_role_add_heads_up(page: str, out: Path) -> None:
@@ -159,6 +160,19 @@ def test_provenance_is_shown(page: str) -> None:
     run = ("20261123-abcdef", "23 November 2026, 10:30 UTC", "torch 2.13.0", "prepend_bos false")
     for words in (*run, "ab" * 32, "cd" * 32):
         assert words in text, words
+
+
+def test_the_job_file_of_the_page_is_one(page: str) -> None:
+    text = html.unescape(re.search(r"<summary>The job file</summary><pre><code>(.*?)</code>", page, re.DOTALL)[1])
+    spec = parse_spec(yaml.safe_load(text), source="the page")
+    assert [str(cell) for cell in spec.cells] == ["gpt2 x ioi x atp", "gpt2 x ioi x second"]
+    assert "attrib-batch run job.yaml --out runs/again attrib-batch report runs/again" in visible(page)
+
+
+def test_the_page_forbids_itself_every_request(page: str) -> None:
+    policy = re.search(r'Content-Security-Policy" content="([^"]+)"', page)[1]
+    assert policy.startswith("default-src 'none'")
+    assert "http" not in policy
 
 
 def test_writing_twice_gives_the_same_page(out: Path, page: str) -> None:
