@@ -125,7 +125,7 @@ def test_the_estimates_are_measured_and_agree(demo: Path) -> None:
 def test_the_report_in_a_browser(demo: Path, browser) -> None:
     open_page(browser, demo / "report.html")
     drawn = browser.execute_script(
-        "return [...document.querySelectorAll('.plotly-graph-div')].map("
+        "figures.charts.forEach(figures.draw); return figures.charts.map("
         "(div) => [div.id, div.querySelectorAll('.heatmaplayer image, .scatterlayer .trace').length])"
     )
     assert len(drawn) > 16

@@ -1,14 +1,12 @@
-"""Heatmaps of mean scores: numbers in, the HTML of one Plotly figure out.
+"""Heatmaps of mean scores as Plotly figures, for notebooks and files; those of a page are specified in `maps`.
 
-Colours follow the attribution-patching tutorial: RdBu centred on 0, blue for positive, red for negative. Titles,
-captions and the colour bar are HTML beside the figure, so that they wrap, print and follow the page's colours.
+Colours follow the attribution-patching tutorial: RdBu centred on 0, blue for positive, red for negative.
 """
 
 from __future__ import annotations
 
 import html
 from dataclasses import dataclass
-from enum import IntEnum
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -28,21 +26,10 @@ RDBU = (
 )  # fmt: skip
 
 FONT = {"family": "system-ui, -apple-system, 'Segoe UI', sans-serif", "size": 12, "color": "#444"}
-"""Of every figure; the page's script follows the reader's colours."""
+"""Of every figure."""
 
 _MOST_LABELLED = 24
 _CROP_BEYOND = 64
-
-
-class Detail(IntEnum):
-    """How much a page shows of every cell; it shrinks as a sweep outgrows one page."""
-
-    FULL = 0
-    """Every map, every statistic on hover."""
-    BRIEF = 1
-    """Every map, only the mean on hover."""
-    CORE = 2
-    """The map at the last position and the map by position."""
 
 
 @dataclass(frozen=True)
@@ -70,19 +57,6 @@ class Quantity:
 
 
 @dataclass(frozen=True)
-class Figure:
-    """A drawn heatmap and the words around it."""
-
-    title: str
-    caption: str
-    div_id: str
-    html: str
-    limit: float
-    """The colour bar runs from -limit to +limit."""
-    quantity: Quantity
-
-
-@dataclass(frozen=True)
 class Panel:
     """The numbers of one heatmap: rows of a summary, one per layer and column."""
 
@@ -100,59 +74,31 @@ class Panel:
         return float(largest) if isinstance(largest, int | float) else 0.0
 
 
-def draw(panel: Panel, quantity: Quantity, *, div_id: str, detail: Detail, limit: float | None = None) -> Figure:
-    """Draw a heatmap.
+def build_heatmap(panel: Panel, quantity: Quantity, *, limit: float | None = None) -> go.Figure:
+    """Build the Plotly figure of a heatmap.
 
     Args:
         panel: the numbers.
         quantity: which of them are drawn.
-        div_id: the figure's id, unique in the page; fixed, so that writing a page twice gives the same text.
-        detail: below ``FULL`` only the mean is on hover.
-        limit: the end of the colour bar; the panel's own largest value where absent.
+        limit: the end of the colour scale; the panel's own largest value where absent.
     """
-    limit = panel.limit(quantity) if limit is None else limit
-    rows, _ = _cropped(panel.rows, panel.column, quantity.mean)
-    shown = len(rows) == len(panel.rows)
-    caption = panel.caption if shown else f"{panel.caption} Positions outside the map are 0 throughout."
-    figure = build_heatmap(panel, quantity, detail=detail, limit=limit)
-    return Figure(panel.title, caption, div_id, to_html(figure, div_id), limit, quantity)
-
-
-def build_heatmap(
-    panel: Panel, quantity: Quantity, *, detail: Detail = Detail.FULL, limit: float | None = None
-) -> go.Figure:
-    """Build the Plotly figure of a heatmap; arguments are those of `draw`."""
     limit = panel.limit(quantity) if limit is None else limit
     rows, labels = _cropped(panel.rows, panel.column, quantity.mean)
     layers = list(range(int(rows.get_column("layer").max()) + 1)) if len(rows) else []  # type: ignore[arg-type]  # integers here
-    statistics = _statistics(rows, quantity) if detail is Detail.FULL else rows.select(quantity.mean)
-    cube = _cube(rows, panel.column, labels, statistics, len(layers))
+    cube = _cube(rows, panel.column, labels, _statistics(rows, quantity), len(layers))
     names = [html.escape(label) if isinstance(label, str) else label for label in labels]
     trace = go.Heatmap(
         z=cube[..., 0],
-        customdata=cube[..., 1:] if detail is Detail.FULL else None,
+        customdata=cube[..., 1:],
         x=names,
         y=layers,
         coloraxis="coloraxis",
         hoverongaps=False,
-        hovertemplate=_hover(panel.column, quantity, detail),
+        hovertemplate=_hover(panel.column, quantity),
         xgap=1 if len(labels) <= _CROP_BEYOND else 0,
         ygap=1 if len(labels) <= _CROP_BEYOND else 0,
     )
     return go.Figure(trace, _layout(panel, labels, layers, limit))
-
-
-def to_html(figure: go.Figure, div_id: str) -> str:
-    """Write a figure for a page that holds plotly.js: as wide as its column, as high as its layout says."""
-    drawn: str = figure.to_html(
-        full_html=False,
-        include_plotlyjs=False,
-        div_id=div_id,
-        default_width="100%",
-        default_height=f"{figure.layout.height}px",
-        config={"responsive": True, "displayModeBar": False},
-    )
-    return drawn
 
 
 def _statistics(rows: pl.DataFrame, quantity: Quantity) -> pl.DataFrame:
@@ -197,11 +143,9 @@ def _cropped(rows: pl.DataFrame, column: str, value: str) -> tuple[pl.DataFrame,
     return rows.filter(pl.col(column).is_between(first, last)), list(range(first, last + 1))
 
 
-def _hover(column: str, quantity: Quantity, detail: Detail) -> str:
+def _hover(column: str, quantity: Quantity) -> str:
     name = {"head": "L%{y}H%{x}", "position": "L%{y}, position %{x}", "role": "L%{y}, %{x}"}[column]
     first = "normalised" if quantity.normalized else f"mean ({quantity.unit})"
-    if detail is not Detail.FULL:
-        return f"<b>{name}</b><br>{first} %{{z:+.3r}}<extra></extra>"
     return (
         f"<b>{name}</b><br>{first} %{{z:+.3r}} ± %{{customdata[0]:.3r}} (95%)<br>"
         f"raw mean %{{customdata[1]:+.3r}} {quantity.unit}, sem %{{customdata[2]:.3r}}<br>"

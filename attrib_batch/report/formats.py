@@ -21,7 +21,7 @@ def count(value: int) -> str:
 
 
 def percent(value: float | None) -> str:
-    """Write a share as a percentage that is 100% only where it is whole, such as ``99.9%``; a dash for None."""
+    """Write a share as a percentage that is 0% or 100% only where it is, such as ``99.9%``; a dash for None."""
     if value is None:
         return MISSING
-    return "100%" if value == 1 else f"{min(100 * value, 99.9):.1f}%"
+    return f"{value:.0%}" if value in (0, 1) else f"{min(max(100 * value, 0.1), 99.9):.1f}%"

@@ -2,39 +2,48 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from dataclasses import fields
+from typing import TYPE_CHECKING, Any
 
 import jinja2
+import polars as pl
 from plotly.offline import get_plotlyjs
 
-from attrib_batch.analysis import read_manifest, read_summary, summarize, summary_is_current
+from attrib_batch.analysis import Summary, read_manifest, read_summary, summarize, summary_is_current
+from attrib_batch.analysis import summary as tables_of_summary
 from attrib_batch.report import formats
-from attrib_batch.report.figures import RDBU, Detail
+from attrib_batch.report.examples import read_examples
+from attrib_batch.report.figures import RDBU
+from attrib_batch.report.maps import Detail
+from attrib_batch.report.payload import page_data
 from attrib_batch.report.provenance import describe_run
-from attrib_batch.report.sections import CellSection, build_sections
+from attrib_batch.report.sections import CellSection, Material, build_sections, build_sweep
+from attrib_batch.report.stability import read_stability
+from attrib_batch.report.sweep import Sweep, comparison_of
 from attrib_batch.report.verification import compared_methods, read_verification
+from attrib_batch.report.wording import describe_state
 from attrib_batch.storage.store import Store
+from attrib_batch.tables import Table
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
     from pathlib import Path
 
-    from attrib_batch.analysis import Summary
-    from attrib_batch.report.verification import VerifiedCell
-    from attrib_batch.spec import Cell
     from attrib_batch.tables import Manifest
 
 REPORT = "report.html"
 
-FIGURE_BUDGET = 3_000_000
-"""Most characters of figures in a page; with plotly.js, 4.9 million, the page stays below 8 MB."""
+FIGURE_BUDGET = 5_500_000
+"""Most characters of figures in a page; with plotly.js, 4.9 million, and examples the page stays below 12 MB."""
+_EXAMPLE_HEADS = 120
+"""Heads with examples in a page, over all cells; every cell has those of some."""
 
 
 def write_report(out: str | Path | Store) -> Path | str:
     """Write ``OUT/report.html``, after summarising the run if the summary is missing or older than a part.
 
     The page opens without a network: plotly.js, styles and numbers are in it. A sweep that would outgrow
-    ``FIGURE_BUDGET`` is shown in less detail, and the page says so; the summary tables hold everything.
+    ``FIGURE_BUDGET`` is shown in less detail, and the page says so; the summary tables hold everything. A run in which
+    nothing is committed yet has a page that says so.
 
     Args:
         out: the run's directory.
@@ -47,30 +56,42 @@ def write_report(out: str | Path | Store) -> Path | str:
             cannot be written.
     """
     store = Store.parse(out)
-    manifest = read_manifest(store)
-    if not summary_is_current(store):
-        summarize(store)
-    page = render(manifest, read_summary(store), read_verification(store, manifest))
-    store.write_bytes(REPORT, page.encode())
+    page = render(read_material(store))
+    store.write_bytes(REPORT, page.encode("utf-8", "replace"))
     return store.path(REPORT)
 
 
-def render(
-    manifest: Manifest,
-    summary: Summary,
-    verification: Mapping[Cell, VerifiedCell] | None = None,
-    *,
-    budget: int = FIGURE_BUDGET,
-) -> str:
+def read_material(store: Store) -> Material:
+    """Read what a page is made of; a stale summary is renewed.
+
+    Raises:
+        OutputError: see `write_report`.
+    """
+    manifest = read_manifest(store)
+    if not any(store.parts(Table.SCORES, entry.cell.partition) for entry in manifest.plan):
+        return Material(manifest, _nothing(manifest))
+    if not summary_is_current(store):
+        summarize(store)
+    summary = read_summary(store)
+    return Material(
+        manifest,
+        summary,
+        read_verification(store, manifest),
+        examples=read_examples(store, max(3, min(12, _EXAMPLE_HEADS // len(manifest.plan)))),
+        stability=read_stability(store),
+        compare=comparison_of(store, summary),
+    )
+
+
+def render(material: Material, *, budget: int = FIGURE_BUDGET) -> str:
     """Write the page as HTML.
 
     Args:
-        manifest: the run's manifest.
-        summary: its summary tables.
-        verification: its verified cells, from `read_verification`.
+        material: from `read_material`.
         budget: most characters of figures.
     """
-    sections, detail = _sections_within(manifest, summary, verification or {}, budget)
+    manifest, baselines = material.manifest, material.summary.baselines
+    sections, sweep, detail = _within(material, budget)
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("attrib_batch.report"),
         autoescape=True,
@@ -78,31 +99,53 @@ def render(
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.policies["json.dumps_kwargs"] = {"separators": (",", ":")}  # in the order of the page, not of names
     environment.filters.update(signed=formats.signed, plain=formats.plain, count=formats.count, percent=formats.percent)
-    baselines = summary.baselines
+    totals = {name: int(baselines.get_column(name).sum()) for name in ("expected", "scored", "failed")}
     return environment.get_template("page.html.j2").render(
         run=describe_run(manifest),
+        state=describe_state(**totals),
+        totals=totals,
         sections=sections,
+        sweep=sweep,
         compared=compared_methods(section.verification for section in sections if section.verification),
         detail=detail,
         Detail=Detail,
-        totals={name: int(baselines.get_column(name).sum()) for name in ("expected", "scored", "failed")},
-        failures=summary.failures.sort("count", descending=True).to_dicts(),
+        failures=_failures(material.summary),
+        has_stability=material.stability is not None,
+        has_examples=material.examples is not None,
         plotly_js=get_plotlyjs(),
+        data=page_data(sections, sweep, material.summary),
         light_scale=list(RDBU),
     )
 
 
-def _sections_within(
-    manifest: Manifest, summary: Summary, verification: Mapping[Cell, VerifiedCell], budget: int
-) -> tuple[list[CellSection], Detail]:
-    """Build the sections in the most detail that fits; where none does, later cells go without figures."""
+def _within(material: Material, budget: int) -> tuple[list[CellSection], Sweep, Detail]:
+    """Build the page in the most detail that fits; where none does, later cells go without figures."""
     for detail in Detail:
-        sections = build_sections(manifest, summary, detail, verification)
-        if sum(section.size for section in sections) <= budget:
-            return sections, detail
+        sections, sweep = build_sections(material, detail), build_sweep(material, detail)
+        if sum(section.size for section in sections) + sweep.size <= budget:
+            return sections, sweep, detail
     used, kept = 0, []
     for section in sections:
         used += section.size
         kept.append(section if used <= budget else section.without_figures())
-    return kept, Detail.CORE
+    return kept, Sweep() if used + sweep.size > budget else sweep, Detail.CORE
+
+
+def _failures(summary: Summary) -> list[dict[str, Any]]:
+    return summary.failures.sort("count", descending=True, maintain_order=True).to_dicts()
+
+
+def _nothing(manifest: Manifest) -> Summary:
+    """Return the summary of a run in which nothing is committed."""
+    rows = [
+        {
+            "model": entry.cell.model, "dataset": entry.cell.dataset, "method": entry.cell.method,
+            "expected": entry.n_pairs, "scored": 0, "failed": 0, "normalizable": False,
+        }
+        for entry in manifest.plan
+    ]  # fmt: skip
+    tables = {field.name: getattr(tables_of_summary, field.name.upper()).to_frame() for field in fields(Summary)}
+    baselines = pl.DataFrame(rows, schema_overrides=dict(tables_of_summary.BASELINES)) if rows else pl.DataFrame()
+    return Summary(**{**tables, "baselines": pl.concat([tables["baselines"], baselines], how="diagonal")})

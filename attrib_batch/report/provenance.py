@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
+
+import yaml
+from pydantic import ValidationError
+
+from attrib_batch.spec import SweepSpec
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -26,6 +32,10 @@ class RunDescription:
     started: str
     rows: list[tuple[str, str]]
     """Names and values, in the order in which they are shown."""
+    command: str
+    """What computes the run again, given the job file."""
+    job_file: str
+    """The job as YAML."""
 
 
 def describe_run(manifest: Manifest) -> RunDescription:
@@ -44,7 +54,36 @@ def describe_run(manifest: Manifest) -> RunDescription:
     ]
     rows.append(("versions", ", ".join(f"{name} {value}" for name, value in manifest.versions.items())))
     rows.append(("table schema", f"version {manifest.schema_version}"))
-    return RunDescription(str(job.get("name", "Run")), manifest.run_id, _time(manifest.created_at), rows)
+    name = str(job.get("name", "Run"))
+    command = "\n".join(_commands(manifest))
+    return RunDescription(name, manifest.run_id, _time(manifest.created_at), rows, command, _job_file(manifest))
+
+
+def _commands(manifest: Manifest) -> list[str]:
+    """Return the commands that compute the run and this page again, into a folder of another name."""
+    release = manifest.versions.get("attrib_batch")
+    install = [f"pip install 'attrib_batch[run]=={release}'"] if release else []
+    return [*install, "attrib-batch run job.yaml --out runs/again", "attrib-batch report runs/again"]
+
+
+def _job_file(manifest: Manifest) -> str:
+    """Write the job as a job file, with paths as the job named them and without keys at their defaults."""
+    job = _stated(manifest.job)
+    for item in job.get("datasets", ()):
+        item["path"] = manifest.named.get("datasets", {}).get(item.get("id"), item.get("path"))
+    for item in job.get("models", ()):
+        item["id"] = manifest.named.get("models", {}).get(item.get("name"), item.get("id"))
+    # A job of another release, or with a method that is not installed here, is shown in full.
+    with suppress(ValidationError):
+        job = SweepSpec.model_validate(job).model_dump(mode="json", exclude_defaults=True)
+    return yaml.safe_dump(job, sort_keys=False, allow_unicode=True, width=100)
+
+
+def _stated(value: Any) -> Any:
+    """Drop what is not set: a job file has no key for it."""
+    if isinstance(value, dict):
+        return {str(key): _stated(item) for key, item in value.items() if item is not None}
+    return [_stated(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def _method_keys(item: Mapping[str, Any]) -> list[str]:

@@ -1,7 +1,8 @@
-"""Scatter plots of estimates against exact scores: numbers in, the HTML of one Plotly figure out."""
+"""Scatter plots of estimates against exact scores, as Plotly figures that the page's script draws."""
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -9,26 +10,19 @@ import numpy as np
 import plotly.graph_objects as go
 import polars as pl
 
-from attrib_batch.report.figures import FONT, to_html
+from attrib_batch.report.figures import FONT
+from attrib_batch.report.maps import Figure
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+    from attrib_batch.report.maps import Target
 
 # Mid tones of the maps' blue and red: they stand out from a white page and from a dark one.
 _BLUE, _RED, _GREY = "rgb(67,147,195)", "rgb(214,96,77)", "rgb(138,148,160)"
 _GRID = "rgba(128,138,150,0.22)"
 _HEIGHT = 430
 _MOST_LABELS = 7
-
-
-@dataclass(frozen=True)
-class Scatter:
-    """A drawn scatter plot and the words around it."""
-
-    title: str
-    caption: str
-    div_id: str
-    html: str
 
 
 @dataclass(frozen=True)
@@ -50,7 +44,7 @@ class Axes:
         return f"estimate, {self.unit}"
 
 
-def draw_scores(points: pl.DataFrame, axes: Axes, *, div_id: str, title: str, caption: str) -> Scatter:
+def draw_scores(points: pl.DataFrame, axes: Axes, *, div_id: str, title: str, caption: str, target: Target) -> Figure:
     """Draw one point per (pair, layer, head).
 
     Args:
@@ -59,6 +53,7 @@ def draw_scores(points: pl.DataFrame, axes: Axes, *, div_id: str, title: str, ca
         div_id: the figure's id, unique in the page.
         title: of the figure.
         caption: of the figure.
+        target: whose heads they are.
     """
     name = _name(points)
     trace = go.Scatter(
@@ -72,12 +67,12 @@ def draw_scores(points: pl.DataFrame, axes: Axes, *, div_id: str, title: str, ca
             "exact %{x:+.3r}<br>estimate %{y:+.3r}<extra></extra>"
         ),
     )
-    return Scatter(title, caption, div_id, _drawn([trace], points, axes, div_id))
+    return _drawn([trace], points, axes, (div_id, title, caption), target)
 
 
 def draw_means(
-    effects: pl.DataFrame, marked: pl.DataFrame, axes: Axes, *, div_id: str, title: str, caption: str
-) -> Scatter:
+    effects: pl.DataFrame, marked: pl.DataFrame, axes: Axes, *, div_id: str, title: str, caption: str, target: Target
+) -> Figure:
     """Draw one point per head.
 
     Args:
@@ -87,6 +82,7 @@ def draw_means(
         div_id: the figure's id, unique in the page.
         title: of the figure.
         caption: of the figure.
+        target: whose heads they are.
     """
     keys = ("layer", "head")
     labels = _labels(effects, marked)
@@ -115,7 +111,21 @@ def draw_means(
                 ),
             )
         )
-    return Scatter(title, caption, div_id, _drawn(traces, effects, axes, div_id))
+    return _drawn(traces, effects, axes, (div_id, title, caption), target)
+
+
+def plot(figure: go.Figure, words: tuple[str, str, str], target: Target | None = None) -> Figure:
+    """Make a figure of a page out of a Plotly figure; ``words`` are its id, its title and its caption.
+
+    Where there is a target, the first two numbers that each point carries are its layer and its head.
+    """
+    drawn = json.loads(figure.to_json())
+    layout = drawn["layout"]
+    layout.pop("template", None)
+    spec = {"kind": "plot", "data": drawn["data"], "layout": layout, "height": layout["height"]}
+    if target is not None:
+        spec["target"] = [target.cell, target.component]
+    return Figure(*words, spec)
 
 
 def head_name(row: Mapping[str, int | None]) -> str:
@@ -149,8 +159,10 @@ def _numbers(rows: pl.DataFrame, column: str) -> np.ndarray:
     return rows.get_column(column).to_numpy().astype(np.float32)
 
 
-def _drawn(traces: list[go.Scatter], rows: pl.DataFrame, axes: Axes, div_id: str) -> str:
-    """Write the figure's HTML: equal axes, and the line on which estimates would be exact."""
+def _drawn(
+    traces: list[go.Scatter], rows: pl.DataFrame, axes: Axes, words: tuple[str, str, str], target: Target
+) -> Figure:
+    """Specify the figure: equal axes, and the line on which estimates would be exact."""
     values = rows.select("exact", "estimate").to_numpy()
     low, high = (min(values.min(initial=0.0), 0.0), max(values.max(initial=0.0), 0.0))
     margin = 0.06 * ((high - low) or 1.0)
@@ -175,4 +187,4 @@ def _drawn(traces: list[go.Scatter], rows: pl.DataFrame, axes: Axes, div_id: str
             "constraintoward": "top",
         },
     )
-    return to_html(go.Figure([line, *traces], layout), div_id)
+    return plot(go.Figure([line, *traces], layout), words, target)

@@ -1,4 +1,4 @@
-"""What a page says about each cell of the sweep: which maps, in which order, with which words."""
+"""What a page says about each cell of the sweep: which figures, in which order, with which words."""
 
 from __future__ import annotations
 
@@ -7,115 +7,189 @@ from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
-from attrib_batch.report.figures import Detail, Figure, Panel, Quantity, draw
+from attrib_batch.report.examples import CellExamples, examples_of
+from attrib_batch.report.figures import Quantity
+from attrib_batch.report.intervals import with_intervals
 from attrib_batch.report.ranking import Ranking, rank_heads
+from attrib_batch.report.stability import Stability, build_stability
+from attrib_batch.report.strata import Strata, draw_strata
+from attrib_batch.report.sweep import Compare, Sweep, build_component, labels_of, swept
+from attrib_batch.report.tokens import token_axis
 from attrib_batch.report.verification import VerificationSection, VerifiedCell, build_verification
-from attrib_batch.report.wording import describe_method, describe_scale, unit_of, warning_about
+from attrib_batch.report.where import CellView, Where, draw_answer, draw_where, limit_of_heads
+from attrib_batch.report.wording import describe_method, describe_scale, has_magnitudes, unit_of, warning_about
 from attrib_batch.spec import Cell, Component
 from attrib_batch.spec.positions import ALL
-from attrib_batch.tables import Scope
+from attrib_batch.tables import StratumKind
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from attrib_batch.analysis import Summary
+    from attrib_batch.report.maps import Detail, Figure
     from attrib_batch.tables import Manifest
 
 
 @dataclass(frozen=True)
+class Material:
+    """All that a page is made of."""
+
+    manifest: Manifest
+    summary: Summary
+    verification: Mapping[Cell, VerifiedCell] = field(default_factory=dict)
+    examples: pl.DataFrame | None = None
+    """Rows of examples, see `attrib_batch.report.examples`; None where this release has none."""
+    stability: pl.DataFrame | None = None
+    """``summary/stability.parquet``; None for a summary without it."""
+    compare: Compare | None = None
+    """Gives the differences of two cells, head by head; None where this release cannot."""
+
+
+@dataclass(frozen=True)
 class ComponentSection:
-    """The maps of one component in one cell."""
+    """One component in one cell."""
 
     name: str
-    figures: list[Figure]
-    """The tutorial's two maps where the component has heads."""
-    roles: list[Figure] = field(default_factory=list)
-    """One map per role, all on one colour scale."""
-    whole: list[Figure] = field(default_factory=list)
-    """The sum over all positions."""
-    ranking: Ranking | None = None
+    ranking: Ranking
+    answer: list[Figure]
+    where: Where
+    stability: Stability | None = None
+    strata: list[Strata] = field(default_factory=list)
 
     @property
-    def size(self) -> int:
-        """Characters of figures."""
-        return sum(len(figure.html) for figure in (*self.figures, *self.roles, *self.whole))
+    def figures(self) -> list[Figure]:
+        """All figures."""
+        more = [self.stability.figure] if self.stability else []
+        return [*self.answer, *self.where.figures, *more, *(found.figure for found in self.strata)]
+
+    def without_figures(self) -> ComponentSection:
+        """Return the words and tables alone."""
+        where = Where(zero_roles=self.where.zero_roles)
+        return replace(self, answer=[], where=where, stability=None, strata=[])
 
 
 @dataclass(frozen=True)
 class CellSection:
     """One cell of the sweep."""
 
-    anchor: str
+    index: int
     cell: Cell
+    label: str
+    """What tells it from the other cells."""
     baseline: dict[str, Any]
     method: str
     """What the method computes, as a sentence."""
+    kind: str
+    """The method's kind, metric and direction."""
     scale: str
     """What normalised numbers mean, as a clause."""
-    unit: str
-    normalized: bool
+    quantity: Quantity
     warning: str | None
     components: list[ComponentSection]
+    examples: CellExamples
     verification: VerificationSection | None = None
     figures_left_out: bool = False
 
     @property
+    def anchor(self) -> str:
+        """The id of its part of the page."""
+        return f"cell-{self.index}"
+
+    @property
+    def unit(self) -> str:
+        """The metric's unit."""
+        return self.quantity.unit
+
+    @property
+    def normalized(self) -> bool:
+        """Whether values are shares of the gap."""
+        return self.quantity.normalized
+
+    @property
+    def figures(self) -> list[Figure]:
+        """All figures."""
+        verified = self.verification.components if self.verification else []
+        found = [figure for component in self.components for figure in component.figures]
+        return found + [figure for component in verified for figure in component.figures]
+
+    @property
     def size(self) -> int:
         """Characters of figures."""
-        verified = self.verification.size if self.verification else 0
-        return verified + sum(component.size for component in self.components)
+        return sum(figure.size for figure in self.figures)
 
     def without_figures(self) -> CellSection:
         """Return the words and tables alone."""
         return replace(
             self,
-            components=[replace(component, figures=[], roles=[], whole=[]) for component in self.components],
+            components=[component.without_figures() for component in self.components],
             verification=self.verification and self.verification.without_figures(),
             figures_left_out=True,
         )
 
 
-def build_sections(
-    manifest: Manifest, summary: Summary, detail: Detail, verification: Mapping[Cell, VerifiedCell] | None = None
-) -> list[CellSection]:
-    """Draw every cell of the plan, and the verification of those that have one."""
-    verified = verification or {}
+def build_sections(material: Material, detail: Detail) -> list[CellSection]:
+    """Draw every cell of the plan."""
+    cells = [entry.cell for entry in material.manifest.plan]
     return [
-        _cell(f"cell-{index}", entry.cell, manifest, summary, detail, verified=verified)
-        for index, entry in enumerate(manifest.plan)
+        _cell(index, cell, label, material, detail)
+        for index, (cell, label) in enumerate(zip(cells, labels_of(cells), strict=True))
     ]
 
 
-def _cell(
-    anchor: str,
-    cell: Cell,
-    manifest: Manifest,
-    summary: Summary,
-    detail: Detail,
-    *,
-    verified: Mapping[Cell, VerifiedCell],
-) -> CellSection:
-    method = manifest.method(cell.method)
-    of_cell = (pl.col("model") == cell.model) & (pl.col("dataset") == cell.dataset) & (pl.col("method") == cell.method)
-    baseline = summary.baselines.row(by_predicate=of_cell, named=True)
-    quantity = Quantity(baseline["normalizable"], unit_of(str(method.get("metric", "logit_diff"))))
-    heads = summary.heads.filter(of_cell)
-    positions = summary.positions.filter(of_cell, scope=Scope.POSITION)
-    own = verified.get(cell)
-    present = set(heads.get_column("component"))
-    everywhere = manifest.positions_of(cell.method) == ALL
-    builder = _Builder(anchor, heads, positions, quantity, detail, everywhere=everywhere)
+def build_sweep(material: Material, detail: Detail) -> Sweep:
+    """Compare the cells of the sweep; nothing where fewer than two have scores."""
+    manifest, summary = material.manifest, material.summary
+    cells = [entry.cell for entry in manifest.plan]
+    found = []
+    for component in Component:
+        if not component.has_heads:
+            continue
+        there = []
+        for index, (cell, label) in enumerate(zip(cells, labels_of(cells), strict=True)):
+            heads = with_intervals(_of(summary.heads, cell).filter(pl.col("component") == component))
+            if heads.is_empty():
+                continue
+            baseline, method = _baseline(summary, cell), manifest.method(cell.method)
+            quantity = _quantity(baseline, method)
+            magnitudes = has_magnitudes(method)
+            there.append(
+                swept(
+                    index,
+                    cell,
+                    label,
+                    heads,
+                    quantity=quantity,
+                    magnitudes=magnitudes,
+                    gap=_gap(baseline, quantity),
+                    sign=-1 if method.get("direction") == "noise" and not magnitudes else 1,
+                )
+            )
+        if len(there) > 1:
+            found.append(build_component(component, there, detail, material.compare))
+    return Sweep(found)
+
+
+def _cell(index: int, cell: Cell, label: str, material: Material, detail: Detail) -> CellSection:
+    manifest, summary = material.manifest, material.summary
+    method, baseline = manifest.method(cell.method), _baseline(summary, cell)
+    quantity = _quantity(baseline, method)
+    examples = examples_of(material.examples, cell)
+    builder = _Builder(index, cell, material, quantity, detail, examples)
+    present = set(_of(summary.heads, cell).get_column("component"))
+    own = material.verification.get(cell)
     return CellSection(
-        anchor=anchor,
+        index=index,
         cell=cell,
+        label=label,
         baseline=baseline,
         method=describe_method(method),
+        kind=" · ".join(str(method[key]) for key in ("kind", "metric", "direction") if method.get(key)),
         scale=describe_scale(method),
-        unit=quantity.unit,
-        normalized=quantity.normalized,
+        quantity=quantity,
         warning=warning_about(baseline, method),
         components=[builder.component(name) for name in Component if name in present],
-        verification=build_verification(anchor, own, method, quantity.unit, detail) if own else None,
+        examples=examples,
+        verification=build_verification(index, own, method, quantity.unit, detail) if own else None,
     )
 
 
@@ -123,95 +197,57 @@ def _cell(
 class _Builder:
     """Draws the components of one cell."""
 
-    anchor: str
-    heads: pl.DataFrame
-    positions: pl.DataFrame
+    index: int
+    cell: Cell
+    material: Material
     quantity: Quantity
     detail: Detail
-    everywhere: bool
-    """Whether there are scores at all positions; otherwise a sum over positions is one over those asked for."""
+    examples: CellExamples
 
     def component(self, component: Component) -> ComponentSection:
-        heads = self.heads.filter(pl.col("component") == component)
-        positions = self.positions.filter(pl.col("component") == component)
-        by_position = self._draw(self._position_panel(component, positions), f"{component}-position")
-        if not component.has_heads:
-            by_role = self._draw(_role_columns(heads, everywhere=self.everywhere), f"{component}-roles")
-            return ComponentSection(component, [by_role, by_position])
-        figures = [*self._at_last(component, heads.filter(pl.col("scope") == "last")), by_position]
-        ranking = rank_heads(heads, self.quantity)
-        if self.detail is Detail.CORE:
-            return ComponentSection(component, figures, ranking=ranking)
+        manifest, summary = self.material.manifest, self.material.summary
+        of_component = pl.col("component") == component
+        heads = _of(summary.heads, self.cell).filter(of_component)
+        positions = with_intervals(_of(summary.positions, self.cell).filter(of_component))
+        strata = _of(summary.strata, self.cell)
+        baseline = _baseline(summary, self.cell)
+        lengths = (baseline["n_tokens_min"], baseline["n_tokens_max"])
+        view = CellView(
+            index=self.index,
+            component=component,
+            quantity=self.quantity,
+            gap=_gap(baseline, self.quantity),
+            detail=self.detail,
+            has_heads=component.has_heads,
+            everywhere=manifest.positions_of(self.cell.method) == ALL,
+        )
+        drawn = with_intervals(heads)
+        ranking = rank_heads(drawn, self.quantity)
+        one_wording = strata.filter(pl.col("kind") == StratumKind.TEMPLATE).get_column("stratum").n_unique() == 1
+        tokens = token_axis(self.examples.prompts(), lengths[0]) if one_wording and lengths[0] == lengths[1] else None
         return ComponentSection(
             component,
-            figures,
-            roles=self._roles(component, heads.filter(pl.col("scope") == "role")),
-            whole=self._everywhere(component, heads.filter(pl.col("scope") == "all")),
-            ranking=ranking,
+            ranking,
+            answer=draw_answer(view, drawn, limit_of_heads(view, drawn)),
+            where=draw_where(view, drawn, positions, lengths, tokens),
+            stability=build_stability(
+                self.material.stability, self.cell, component, ranking, f"cell-{self.index}-{component}-stability"
+            ),
+            strata=draw_strata(view, strata.filter(of_component), ranking),
         )
 
-    def _at_last(self, component: Component, rows: pl.DataFrame) -> list[Figure]:
-        """Draw the heads at the last position, if it was asked for."""
-        if rows.is_empty():
-            return []
-        caption = f"Mean over {_pairs(rows)} of each head's score at the last token."
-        return [self._draw(Panel(rows, "head", "Heads, at the last position", caption), f"{component}-last")]
 
-    def _everywhere(self, component: Component, rows: pl.DataFrame) -> list[Figure]:
-        """Draw the sum over positions, where all were asked for."""
-        if not self.everywhere:
-            return []
-        caption = f"Each head's score summed over positions; mean over {_pairs(rows)}."
-        return [self._draw(Panel(rows, "head", "Heads, all positions", caption), f"{component}-all")]
-
-    def _roles(self, component: Component, rows: pl.DataFrame) -> list[Figure]:
-        panels = []
-        for role in role_order(rows):
-            own = rows.filter(pl.col("role") == role)
-            panels.append(Panel(own, "head", role, _pairs(own), compact=True))
-        limit = max((panel.limit(self.quantity) for panel in panels), default=0.0)
-        return [self._draw(panel, f"{component}-role-{index}", limit=limit) for index, panel in enumerate(panels)]
-
-    def _position_panel(self, component: Component, rows: pl.DataFrame) -> Panel:
-        summed = "Scores summed over heads" if component.has_heads else "Scores"
-        caption = f"{summed}; mean over {_pairs(rows)}. Positions count from 0."
-        return Panel(rows, "position", "Layers, by token position", caption)
-
-    def _draw(self, panel: Panel, name: str, limit: float | None = None) -> Figure:
-        return draw(panel, self.quantity, div_id=f"{self.anchor}-{name}", detail=self.detail, limit=limit)
+def _of(frame: pl.DataFrame, cell: Cell) -> pl.DataFrame:
+    return frame.filter(model=cell.model, dataset=cell.dataset, method=cell.method)
 
 
-def _role_columns(rows: pl.DataFrame, *, everywhere: bool) -> Panel:
-    """Lay out one map whose columns are the roles, the last position and the sum over all positions, if there are."""
-    if not everywhere:
-        rows = rows.filter(pl.col("scope") != "all")
-    order = role_order(rows)
-    # A role may bear any name, also this one.
-    last = next(name for name in ("(last)", "((last))") if name not in order)
-    whole = next(name for name in ("(all)", "((all))") if name not in order)
-    place = {name: index for index, name in enumerate([*order, last, whole])}
-    named = rows.with_columns(
-        role=pl.when(pl.col("scope") == "last")
-        .then(pl.lit(last))
-        .when(pl.col("scope") == "all")
-        .then(pl.lit(whole))
-        .otherwise(pl.col("role"))
-    )
-    placed = named.sort(pl.col("role").replace_strict(place, return_dtype=pl.Int64), "layer")
-    columns = [f"{last} is the last token"] if "last" in rows.get_column("scope") else []
-    columns += [f"{whole} every token"] if everywhere else []
-    beside = f"; {', '.join(columns)}" if columns else ""
-    caption = f"Summed over a role's tokens{beside}. {_pairs(rows)}."
-    return Panel(placed, "role", "Layers, by role", caption)
+def _baseline(summary: Summary, cell: Cell) -> dict[str, Any]:
+    return _of(summary.baselines, cell).row(0, named=True)
 
 
-def role_order(rows: pl.DataFrame) -> list[str]:
-    """Return the names of the roles, alphabetical, with ``end`` last as it is in the prompt."""
-    names = rows.get_column("role").drop_nulls().unique().to_list()
-    return sorted(names, key=lambda name: (name == "end", name))
+def _quantity(baseline: Mapping[str, Any], method: Mapping[str, Any]) -> Quantity:
+    return Quantity(bool(baseline["normalizable"]), unit_of(str(method.get("metric", "logit_diff"))))
 
 
-def _pairs(rows: pl.DataFrame) -> str:
-    """Say how many pairs the rows are over, such as ``1,000 pairs``."""
-    counts = rows.get_column("n_pairs").unique().sort()
-    return f"{counts[0]:,} to {counts[-1]:,} pairs" if len(counts) > 1 else f"{counts[0]:,} pairs"
+def _gap(baseline: Mapping[str, Any], quantity: Quantity) -> float | None:
+    return float(baseline["mean_difference"]) if quantity.normalized else None

@@ -10,8 +10,8 @@ import polars as pl
 
 from attrib_batch.analysis import has_agreement, mean_effects, read_agreement, read_verified, verified_cells
 from attrib_batch.analysis.disagreement import NEGLIGIBLE
-from attrib_batch.report.figures import Detail
-from attrib_batch.report.scatter import Axes, Scatter, draw_means, draw_scores, head_name
+from attrib_batch.report.maps import Detail, Figure, Target
+from attrib_batch.report.scatter import Axes, draw_means, draw_scores, head_name
 from attrib_batch.report.verdict import Agreement, Value, Verdict, judge
 
 if TYPE_CHECKING:
@@ -74,7 +74,7 @@ class VerifiedComponent:
     """What its elements are called: head or layer."""
     verdict: Verdict
     agreement: Agreement
-    figures: list[Scatter]
+    figures: list[Figure]
     disagreements: list[Disagreement]
     n_elements: int
 
@@ -90,7 +90,7 @@ class VerificationSection:
     @property
     def size(self) -> int:
         """Characters of figures."""
-        return sum(len(figure.html) for component in self.components for figure in component.figures)
+        return sum(figure.size for component in self.components for figure in component.figures)
 
     def without_figures(self) -> VerificationSection:
         """Return the words and tables alone."""
@@ -158,18 +158,18 @@ def thinned(rows: pl.DataFrame, most: int) -> pl.DataFrame:
 
 
 def build_verification(
-    anchor: str, data: VerifiedCell, method: dict[str, Any], unit: str, detail: Detail
+    index: int, data: VerifiedCell, method: dict[str, Any], unit: str, detail: Detail
 ) -> VerificationSection:
     """Draw and judge one verified cell.
 
     Args:
-        anchor: the id of the cell's section.
+        index: of the cell.
         data: from `read_verification`.
         method: the job's method.
         unit: of the metric.
         detail: below ``FULL`` fewer points are drawn, at ``CORE`` only means.
     """
-    axes = Axes(unit, data.magnitudes)
+    axes, anchor = Axes(unit, data.magnitudes), f"cell-{index}"
     components = []
     for name, effects in data.effects.items():
         kind = _kind(effects)
@@ -183,8 +183,9 @@ def build_verification(
             title=f"Means over the pairs, at {data.at}",
             caption=f"One point per {kind}, {len(effects):,} in all; dotted: estimate = exact."
             + (" Red: those of the table." if len(off) else ""),
+            target=Target(index, name),
         )
-        figures = [means] if detail is Detail.CORE else [_scores(anchor, name, data, axes, detail), means]
+        figures = [means] if detail is Detail.CORE else [_scores(index, name, data, axes, detail), means]
         components.append(
             VerifiedComponent(
                 name=name,
@@ -211,7 +212,7 @@ def compared_methods(sections: Iterable[VerificationSection]) -> list[ComparedMe
     return sorted(kept, key=lambda row: list(several).index((row.cell.model, row.cell.dataset, row.component)))
 
 
-def _scores(anchor: str, name: str, data: VerifiedCell, axes: Axes, detail: Detail) -> Scatter:
+def _scores(index: int, name: str, data: VerifiedCell, axes: Axes, detail: Detail) -> Figure:
     points = thinned(data.points[name], MOST_POINTS if detail is Detail.FULL else MOST_POINTS // 4)
     kind, total = _kind(points), data.n_scores[name]
     caption = f"One point per pair and {kind}, {len(points):,}"
@@ -222,9 +223,10 @@ def _scores(anchor: str, name: str, data: VerifiedCell, axes: Axes, detail: Deta
     return draw_scores(
         points,
         axes,
-        div_id=f"{anchor}-{name}-verified-scores",
+        div_id=f"cell-{index}-{name}-verified-scores",
         title=f"Single scores, at {data.at}",
         caption=caption,
+        target=Target(index, name),
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from attrib_batch.spec.registries.methods import find_method_entry
@@ -26,7 +27,7 @@ def describe_method(method: Mapping[str, Any]) -> str:
 
 def describe_scale(method: Mapping[str, Any]) -> str:
     """Say what normalised numbers and their colours mean."""
-    if _has_magnitudes(method):
+    if has_magnitudes(method):
         return "0 is no effect and 1 the whole gap."
     if method.get("direction", "denoise") == "noise":
         return (
@@ -56,7 +57,7 @@ def warning_about(baseline: Mapping[str, Any], method: Mapping[str, Any]) -> str
             "The gap between the clean and the corrupted metric is less than two standard errors, so normalised "
             "scores divide by a number that may well be 0. Trust the raw means."
         )
-    if gap < 0 and _has_magnitudes(method):
+    if gap < 0 and has_magnitudes(method):
         return "The gap is negative, so these magnitudes are negative where they are normalised."
     if gap < 0 and not metric_entry(str(method.get("metric"))).lower_is_cleaner:
         return (
@@ -70,6 +71,36 @@ def _entry(method: Mapping[str, Any]) -> MethodEntry | None:
     return find_method_entry(str(method.get("kind")))
 
 
-def _has_magnitudes(method: Mapping[str, Any]) -> bool:
+def has_magnitudes(method: Mapping[str, Any]) -> bool:
+    """Return whether a method's scores are magnitudes, which have no sign."""
     entry = _entry(method)
     return entry is not None and entry.magnitudes
+
+
+@dataclass(frozen=True)
+class RunState:
+    """How far a run is, for a page."""
+
+    name: str
+    """``complete``, ``unfinished``, ``empty`` or ``failed``."""
+    sentence: str
+
+
+def describe_state(expected: int, scored: int, failed: int) -> RunState:
+    """Say how many pairs there are, over all cells, and whether the run has ended."""
+    left = expected - scored - failed
+    pairs = "pair" if expected == 1 else "pairs"
+    if not expected:
+        return RunState("empty", "Empty: the plan holds no pair.")
+    if not scored + failed:
+        return RunState("empty", f"Empty: none of {expected:,} {pairs} has been computed yet. The same command starts.")
+    done = f"{scored:,} of {expected:,} {pairs} scored, {failed:,} failed"
+    if left > 0:
+        return RunState(
+            "unfinished",
+            f"Unfinished: {left:,} of {expected:,} {pairs} are still to do ({done}). The same command resumes the run; "
+            "all numbers below are of the pairs that are scored.",
+        )
+    if not scored:
+        return RunState("failed", f"Failed: none of {expected:,} {pairs} could be scored. The reasons are below.")
+    return RunState("complete", f"Complete: {done}." if failed else f"Complete: all {expected:,} {pairs} scored.")

@@ -1,21 +1,26 @@
 from __future__ import annotations
 
 import base64
+import html
 import json
 import os
 import re
 import subprocess
 import sys
-from typing import TYPE_CHECKING
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
+import yaml
 
-from attrib_batch.analysis import heatmap, read_manifest, read_summary, summarize
+from attrib_batch.analysis import heatmap, read_summary
 from attrib_batch.errors import RequestError
 from attrib_batch.report import write_report
-from attrib_batch.report.page import render
+from attrib_batch.report.page import read_material, render
 from attrib_batch.spec import Cell
+from attrib_batch.spec.job_file import parse_spec
+from attrib_batch.storage.store import Store
 from tests.support.synthetic_run import Failure, IoiLike, Pair, write_manifest, write_run
 
 if TYPE_CHECKING:
@@ -32,14 +37,18 @@ def visible(page: str) -> str:
 
 
 def figures(page: str) -> list[str]:
-    return re.findall(r'<div id="([^"]+)" class="plotly-graph-div"', page)
+    return re.findall(r'<div id="([^"]+)" class="chart"', page)
 
 
-def drawn_matrix(page: str, div_id: str) -> np.ndarray:
-    """The numbers a figure draws, decoded from the page."""
-    z = json.loads(re.search(rf'newPlot\(\s*"{div_id}",.*?"z":(\{{[^}}]*\}})', page, re.DOTALL)[1])
-    shape = [int(size) for size in z["shape"].split(",")]
-    return np.frombuffer(base64.b64decode(z["bdata"]), dtype=z["dtype"]).reshape(shape)
+def data(page: str) -> dict[str, Any]:
+    """What the page's script reads."""
+    return json.loads(re.search(r'<script type="application/json" id="data">(.*?)</script>', page, re.DOTALL)[1])
+
+
+def drawn_matrix(page: str, div_id: str, name: str = "value") -> np.ndarray:
+    """The numbers a map draws, decoded from the page."""
+    spec = data(page)["figures"][div_id]
+    return np.frombuffer(base64.b64decode(spec[name]), dtype="<f4").reshape(len(spec["y"]), len(spec["x"]))
 
 
 @pytest.fixture(scope="module")
@@ -59,41 +68,68 @@ def page(out: Path) -> str:
 
 def test_the_page_holds_plotly_once_and_stays_small(page: str) -> None:
     assert page.count("plotly.js v") == 1
-    assert len(page.encode()) < 8_000_000
+    assert len(page.encode()) < 6_000_000
     assert not re.search(r"<(script|link|img)[^>]+(src|href)=(?![\"']?(data:|#))", page)
 
 
 def test_every_map_of_every_component_is_drawn_once(page: str) -> None:
     ids = figures(page)
     assert len(ids) == len(set(ids))
-    z = {f"cell-0-z-{name}" for name in ("last", "position", "all", *(f"role-{index}" for index in range(4)))}
-    assert set(ids) == z | {"cell-0-mlp_out-position", "cell-0-mlp_out-roles"} | {
-        name.replace("cell-0", "cell-1") for name in z
+    assert set(data(page)["figures"]) == set(ids)
+    z = {
+        f"cell-{cell}-z-{name}"
+        for cell in (0, 1)
+        for name in ("answer", "roles", "position", "role-0", "role-1", "all")
     }
+    across = {"sweep-z-0", "sweep-z-1", "difference-z-1-0"}
+    maps = {name for name in ids if not name.endswith("-stability")}
+    assert maps == z | across | {"cell-0-mlp_out-position", "cell-0-mlp_out-roles"}
 
 
 def test_the_maps_draw_the_summary(page: str, out: Path) -> None:
     summary, of_cell = read_summary(out), {"method": "atp", "component": "z"}
-    last = heatmap(summary.heads, scope="last", **of_cell)
-    np.testing.assert_allclose(drawn_matrix(page, "cell-0-z-last"), last, rtol=1e-6)
-    positions = heatmap(summary.positions, columns="position", **of_cell)
-    np.testing.assert_allclose(drawn_matrix(page, "cell-0-z-position"), positions, rtol=1e-6)
     end = heatmap(summary.heads, scope="role", role="end", **of_cell)
-    np.testing.assert_allclose(drawn_matrix(page, "cell-0-z-role-3"), end, rtol=1e-6)
+    for name in ("answer", "role-1"):
+        np.testing.assert_allclose(drawn_matrix(page, f"cell-0-z-{name}"), end, rtol=1e-6)
+    positions = heatmap(summary.positions, columns="position", scope="from_end", **of_cell)
+    np.testing.assert_allclose(drawn_matrix(page, "cell-0-z-position"), positions[:, -7:], rtol=1e-6)
 
 
-def test_maps_by_role_share_one_colour_scale(page: str) -> None:
-    ranges = [
-        re.search(rf'newPlot\(\s*"cell-0-z-role-{index}",.*?"cmax":([\d.]+),"cmin":-([\d.]+)', page, re.DOTALL).groups()
-        for index in range(4)
-    ]
-    assert len(set(ranges)) == 1
-    assert ranges[0][0] == ranges[0][1]
+def test_layers_by_role_add_heads_up(page: str, out: Path) -> None:
+    heads = read_summary(out).heads
+    for column, role in enumerate(("S2", "end")):
+        of_role = heatmap(heads, scope="role", role=role, method="atp", component="z")
+        np.testing.assert_allclose(drawn_matrix(page, "cell-0-z-roles")[:, column], of_role.sum(axis=1), rtol=1e-5)
+    assert "low" not in data(page)["figures"]["cell-0-z-roles"]
+    assert "over heads, so without intervals" in visible(page)
+
+
+def test_every_cell_of_a_map_has_an_interval_and_its_n(page: str) -> None:
+    spec = data(page)["figures"]["cell-0-z-position"]
+    assert spec["x"] == list(range(-7, 0))
+    assert spec["n"] == 21
+    value, low, high = (drawn_matrix(page, "cell-0-z-position", name) for name in ("value", "low", "high"))
+    assert np.all((low <= value) & (value <= high))
+    mlp = data(page)["figures"]["cell-0-mlp_out-position"]
+    assert dict(zip(mlp["x"], mlp["n"], strict=True)) == {-16: 6, -15: 13, **dict.fromkeys(range(-14, 0), 21)}
+
+
+def test_what_is_zero_by_construction_is_said_and_not_drawn(page: str) -> None:
+    text = visible(page)
+    assert "clean and corrupted prompt differ: IO , S1 ." in text
+    assert "Positions \N{MINUS SIGN}16 to \N{MINUS SIGN}8 are not drawn: every score there is exactly 0" in text
+
+
+def test_maps_of_heads_share_one_colour_scale(page: str) -> None:
+    specs = data(page)["figures"]
+    limits = {specs[f"cell-0-z-{name}"]["limit"] for name in ("answer", "role-0", "role-1", "all")}
+    assert len(limits) == 1
+    assert specs["sweep-z-0"]["limit"] == specs["sweep-z-1"]["limit"]
 
 
 def test_positive_is_blue_as_in_the_tutorial(page: str) -> None:
-    assert '"colorscale":[[0.0,"rgb(103,0,31)"]' in page
-    assert '[1.0,"rgb(5,48,97)"]]' in page
+    assert 'const light = { scale: ["rgb(103,0,31)"' in page
+    assert '"rgb(5,48,97)"], ink' in page
 
 
 def test_the_words_say_what_was_computed(page: str) -> None:
@@ -101,15 +137,16 @@ def test_the_words_say_what_was_computed(page: str) -> None:
     assert "21 of 24 pairs scored, 3 failed; prompts of 14 to 16 tokens" in text
     assert "denoising, so 0 is the corrupted behaviour and 1 the clean one" in text
     assert "a first-order estimate of what patching would do" in text
-    assert "Strongest heads at “end”" in text
-    assert "(t, 11 sampling units" in text
-    assert "Unfinished" not in text
+    assert "Strongest heads, at “end”" in text
+    assert "95% interval over 11 sampling units" in text
+    assert "Complete: 29 of 32 pairs scored, 3 failed." in text
 
 
 def test_the_table_ranks_by_absolute_mean(page: str) -> None:
-    table = re.search(r'<table class="dense">.*?<tbody>(.*?)</tbody>', page, re.DOTALL)[1]
-    assert len(re.findall(r">L\d+H\d+</td>", table)) == 12
+    table = re.search(r'<table class="dense ranking">.*?<tbody>(.*?)</tbody>', page, re.DOTALL)[1]
+    assert len(re.findall(r'data-head="0/z/\d+/\d+">L\d+H\d+</button>', table)) == 12
     means = [float(key) for key in re.findall(r'data-key="(-?[\d.e-]+)">[+\N{MINUS SIGN}]', table)][::2]
+    assert len(means) == 12
     assert np.all(np.diff(np.abs(means)) <= 0)
     assert means[0] != 0
 
@@ -125,6 +162,19 @@ def test_provenance_is_shown(page: str) -> None:
     run = ("20261123-abcdef", "23 November 2026, 10:30 UTC", "torch 2.13.0", "prepend_bos false")
     for words in (*run, "ab" * 32, "cd" * 32):
         assert words in text, words
+
+
+def test_the_job_file_of_the_page_is_one(page: str) -> None:
+    text = html.unescape(re.search(r"<summary>The job file</summary><pre><code>(.*?)</code>", page, re.DOTALL)[1])
+    spec = parse_spec(yaml.safe_load(text), source="the page")
+    assert [str(cell) for cell in spec.cells] == ["gpt2 x ioi x atp", "gpt2 x ioi x second"]
+    assert "attrib-batch run job.yaml --out runs/again attrib-batch report runs/again" in visible(page)
+
+
+def test_the_page_forbids_itself_every_request(page: str) -> None:
+    policy = re.search(r'Content-Security-Policy" content="([^"]+)"', page)[1]
+    assert policy.startswith("default-src 'none'")
+    assert "http" not in policy
 
 
 def test_writing_twice_gives_the_same_page(out: Path, page: str) -> None:
@@ -173,11 +223,10 @@ def test_a_method_at_some_positions_shows_those_alone(
     page = write_report(tmp_path).read_text(encoding="utf-8")
     words = visible(page)
     assert f"Positions measured: {at if at == 'last' else 'A'}." in words
-    assert f"Strongest heads at {ranked}" in words
-    assert "Heads, all positions" not in words
-    assert ("Heads, at the last position" in words) == (at == "last")
-    assert "every token" not in words
-    assert "outside the map" not in words
+    assert f"Strongest heads, at {ranked}" in words
+    assert "all positions, summed" not in words
+    assert ("All heads, at the last position" in words) == (at == "last")
+    assert "not drawn" not in words
 
 
 def test_a_method_of_a_later_release_is_shown_without_words_for_it(tmp_path: Path) -> None:
@@ -191,7 +240,7 @@ def test_a_divergence_is_lower_on_clean_prompts_without_a_warning(tmp_path: Path
     page = write_report(tmp_path).read_text(encoding="utf-8")
     assert 'class="warning"' not in page
     assert "\N{MINUS SIGN}2.000 nats" in visible(page)
-    np.testing.assert_array_equal(drawn_matrix(page, "cell-0-z-last"), [[0.25]])
+    np.testing.assert_array_equal(drawn_matrix(page, "cell-0-z-answer"), [[0.25]])
 
 
 @pytest.mark.parametrize(
@@ -213,8 +262,8 @@ def test_a_gap_one_should_not_divide_by_is_pointed_out(
 def test_without_roles_heads_are_ranked_at_the_last_position(tmp_path: Path) -> None:
     write_run(tmp_path, {CELL: [Pair(i, {"z": np.full((1, 2, 2), i)}) for i in range(3)]})
     page = write_report(tmp_path).read_text(encoding="utf-8")
-    assert "Strongest heads at the last position" in visible(page)
-    assert set(figures(page)) == {"cell-0-z-last", "cell-0-z-position", "cell-0-z-all"}
+    assert "Strongest heads, at the last position" in visible(page)
+    assert set(figures(page)) == {"cell-0-z-answer", "cell-0-z-position", "cell-0-z-all"}
 
 
 def test_what_is_still_to_do_is_said(tmp_path: Path) -> None:
@@ -231,22 +280,20 @@ def test_long_prompts_lose_the_positions_that_are_zero_throughout(tmp_path: Path
     write_run(tmp_path, {CELL: [Pair(0, {"z": scores})]})
     page = write_report(tmp_path).read_text(encoding="utf-8")
     assert drawn_matrix(page, "cell-0-z-position").shape == (2, 10)
-    assert "Positions outside the map are 0 throughout." in visible(page)
+    assert "Positions 0 to 89 are not drawn: every score there is exactly 0" in visible(page)
 
 
 def test_a_sweep_that_outgrows_the_page_is_shown_in_less_detail(out: Path) -> None:
-    summarize(out)
-    manifest, summary = read_manifest(out), read_summary(out)
+    material = replace(read_material(Store(out)), stability=None)
     sizes, counts = [], []
-    for budget in (10**9, 35_000, 14_000, 6_000):
-        page = render(manifest, summary, budget=budget)
-        blocks = re.findall(r'<div id="cell-.*?</script>', page, re.DOTALL)
-        sizes.append(sum(map(len, blocks)))
-        counts.append(len(blocks))
-        assert sizes[-1] <= budget
+    for budget in (10**9, 9_000, 6_000, 3_000):
+        page = render(material, budget=budget)
+        specs = data(page)["figures"]
+        sizes.append(len(json.dumps(specs)))
+        counts.append(len(specs))
     assert sizes == sorted(sizes, reverse=True)
     assert counts[0] == counts[1] > counts[2] > counts[3]
-    assert "hovering shows means only" in visible(render(manifest, summary, budget=35_000))
+    assert "hovering shows means only" in visible(render(material, budget=9_000))
     assert "more maps than one page can hold" in visible(page)
 
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import re
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -8,15 +9,16 @@ import numpy as np
 import polars as pl
 import pytest
 
-from attrib_batch.analysis import read_agreement, read_manifest, read_summary, write_agreement
+from attrib_batch.analysis import read_agreement, read_manifest, write_agreement
 from attrib_batch.errors import OutputError
 from attrib_batch.report import write_report
-from attrib_batch.report.figures import Detail
-from attrib_batch.report.page import render
+from attrib_batch.report.maps import Detail
+from attrib_batch.report.page import read_material, render
 from attrib_batch.report.verdict import Agreement, Grade, Value, judge
 from attrib_batch.report.verification import MOST_POINTS, build_verification, read_verification, thinned
 from attrib_batch.spec import Cell
-from tests.report.test_page import figures, visible
+from attrib_batch.storage.store import Store
+from tests.report.test_page import data, figures, visible
 from tests.support.synthetic_run import IoiLike, Pair, write_run
 from tests.support.synthetic_verification import write_exact, write_verified_run
 
@@ -86,7 +88,7 @@ def test_the_head_that_misleads_is_named_first(page: str) -> None:
     first = re.search(r"L\d+H\d+ \S+ \S+ (\S+) ", shown)
     assert first[0].startswith("L3H0 ")
     assert float(first[1]) == pytest.approx(0.5, abs=0.05)
-    assert '"L3H0"' in re.search(r'newPlot\(\s*"cell-0-z-verified-means".*?</script>', page, re.DOTALL)[0]
+    assert '"L3H0"' in json.dumps(data(page)["figures"]["cell-0-z-verified-means"])
 
 
 def test_the_sample_and_its_place_are_said(page: str) -> None:
@@ -101,7 +103,7 @@ def test_methods_are_compared_where_several_were_verified(tmp_path: Path) -> Non
     pairs = IoiLike(layers=4, heads=5).pairs(12)
     write_verified_run(tmp_path, {CELL: {}, OTHER: {"noise": 0.5}}, pairs=pairs)
     page = page_of(tmp_path)
-    section = re.search(r'<section id="methods">.*?</section>', page, re.DOTALL)[0]
+    section = re.search(r'<section id="methods".*?</section>', page, re.DOTALL)[0]
     rows = [visible(row) for row in re.findall(r"<tr>.*?</tr>", section, re.DOTALL)[1:]]
     assert [row.split()[3] for row in rows] == ["atp", "second"]
     assert float(rows[0].split()[4]) > float(rows[1].split()[4])
@@ -142,8 +144,7 @@ def test_writing_twice_gives_the_same_page(out: Path, page: str) -> None:
 
 
 def test_a_page_that_is_too_large_keeps_the_words(out: Path) -> None:
-    manifest, verification = read_manifest(out), read_verification(out, read_manifest(out))
-    small = render(manifest, read_summary(out), verification, budget=1000)
+    small = render(read_material(Store(out)), budget=1000)
     assert QUESTION in small
     assert "Where the estimate misleads most" in small
     assert figures(small) == []
@@ -152,11 +153,11 @@ def test_a_page_that_is_too_large_keeps_the_words(out: Path) -> None:
 def test_less_detail_is_fewer_points_and_then_means_alone(tmp_path: Path) -> None:
     write_verified_run(tmp_path, {CELL: {}}, pairs=IoiLike().pairs(24))
     write_agreement(tmp_path, seed=0, resamples=20)
-    data = read_verification(tmp_path, read_manifest(tmp_path))[CELL]
-    drawn = [build_verification("cell-0", data, {}, "logits", detail).components[0].figures for detail in Detail]
+    found = read_verification(tmp_path, read_manifest(tmp_path))[CELL]
+    drawn = [build_verification(0, found, {}, "logits", detail).components[0].figures for detail in Detail]
     assert [len(figures) for figures in drawn] == [2, 2, 1]
     assert "2,478 of 3,456: the strongest" in drawn[0][0].caption
-    assert len(drawn[1][0].html) < len(drawn[0][0].html) / 2
+    assert drawn[1][0].size < drawn[0][0].size / 2
     assert drawn[2][0] == drawn[0][1]
 
 
