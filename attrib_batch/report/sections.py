@@ -17,7 +17,14 @@ from attrib_batch.report.sweep import Compare, Sweep, build_component, labels_of
 from attrib_batch.report.tokens import token_axis
 from attrib_batch.report.verification import VerificationSection, VerifiedCell, build_verification
 from attrib_batch.report.where import CellView, Where, draw_answer, draw_where, limit_of_heads
-from attrib_batch.report.wording import describe_method, describe_scale, has_magnitudes, unit_of, warning_about
+from attrib_batch.report.wording import (
+    describe_method,
+    describe_scale,
+    has_magnitudes,
+    is_measured,
+    unit_of,
+    warning_about,
+)
 from attrib_batch.spec import Cell, Component
 from attrib_batch.spec.positions import ALL
 from attrib_batch.tables import StratumKind
@@ -81,6 +88,8 @@ class CellSection:
     """What the method computes, as a sentence."""
     kind: str
     """The method's kind, metric and direction."""
+    measured: bool
+    """Whether its scores are the effects themselves, not estimates."""
     scale: str
     """What normalised numbers mean, as a clause."""
     quantity: Quantity
@@ -184,6 +193,7 @@ def _cell(index: int, cell: Cell, label: str, material: Material, detail: Detail
         baseline=baseline,
         method=describe_method(method),
         kind=" · ".join(str(method[key]) for key in ("kind", "metric", "direction") if method.get(key)),
+        measured=is_measured(method),
         scale=describe_scale(method),
         quantity=quantity,
         warning=warning_about(baseline, method),

@@ -71,6 +71,12 @@ def _entry(method: Mapping[str, Any]) -> MethodEntry | None:
     return find_method_entry(str(method.get("kind")))
 
 
+def is_measured(method: Mapping[str, Any]) -> bool:
+    """Return whether a method's scores are the effects themselves; otherwise they are estimates."""
+    entry = _entry(method)
+    return entry is not None and entry.measured
+
+
 def has_magnitudes(method: Mapping[str, Any]) -> bool:
     """Return whether a method's scores are magnitudes, which have no sign."""
     entry = _entry(method)

@@ -114,6 +114,13 @@ def test_a_head_that_serves_some_wordings_only_is_named(tmp_path: Path) -> None:
     np.testing.assert_allclose(drawn_matrix(page, "cell-0-z-templates")[row] * 4, [2, 0, 0, 0, 0], atol=0.02)
 
 
+def test_measured_scores_need_no_verification(tmp_path: Path) -> None:
+    write_run(tmp_path, {CELL: IoiLike(layers=2, heads=2).pairs(6)}, method={"kind": "exact"})
+    text = visible(render(read_material(Store(tmp_path))))
+    assert "there is no estimate to check" in text
+    assert "nothing says how good these estimates are" not in text
+
+
 def test_one_template_is_not_compared_with_itself(tmp_path: Path) -> None:
     pairs = [replace(pair, template="T") for pair in IoiLike(layers=2, heads=2).pairs(6)]
     assert "cell-0-z-templates" not in figures(render(material_of(tmp_path, {CELL: pairs})))
