@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 import polars as pl
 
-from attrib_batch.analysis.intervals import add_inference
-from attrib_batch.analysis.moments import KEYS
-from attrib_batch.analysis.resampling import draw_counts
-from attrib_batch.analysis.studentised import UnitGaps, UnitSums, studentised_quantiles
-from attrib_batch.analysis.units import ENOUGH_UNITS, QUANTILES, RESAMPLES
+from attrib_batch.analysis.statistics.intervals import add_inference
+from attrib_batch.analysis.statistics.moments import KEYS
+from attrib_batch.analysis.statistics.resampling import draw_counts
+from attrib_batch.analysis.statistics.studentised import UnitGaps, UnitSums, studentised_quantiles
+from attrib_batch.analysis.statistics.units import ENOUGH_UNITS, QUANTILES, RESAMPLES
 from benchmarks import machine
 from benchmarks.page import RESULTS, replace_part
 

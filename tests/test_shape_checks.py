@@ -7,7 +7,7 @@ import pytest
 import torch
 from jaxtyping import TypeCheckError
 
-from attrib_batch.analysis.resampling import sum_by_unit
+from attrib_batch.analysis.statistics.resampling import sum_by_unit
 from attrib_batch.attribution.contrast import rows_at
 from attrib_batch.attribution.scores import BatchScores
 from attrib_batch.models.families.dimensions import Dimensions

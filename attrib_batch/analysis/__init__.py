@@ -9,13 +9,11 @@ Quick start::
     heatmap(heads, component="z", scope="last")  # layer x head, 0 = corrupted, 1 = clean
 """
 
-from attrib_batch.analysis.agreement import agreement_path, has_agreement, read_agreement, write_agreement
-from attrib_batch.analysis.compare import compare
-from attrib_batch.analysis.correlations import rank_correlations
-from attrib_batch.analysis.disagreement import mean_effects, strongest_disagreements
+from attrib_batch.analysis.comparison.compare import compare
+from attrib_batch.analysis.comparison.correlations import rank_correlations
 from attrib_batch.analysis.examples import examples, examples_of_top
-from attrib_batch.analysis.moments import half_width
-from attrib_batch.analysis.stability import stability_sentence
+from attrib_batch.analysis.statistics.moments import half_width
+from attrib_batch.analysis.statistics.stability import stability_sentence
 from attrib_batch.analysis.strata import stratum_spread
 from attrib_batch.analysis.summarize import summarize
 from attrib_batch.analysis.summary import (
@@ -27,7 +25,9 @@ from attrib_batch.analysis.summary import (
     summary_is_current,
 )
 from attrib_batch.analysis.tables import normalized, read_manifest, scan_baselines, scan_failures, scan_scores
-from attrib_batch.analysis.verified import Verified, read_verified, verified_cells
+from attrib_batch.analysis.verification.agreement import agreement_path, has_agreement, read_agreement, write_agreement
+from attrib_batch.analysis.verification.disagreement import mean_effects, strongest_disagreements
+from attrib_batch.analysis.verification.verified import Verified, read_verified, verified_cells
 
 __all__ = [
     "Summary",

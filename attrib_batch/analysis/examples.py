@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 import polars as pl
 
-from attrib_batch.analysis.dense import read_dense
-from attrib_batch.analysis.moments import HEAD_SCOPES
 from attrib_batch.analysis.places import first_place, is_at, scope_of, select_cells
 from attrib_batch.analysis.prompts import read_prompts
+from attrib_batch.analysis.statistics.dense import read_dense
+from attrib_batch.analysis.statistics.moments import HEAD_SCOPES
 from attrib_batch.analysis.summary import read_summary
 from attrib_batch.analysis.tables import CELL, committed_parts, read_manifest, scan
 from attrib_batch.spec import Component

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING
 
 import polars as pl
 
-from attrib_batch.analysis.intervals import add_inference, add_intervals
-from attrib_batch.analysis.moments import HEAD_SCOPES, KEYS, Gap, statistics, stratum_statistics
-from attrib_batch.analysis.passes import reduce_cell
-from attrib_batch.analysis.stability import stability
+from attrib_batch.analysis.statistics.intervals import add_inference, add_intervals
+from attrib_batch.analysis.statistics.moments import HEAD_SCOPES, KEYS, Gap, statistics, stratum_statistics
+from attrib_batch.analysis.statistics.passes import reduce_cell
+from attrib_batch.analysis.statistics.stability import stability
+from attrib_batch.analysis.statistics.units import bootstrap_cell
 from attrib_batch.analysis.summary import (
     BASELINES,
     FAILURES,
@@ -24,7 +25,6 @@ from attrib_batch.analysis.summary import (
     write_summary,
 )
 from attrib_batch.analysis.tables import CELL, Part, committed_parts, failure_files, gap_or_null, read_manifest, scan
-from attrib_batch.analysis.units import bootstrap_cell
 from attrib_batch.errors import OutputError
 from attrib_batch.spec.registries.methods import has_magnitudes
 from attrib_batch.storage.store import Store

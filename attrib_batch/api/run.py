@@ -6,14 +6,14 @@ from typing import TYPE_CHECKING, Any
 
 from attrib_batch import analysis
 from attrib_batch.analysis import write_agreement
-from attrib_batch.analysis.compare import compare_runs
+from attrib_batch.analysis.comparison.compare import compare_runs
 from attrib_batch.analysis.places import rows_of
 from attrib_batch.analysis.tables import CELL, read_manifest
 from attrib_batch.analysis.top import components_of, rows_at, strongest
 from attrib_batch.api.display import run_html
 from attrib_batch.observe.status import read_status
 from attrib_batch.report import export, write_report
-from attrib_batch.report.single_map import draw_map
+from attrib_batch.report.drawing.single_map import draw_map
 from attrib_batch.spec import DEFAULT_VERIFIED_PAIRS, Component
 from attrib_batch.spec.positions import ALL
 from attrib_batch.storage.store import Store
@@ -226,7 +226,7 @@ class Run:
             relative_depth: compare models of different depth, by relative depth; else they are refused.
 
         Returns:
-            The columns of `attrib_batch.analysis.compare.COMPARISON`: ``difference`` is a minus b.
+            The columns of `attrib_batch.analysis.comparison.compare.COMPARISON`: ``difference`` is a minus b.
 
         Raises:
             ValueError: the cells cannot be told apart, or cannot be compared.
@@ -281,7 +281,7 @@ class Run:
             ndif_host: as for `Job.run`.
 
         Returns:
-            One row per (cell, component, statistic), see `attrib_batch.analysis.agreement`.
+            One row per (cell, component, statistic), see `attrib_batch.analysis.verification.agreement`.
 
         Raises:
             RequestError: there is nothing to verify, or what is measured already is another sample.

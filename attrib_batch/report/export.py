@@ -13,9 +13,9 @@ from attrib_batch.analysis.summarize import summarize
 from attrib_batch.analysis.summary import read_summary, summary_is_current
 from attrib_batch.analysis.tables import CELL, read_manifest
 from attrib_batch.analysis.top import rows_at, strongest
-from attrib_batch.report.images import ImageError, drawing
+from attrib_batch.report.drawing.images import ImageError, drawing
+from attrib_batch.report.drawing.single_map import draw_map
 from attrib_batch.report.mib import NODE_ORDERS, importances, importances_path
-from attrib_batch.report.single_map import draw_map
 from attrib_batch.spec import Component
 from attrib_batch.storage.store import Store
 

@@ -12,15 +12,15 @@ from plotly.offline import get_plotlyjs
 from attrib_batch.analysis import Summary, read_manifest, read_summary, summarize, summary_is_current
 from attrib_batch.analysis import summary as tables_of_summary
 from attrib_batch.report import formats
-from attrib_batch.report.examples import read_examples
-from attrib_batch.report.figures import RDBU
-from attrib_batch.report.maps import Detail
+from attrib_batch.report.drawing.figures import RDBU
+from attrib_batch.report.drawing.maps import Detail
 from attrib_batch.report.payload import page_data
 from attrib_batch.report.provenance import describe_run
-from attrib_batch.report.sections import CellSection, Material, build_sections, build_sweep
-from attrib_batch.report.stability import read_stability
-from attrib_batch.report.sweep import Sweep, comparison_of
-from attrib_batch.report.verification import compared_methods, read_verification
+from attrib_batch.report.sections.cell import CellSection, Material, build_sections, build_sweep
+from attrib_batch.report.sections.examples import read_examples
+from attrib_batch.report.sections.stability import read_stability
+from attrib_batch.report.sections.sweep import Sweep, comparison_of
+from attrib_batch.report.sections.verification import compared_methods, read_verification
 from attrib_batch.report.wording import describe_state
 from attrib_batch.storage.store import Store
 from attrib_batch.tables import Table

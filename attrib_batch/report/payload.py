@@ -6,14 +6,14 @@ from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
-from attrib_batch.report.examples import short
+from attrib_batch.report.sections.examples import short
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from attrib_batch.analysis import Summary
-    from attrib_batch.report.sections import CellSection, ComponentSection
-    from attrib_batch.report.sweep import Sweep
+    from attrib_batch.report.sections.cell import CellSection, ComponentSection
+    from attrib_batch.report.sections.sweep import Sweep
 
 _MOST_HEADS = 2_000
 """Of a component, that carry their extremes in the page."""

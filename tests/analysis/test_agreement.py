@@ -16,8 +16,8 @@ from attrib_batch.analysis import (
     verified_cells,
     write_agreement,
 )
-from attrib_batch.analysis.agreement import AGREEMENT
-from attrib_batch.analysis.resampling import draw_counts, interval
+from attrib_batch.analysis.statistics.resampling import draw_counts, interval
+from attrib_batch.analysis.verification.agreement import AGREEMENT
 from attrib_batch.errors import OutputError
 from attrib_batch.spec import Cell
 from tests.support.synthetic_run import Pair, write_run
@@ -267,7 +267,7 @@ def test_resampled_sums_are_those_of_drawing_units_again() -> None:
 
 
 def test_intervals_cover_the_truth() -> None:
-    from attrib_batch.analysis.agreement import _correlation
+    from attrib_batch.analysis.verification.agreement import _correlation
 
     rng, rho, n_units, per_unit = np.random.default_rng(0), 0.6, 40, 10
     covered = 0

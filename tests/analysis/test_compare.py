@@ -14,7 +14,7 @@ import pytest
 from scipy import stats
 
 from attrib_batch.analysis import compare, rank_correlations, summarize
-from attrib_batch.analysis.compare import COMPARISON
+from attrib_batch.analysis.comparison.compare import COMPARISON
 from attrib_batch.spec import Cell
 from tests.support.synthetic_run import IoiLike, Pair, write_run
 
@@ -139,8 +139,8 @@ def test_two_runs_of_other_chunks_orders_and_pairs(tmp_path: Path) -> None:
 
 
 def test_straddling_units_are_read_in_batches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("attrib_batch.analysis.paired._BYTES_AT_A_TIME", 1)
-    monkeypatch.setattr("attrib_batch.analysis.paired._LEAST_PAIRS_AT_A_TIME", 3)
+    monkeypatch.setattr("attrib_batch.analysis.comparison.paired._BYTES_AT_A_TIME", 1)
+    monkeypatch.setattr("attrib_batch.analysis.comparison.paired._LEAST_PAIRS_AT_A_TIME", 3)
     a, b = ([*pairs[::2], *pairs[1::2]] for pairs in (PAIRS, OTHERS))
     out = write_run(tmp_path, {A: a, B: b}, cuts=(7, 14, 21, 30))
     for place in PLACES:

@@ -12,9 +12,10 @@ import pytest
 from polars.testing import assert_frame_equal
 from scipy import stats
 
-from attrib_batch.analysis import Summary, read_summary, summarize, units
-from attrib_batch.analysis.intervals import adjust
-from attrib_batch.analysis.resampling import draw_counts
+from attrib_batch.analysis import Summary, read_summary, summarize
+from attrib_batch.analysis.statistics import units
+from attrib_batch.analysis.statistics.intervals import adjust
+from attrib_batch.analysis.statistics.resampling import draw_counts
 from attrib_batch.spec import Cell
 from benchmarks.coverage import DISTRIBUTIONS, simulate
 from tests.support.synthetic_run import Pair, write_run

@@ -12,8 +12,9 @@ from polars.testing import assert_frame_equal
 from scipy import stats
 
 import attrib_batch as ab
-from attrib_batch.analysis import passes, read_stability, stability_sentence, summarize
-from attrib_batch.analysis.stability import rank_correlation
+from attrib_batch.analysis import read_stability, stability_sentence, summarize
+from attrib_batch.analysis.statistics import passes
+from attrib_batch.analysis.statistics.stability import rank_correlation
 from attrib_batch.errors import OutputError
 from attrib_batch.spec import Cell
 from tests.support.synthetic_run import Pair, write_run

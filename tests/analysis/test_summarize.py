@@ -12,7 +12,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from attrib_batch.analysis import passes, read_summary, summarize
+from attrib_batch.analysis import read_summary, summarize
+from attrib_batch.analysis.statistics import passes
 from attrib_batch.errors import OutputError, RequestError
 from attrib_batch.spec import Cell
 from attrib_batch.storage.store import Store

@@ -7,8 +7,8 @@ import numpy as np
 import polars as pl
 import pytest
 
-from attrib_batch.report.examples import MOST_TOKENS, cut, examples_of, parse_examples
 from attrib_batch.report.page import read_material, render
+from attrib_batch.report.sections.examples import MOST_TOKENS, cut, examples_of, parse_examples
 from attrib_batch.report.tokens import MOST_CHARACTERS, shown, token_axis
 from attrib_batch.spec import Cell
 from attrib_batch.storage.store import Store
@@ -19,7 +19,7 @@ from tests.support.synthetic_run import IoiLike, Pair, write_run
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from attrib_batch.report.sections import Material
+    from attrib_batch.report.sections.cell import Material
 
 CELL = Cell("gpt2", "ioi", "atp")
 

@@ -12,10 +12,10 @@ import pytest
 from attrib_batch.analysis import read_agreement, read_manifest, write_agreement
 from attrib_batch.errors import OutputError
 from attrib_batch.report import write_report
-from attrib_batch.report.maps import Detail
+from attrib_batch.report.drawing.maps import Detail
 from attrib_batch.report.page import read_material, render
-from attrib_batch.report.verdict import Agreement, Grade, Value, judge
-from attrib_batch.report.verification import MOST_POINTS, build_verification, read_verification, thinned
+from attrib_batch.report.sections.verdict import Agreement, Grade, Value, judge
+from attrib_batch.report.sections.verification import MOST_POINTS, build_verification, read_verification, thinned
 from attrib_batch.spec import Cell
 from attrib_batch.storage.store import Store
 from tests.report.test_page import data, figures, visible

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import polars as pl
 
-from attrib_batch.report.ranking import at_best
+from attrib_batch.report.sections.ranking import at_best
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

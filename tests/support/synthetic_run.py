@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from attrib_batch.analysis.dense import read_dense
+from attrib_batch.analysis.statistics.dense import read_dense
 from attrib_batch.analysis.tables import Part
 from attrib_batch.spec import Cell
 from attrib_batch.spec.positions import ALL

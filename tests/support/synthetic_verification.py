@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from attrib_batch.analysis.verified import VERIFICATION
+from attrib_batch.analysis.verification.verified import VERIFICATION
 from attrib_batch.spec import Cell
 from attrib_batch.storage.store import Store
 from attrib_batch.tables import Chunk, Table

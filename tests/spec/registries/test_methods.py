@@ -17,7 +17,7 @@ from attrib_batch.errors import JobError, ModelError
 from attrib_batch.models.checks.capabilities import check_methods
 from attrib_batch.ndif import request
 from attrib_batch.ndif.model import RemoteModel
-from attrib_batch.report.verdict import Value, judge
+from attrib_batch.report.sections.verdict import Value, judge
 from attrib_batch.report.wording import describe_method, describe_scale
 from attrib_batch.spec import Cell, Component, MethodSpec, ModelSpec, parse_spec, share_forward_passes
 from attrib_batch.spec.registries import methods as registry

@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING
 
 import polars as pl
 
-from attrib_batch.analysis.moments import half_width, mean_of_units
+from attrib_batch.analysis.statistics.moments import half_width, mean_of_units
 from attrib_batch.analysis.tables import CELL, read_manifest
-from attrib_batch.analysis.verified import Verified, read_verified, verified_cells
+from attrib_batch.analysis.verification.verified import Verified, read_verified, verified_cells
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -24,9 +24,9 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 import polars as pl
 
-from attrib_batch.analysis.dense import read_dense
-from attrib_batch.analysis.matching import Values
-from attrib_batch.analysis.moments import HEAD_SCOPES
+from attrib_batch.analysis.comparison.matching import Values
+from attrib_batch.analysis.statistics.dense import read_dense
+from attrib_batch.analysis.statistics.moments import HEAD_SCOPES
 from attrib_batch.analysis.tables import scan
 from attrib_batch.tables import Table
 from attrib_batch.tables.moments import pair_values
@@ -34,7 +34,7 @@ from attrib_batch.tables.moments import pair_values
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
-    from attrib_batch.analysis.matching import Match
+    from attrib_batch.analysis.comparison.matching import Match
     from attrib_batch.analysis.tables import Part
     from attrib_batch.spec import Cell
 

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 import polars as pl
 
 from attrib_batch.analysis import has_agreement, mean_effects, read_agreement, read_verified, verified_cells
-from attrib_batch.analysis.disagreement import NEGLIGIBLE
-from attrib_batch.report.maps import Detail, Figure, Target
-from attrib_batch.report.scatter import Axes, draw_means, draw_scores, head_name
-from attrib_batch.report.verdict import Agreement, Value, Verdict, judge
+from attrib_batch.analysis.verification.disagreement import NEGLIGIBLE
+from attrib_batch.report.drawing.maps import Detail, Figure, Target
+from attrib_batch.report.drawing.scatter import Axes, draw_means, draw_scores, head_name
+from attrib_batch.report.sections.verdict import Agreement, Value, Verdict, judge
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

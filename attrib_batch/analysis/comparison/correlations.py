@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import polars as pl
 
-from attrib_batch.analysis.matching import match_heads, means_of
-from attrib_batch.analysis.orientation import has_magnitudes, towards_clean
+from attrib_batch.analysis.comparison.matching import match_heads, means_of
+from attrib_batch.analysis.comparison.orientation import has_magnitudes, towards_clean
 from attrib_batch.analysis.places import is_at
 from attrib_batch.analysis.summary import read_summary
 from attrib_batch.analysis.tables import CELL, read_manifest
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-    from attrib_batch.analysis.matching import Columns, Values
+    from attrib_batch.analysis.comparison.matching import Columns, Values
 
 CORRELATIONS = pl.Schema(
     {

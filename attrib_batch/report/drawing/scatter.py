@@ -10,13 +10,13 @@ import numpy as np
 import plotly.graph_objects as go
 import polars as pl
 
-from attrib_batch.report.figures import FONT
-from attrib_batch.report.maps import Figure
+from attrib_batch.report.drawing.figures import FONT
+from attrib_batch.report.drawing.maps import Figure
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from attrib_batch.report.maps import Target
+    from attrib_batch.report.drawing.maps import Target
 
 # Mid tones of the maps' blue and red: they stand out from a white page and from a dark one.
 _BLUE, _RED, _GREY = "rgb(67,147,195)", "rgb(214,96,77)", "rgb(138,148,160)"

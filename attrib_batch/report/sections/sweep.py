@@ -10,16 +10,16 @@ import numpy as np
 import polars as pl
 
 from attrib_batch import analysis
-from attrib_batch.report.maps import Axis, Detail, Figure, MapAxes, Target, draw_map, largest, picked
-from attrib_batch.report.ranking import at_best
-from attrib_batch.report.where import count_pairs
+from attrib_batch.report.drawing.maps import Axis, Detail, Figure, MapAxes, Target, draw_map, largest, picked
+from attrib_batch.report.sections.ranking import at_best
+from attrib_batch.report.sections.where import count_pairs
 from attrib_batch.spec import Cell
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from attrib_batch.analysis import Summary
-    from attrib_batch.report.figures import Quantity
+    from attrib_batch.report.drawing.figures import Quantity
     from attrib_batch.storage.store import Store
 
 MOST_COMPARED_PAIRS = 2_000

@@ -14,9 +14,16 @@ from typing import TYPE_CHECKING
 import numpy as np
 import polars as pl
 
-from attrib_batch.analysis.dense import read_dense, select_pairs
-from attrib_batch.analysis.moments import HEAD_SCOPES, KEYS, STRATUM_KEYS, join_units, merge_moments, merge_strata
-from attrib_batch.analysis.stability import MOST_BLOCKS, block_sums, merge_blocks
+from attrib_batch.analysis.statistics.dense import read_dense, select_pairs
+from attrib_batch.analysis.statistics.moments import (
+    HEAD_SCOPES,
+    KEYS,
+    STRATUM_KEYS,
+    join_units,
+    merge_moments,
+    merge_strata,
+)
+from attrib_batch.analysis.statistics.stability import MOST_BLOCKS, block_sums, merge_blocks
 from attrib_batch.analysis.tables import Part, from_arrow, scan
 from attrib_batch.spec.positions import ALL
 from attrib_batch.tables import Table
@@ -40,11 +47,11 @@ class Reduced:
     """The moments of a cell, see `attrib_batch.tables.moments`."""
 
     moments: pl.DataFrame
-    """By `attrib_batch.analysis.moments.KEYS`."""
+    """By `attrib_batch.analysis.statistics.moments.KEYS`."""
     strata: pl.DataFrame
-    """By `attrib_batch.analysis.moments.STRATUM_KEYS`."""
+    """By `attrib_batch.analysis.statistics.moments.STRATUM_KEYS`."""
     blocks: pl.DataFrame
-    """Sums by block of chunks, as from `attrib_batch.analysis.stability.merge_blocks`."""
+    """Sums by block of chunks, as from `attrib_batch.analysis.statistics.stability.merge_blocks`."""
 
 
 def reduce_cell(cell: Cell, parts: Sequence[Part], gap: float, at: str | Sequence[str] = ALL) -> Reduced:

@@ -10,7 +10,7 @@ drawn, and k_g, d_g, K_g, e_g as in `attrib_batch.tables.moments`, relative to t
     q* = sum c (d - delta k)^2 = sum c d^2 - 2 delta sum c d k + delta^2 sum c k^2,
 
 T* = delta / sqrt( G* / (G* - 1) q* ) * n*. All sums of all resamples are matrix products. The ratio R = m / M of
-a mean to the mean gap is linearised at the sample's (the delta method, see `attrib_batch.analysis.moments`): its T* is
+a mean to the mean gap is linearised at the sample's (the delta method, see `moments`): its T* is
 that of m* - R M*. Evaluating R in every resample anew was tried and covers less.
 """
 
@@ -20,7 +20,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from attrib_batch.analysis.resampling import LEVEL, blocks
+from attrib_batch.analysis.statistics.resampling import LEVEL, blocks
 
 TAIL = (1 - LEVEL) / 2
 

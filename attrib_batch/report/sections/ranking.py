@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
-from attrib_batch.report.maps import picked
+from attrib_batch.report.drawing.maps import picked
 from attrib_batch.tables import Scope
 
 if TYPE_CHECKING:
-    from attrib_batch.report.figures import Quantity
+    from attrib_batch.report.drawing.figures import Quantity
 
 MOST_ROWS = 15
 _NAMED_BESIDE = 3
@@ -110,7 +110,7 @@ def at_best(heads: pl.DataFrame) -> tuple[pl.DataFrame, str]:
 
 
 def rank_heads(heads: pl.DataFrame, quantity: Quantity) -> Ranking:
-    """Rank one component's heads, or layers; rows have intervals, see `attrib_batch.report.intervals`."""
+    """Rank one component's heads, or layers; rows have intervals, see `attrib_batch.report.sections.intervals`."""
     rows, at = at_best(heads)
     rows = picked(rows, quantity)
     ranked = rows.sort(pl.col("mean").abs(), "layer", "head", descending=[True, False, False])

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import polars as pl
 
-from attrib_batch.report.figures import Panel, Quantity, build_heatmap
+from attrib_batch.report.drawing.figures import Panel, Quantity, build_heatmap
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go

@@ -36,9 +36,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 import polars as pl
 
-from attrib_batch.analysis.resampling import blocks, draw_counts, interval, sum_by_unit
+from attrib_batch.analysis.statistics.resampling import blocks, draw_counts, interval, sum_by_unit
 from attrib_batch.analysis.tables import read_manifest
-from attrib_batch.analysis.verified import Verified, read_verified, verified_cells
+from attrib_batch.analysis.verification.verified import Verified, read_verified, verified_cells
 from attrib_batch.errors import OutputError
 from attrib_batch.storage.store import Store
 from attrib_batch.tables import VERIFICATION

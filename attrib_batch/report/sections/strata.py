@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING
 
 import polars as pl
 
-from attrib_batch.report.intervals import with_intervals
-from attrib_batch.report.maps import Axis, Detail, Figure, MapAxes, Target, draw_map
+from attrib_batch.report.drawing.maps import Axis, Detail, Figure, MapAxes, Target, draw_map
+from attrib_batch.report.sections.intervals import with_intervals
 from attrib_batch.tables import Scope, StratumKind
 
 if TYPE_CHECKING:
-    from attrib_batch.report.ranking import Ranking
-    from attrib_batch.report.where import CellView
+    from attrib_batch.report.sections.ranking import Ranking
+    from attrib_batch.report.sections.where import CellView
 
 MOST_HEADS = 10
 MOST_STRATA = 40

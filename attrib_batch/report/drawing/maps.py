@@ -20,7 +20,7 @@ from attrib_batch.report.tokens import shown
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from attrib_batch.report.figures import Quantity
+    from attrib_batch.report.drawing.figures import Quantity
 
 
 class Detail(IntEnum):

@@ -1,7 +1,7 @@
-"""Intervals, p-values and control of false discoveries, from the statistics of `attrib_batch.analysis.moments`.
+"""Intervals, p-values and control of false discoveries, from the statistics of `moments`.
 
 All rest on T = (mean - truth) / sem and its 2.5 % and 97.5 % quantiles: those of Student's t with G - 1 degrees of
-freedom, or those that the bootstrap found for cells of few units (`attrib_batch.analysis.studentised`). The interval is
+freedom, or those that the bootstrap found for cells of few units (`studentised`). The interval is
 (mean - upper * sem, mean - lower * sem). The p-value is that of t with G - 1 degrees of freedom, after mean / sem is
 scaled so that it reaches the t quantile where it reaches the quantile of its side: it is below 0.05 exactly where the
 interval leaves 0 out, and unlike a share of resamples it has no least value, which many heads at a time would miss.
@@ -17,7 +17,7 @@ from __future__ import annotations
 import numpy as np
 import polars as pl
 
-from attrib_batch.analysis.moments import KEYS, t_quantile
+from attrib_batch.analysis.statistics.moments import KEYS, t_quantile
 
 FAMILY = ("component", "scope", "role")
 """Rows of a cell that agree in these are tested together."""
@@ -41,8 +41,8 @@ def add_inference(rows: pl.DataFrame, quantiles: pl.DataFrame | None, *, magnitu
     """Add intervals, p-values and adjusted p-values to the statistics of one cell.
 
     Args:
-        rows: as from `attrib_batch.analysis.moments.statistics`, with all of `KEYS`.
-        quantiles: as from `attrib_batch.analysis.units.bootstrap_cell`; t is used where it is null or has no row.
+        rows: as from `moments.statistics`, with all of `KEYS`.
+        quantiles: as from `units.bootstrap_cell`; t is used where it is null or has no row.
         magnitudes: whether scores are magnitudes: their mean is above 0 whatever a head does, so nothing is tested.
 
     Returns:

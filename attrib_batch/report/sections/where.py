@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
-from attrib_batch.report.maps import Axis, Detail, Figure, MapAxes, Target, draw_map, largest, picked
-from attrib_batch.report.ranking import END, at_best
+from attrib_batch.report.drawing.maps import Axis, Detail, Figure, MapAxes, Target, draw_map, largest, picked
+from attrib_batch.report.sections.ranking import END, at_best
 from attrib_batch.tables import Scope
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from attrib_batch.report.figures import Quantity
+    from attrib_batch.report.drawing.figures import Quantity
     from attrib_batch.report.tokens import TokenAxis
 
 MOST_POSITIONS = 160

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import polars as pl
 
-from attrib_batch.analysis.resampling import LEVEL
+from attrib_batch.analysis.statistics.resampling import LEVEL
 from attrib_batch.analysis.summary import STABILITY
 from attrib_batch.analysis.tables import CELL
 from attrib_batch.tables.moments import Scope

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 import polars as pl
 
-from attrib_batch.analysis.dense import read_dense
-from attrib_batch.analysis.moments import HEAD_SCOPES, KEYS, Gap
-from attrib_batch.analysis.resampling import draw_counts
-from attrib_batch.analysis.studentised import FEWEST_UNITS, UnitGaps, UnitSums, studentised_quantiles
+from attrib_batch.analysis.statistics.dense import read_dense
+from attrib_batch.analysis.statistics.moments import HEAD_SCOPES, KEYS, Gap
+from attrib_batch.analysis.statistics.resampling import draw_counts
+from attrib_batch.analysis.statistics.studentised import FEWEST_UNITS, UnitGaps, UnitSums, studentised_quantiles
 from attrib_batch.analysis.tables import scan
 from attrib_batch.tables import Table
 from attrib_batch.tables.moments import pair_values, units_of
@@ -35,7 +35,7 @@ _SEED = 0
 _MOST_ROWS = 20_000_000
 
 QUANTILES = ("lower", "upper", "lower_normalized", "upper_normalized")
-"""Columns: quantiles of studentised errors, see `attrib_batch.analysis.studentised.Quantiles`."""
+"""Columns: quantiles of studentised errors, see `attrib_batch.analysis.statistics.studentised.Quantiles`."""
 
 
 def bootstrap_cell(cell: Cell, parts: Sequence[Part], gap: Gap, at: str | Sequence[str]) -> pl.DataFrame | None:

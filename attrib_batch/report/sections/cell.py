@@ -7,16 +7,16 @@ from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
-from attrib_batch.report.examples import CellExamples, examples_of
-from attrib_batch.report.figures import Quantity
-from attrib_batch.report.intervals import with_intervals
-from attrib_batch.report.ranking import Ranking, rank_heads
-from attrib_batch.report.stability import Stability, build_stability
-from attrib_batch.report.strata import Strata, draw_strata
-from attrib_batch.report.sweep import Compare, Sweep, build_component, labels_of, swept
+from attrib_batch.report.drawing.figures import Quantity
+from attrib_batch.report.sections.examples import CellExamples, examples_of
+from attrib_batch.report.sections.intervals import with_intervals
+from attrib_batch.report.sections.ranking import Ranking, rank_heads
+from attrib_batch.report.sections.stability import Stability, build_stability
+from attrib_batch.report.sections.strata import Strata, draw_strata
+from attrib_batch.report.sections.sweep import Compare, Sweep, build_component, labels_of, swept
+from attrib_batch.report.sections.verification import VerificationSection, VerifiedCell, build_verification
+from attrib_batch.report.sections.where import CellView, Where, draw_answer, draw_where, limit_of_heads
 from attrib_batch.report.tokens import token_axis
-from attrib_batch.report.verification import VerificationSection, VerifiedCell, build_verification
-from attrib_batch.report.where import CellView, Where, draw_answer, draw_where, limit_of_heads
 from attrib_batch.report.wording import (
     describe_method,
     describe_scale,
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from attrib_batch.analysis import Summary
-    from attrib_batch.report.maps import Detail, Figure
+    from attrib_batch.report.drawing.maps import Detail, Figure
     from attrib_batch.tables import Manifest
 
 
@@ -45,7 +45,7 @@ class Material:
     summary: Summary
     verification: Mapping[Cell, VerifiedCell] = field(default_factory=dict)
     examples: pl.DataFrame | None = None
-    """Rows of examples, see `attrib_batch.report.examples`; None where this release has none."""
+    """Rows of examples, see `attrib_batch.report.sections.examples`; None where this release has none."""
     stability: pl.DataFrame | None = None
     """``summary/stability.parquet``; None for a summary without it."""
     compare: Compare | None = None

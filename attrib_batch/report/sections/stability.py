@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING
 import plotly.graph_objects as go
 import polars as pl
 
-from attrib_batch.report.figures import FONT
+from attrib_batch.report.drawing.figures import FONT
+from attrib_batch.report.drawing.scatter import plot
 from attrib_batch.report.formats import percent, plain
-from attrib_batch.report.scatter import plot
 
 if TYPE_CHECKING:
-    from attrib_batch.report.maps import Figure
-    from attrib_batch.report.ranking import Ranking
+    from attrib_batch.report.drawing.maps import Figure
+    from attrib_batch.report.sections.ranking import Ranking
     from attrib_batch.spec import Cell
     from attrib_batch.storage.store import Store
 

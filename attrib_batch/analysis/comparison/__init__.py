@@ -1,0 +1,1 @@
+"""Cells side by side: differences with intervals, and rank correlations."""

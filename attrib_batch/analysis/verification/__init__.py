@@ -1,0 +1,1 @@
+"""Estimates beside the exact effects of a sample."""

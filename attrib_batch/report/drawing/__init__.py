@@ -1,0 +1,1 @@
+"""Figures: maps and scatter plots as data of plotly, and as images."""

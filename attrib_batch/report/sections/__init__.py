@@ -1,0 +1,1 @@
+"""The parts of the page, from what summaries hold to what templates show."""
