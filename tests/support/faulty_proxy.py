@@ -210,6 +210,10 @@ class _Handler(BaseHTTPRequestHandler):
                 self._drop(forwarded=True)
 
     def _read_body(self) -> bytes:
+        if self.headers.get("Expect", "").lower() == "100-continue":
+            # A client waits a second for this before it sends a body.
+            self.send_response_only(HTTPStatus.CONTINUE)
+            self.end_headers()
         if self.headers.get("Transfer-Encoding", "").lower() != "chunked":
             return self.rfile.read(int(self.headers.get("Content-Length", 0)))
         body = b""
