@@ -260,6 +260,7 @@ def step_up(p_values: np.ndarray, factor: float = 1.0) -> list[float]:
     return [min([1.0, *(factor * n / rank * q for rank, q in enumerate(ranked, 1) if q >= p)]) for p in p_values]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scores", DISTRIBUTIONS, ids=lambda scores: scores.name)
 @pytest.mark.parametrize(("n_units", "samples"), [(20, 1000), (100, 200), (1000, 1000)])
 def test_intervals_cover_what_they_say(scores: object, n_units: int, samples: int) -> None:

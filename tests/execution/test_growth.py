@@ -73,6 +73,7 @@ def test_only_what_is_missing_is_computed(what: str, job: TinyJob, tmp_path: Pat
     assert status.code == 0, "all that the directory was asked for is there"
 
 
+@pytest.mark.slow
 def test_a_grown_sweep_is_the_sweep_that_was_asked_for_at_once(job: TinyJob, tmp_path: Path) -> None:
     whole = {
         "models": models(job, "tiny", "other"),

@@ -283,6 +283,7 @@ def test_long_prompts_lose_the_positions_that_are_zero_throughout(tmp_path: Path
     assert "Positions 0 to 89 are not drawn: every score there is exactly 0" in visible(page)
 
 
+@pytest.mark.slow
 def test_a_sweep_that_outgrows_the_page_is_shown_in_less_detail(out: Path) -> None:
     material = replace(read_material(Store(out)), stability=None)
     sizes, counts = [], []

@@ -43,6 +43,8 @@ SLOW_FOLDERS = (
     "tests/cluster/",
     "tests/ndif/test_request.py",
     "tests/oracle/",
+    # Whole pages, again and again; `test_page` has what every edit should be checked by.
+    "tests/report/test_states.py",
 )
 
 
