@@ -207,10 +207,11 @@ def _load(
                         _Keys(one.layer[columns_a], one.head[columns_a], other.layer[columns_b]),
                     )
                 )
-    return {
-        place: (*(np.concatenate([piece[index] for piece in found]) for index in range(3)), found[0][3])  # type: ignore[misc]  # three arrays
-        for place, found in pieces.items()
-    }
+    joined = {}
+    for place, found in pieces.items():
+        units, values_of_a, values_of_b, keys = zip(*found, strict=True)
+        joined[place] = np.concatenate(units), np.concatenate(values_of_a), np.concatenate(values_of_b), keys[0]
+    return joined
 
 
 class _Sums:

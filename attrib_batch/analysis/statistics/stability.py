@@ -78,12 +78,12 @@ def stability(blocks: pl.DataFrame) -> pl.DataFrame:
 
 def _of_map(rows: pl.DataFrame) -> Iterator[tuple[int, int, float, float, float, float | None]]:
     """Yield the statistics of one component and scope, from ``n_pairs`` on, from its sums by block."""
-    heads = rows.select(pl.struct(pl.col("layer"), pl.col("head").fill_null(-1)).rank("dense") - 1).to_series()
-    block = rows.select(pl.col("block").rank("dense") - 1).to_series().to_numpy()
-    n_blocks, n_heads = int(block.max()) + 1, int(heads.max()) + 1  # type: ignore[arg-type]  # not empty
+    head = pl.struct(pl.col("layer"), pl.col("head").fill_null(-1))
+    heads, block = rows.select(head=head.rank("dense") - 1, block=pl.col("block").rank("dense") - 1).to_numpy().T
+    n_blocks, n_heads = int(block.max()) + 1, int(heads.max()) + 1
     n, s = np.zeros((2, n_blocks, n_heads))
-    n[block, heads.to_numpy()] = rows.get_column("n").to_numpy()
-    s[block, heads.to_numpy()] = rows.get_column("s").to_numpy()
+    n[block, heads] = rows.get_column("n").to_numpy()
+    s[block, heads] = rows.get_column("s").to_numpy()
     sizes = [k for k in _TOP_K if 2 * k <= n_heads] or [max(1, n_heads // 2)]
     pairs_of_block = n.mean(axis=1)
     rng = np.random.default_rng(_SEED)

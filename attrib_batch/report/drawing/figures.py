@@ -84,7 +84,7 @@ def build_heatmap(panel: Panel, quantity: Quantity, *, limit: float | None = Non
     """
     limit = panel.limit(quantity) if limit is None else limit
     rows, labels = _cropped(panel.rows, panel.column, quantity.mean)
-    layers = list(range(int(rows.get_column("layer").max()) + 1)) if len(rows) else []  # type: ignore[arg-type]  # integers here
+    layers = list(range(int(rows.get_column("layer").to_numpy().max()) + 1)) if len(rows) else []
     cube = _cube(rows, panel.column, labels, _statistics(rows, quantity), len(layers))
     names = [html.escape(label) if isinstance(label, str) else label for label in labels]
     trace = go.Heatmap(
@@ -133,13 +133,13 @@ def _cropped(rows: pl.DataFrame, column: str, value: str) -> tuple[pl.DataFrame,
     """
     if column == "role":
         return rows, rows.get_column("role").unique(maintain_order=True).to_list()
-    last = int(rows.get_column(column).max()) if len(rows) else -1  # type: ignore[arg-type]  # integers here
+    last = int(rows.get_column(column).to_numpy().max()) if len(rows) else -1
     if last < _CROP_BEYOND:
         return rows, list(range(last + 1))
-    nonzero = rows.filter(pl.col(value) != 0).get_column(column)
-    if nonzero.is_empty():
+    nonzero = rows.filter(pl.col(value) != 0).get_column(column).to_numpy()
+    if not len(nonzero):
         return rows, list(range(last + 1))
-    first, last = int(nonzero.min()), int(nonzero.max())  # type: ignore[arg-type]  # integers here
+    first, last = int(nonzero.min()), int(nonzero.max())
     return rows.filter(pl.col(column).is_between(first, last)), list(range(first, last + 1))
 
 
