@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import polars as pl
 
-from attrib_batch.analysis.comparison.orientation import has_magnitudes, towards_clean
+from attrib_batch.analysis.comparison.orientation import towards_clean
 from attrib_batch.analysis.places import is_at
 from attrib_batch.spec import Component
+from attrib_batch.spec.registries.methods import has_magnitudes
 from attrib_batch.tables import Scope
 
 if TYPE_CHECKING:

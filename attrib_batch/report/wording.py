@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from attrib_batch.spec.registries.methods import find_method_entry
+from attrib_batch.spec.registries.methods import find_method_entry, has_magnitudes
 from attrib_batch.spec.registries.metrics import metric_entry
 
 if TYPE_CHECKING:
@@ -75,12 +75,6 @@ def is_measured(method: Mapping[str, Any]) -> bool:
     """Return whether a method's scores are the effects themselves; otherwise they are estimates."""
     entry = _entry(method)
     return entry is not None and entry.measured
-
-
-def has_magnitudes(method: Mapping[str, Any]) -> bool:
-    """Return whether a method's scores are magnitudes, which have no sign."""
-    entry = _entry(method)
-    return entry is not None and entry.magnitudes
 
 
 @dataclass(frozen=True)

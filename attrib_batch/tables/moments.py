@@ -171,6 +171,18 @@ class PairValues:
     values: np.ndarray
     """(pair, key), float64, in metric units."""
 
+    def by_unit(self, unit: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Add up values within units; ``unit`` numbers those of all pairs of the chunk.
+
+        Returns:
+            The units that have a pair with a value, rising; how many such pairs each has; and the sums of their values,
+            of shape (unit, key).
+        """
+        units, place, n_pairs = np.unique(unit[self.pairs], return_inverse=True, return_counts=True)
+        order = np.argsort(place, kind="stable")
+        first = np.flatnonzero(np.diff(place[order], prepend=-1))
+        return units, n_pairs.astype(np.float64), np.add.reduceat(self.values[order], first, axis=0)
+
 
 def pair_values(chunk: DenseChunk) -> Iterator[PairValues]:
     """Yield the values of all pairs of a chunk in every scope."""

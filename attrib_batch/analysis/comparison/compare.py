@@ -10,13 +10,14 @@ import numpy as np
 import polars as pl
 
 from attrib_batch.analysis.comparison.matching import match_heads, means_of
-from attrib_batch.analysis.comparison.orientation import has_magnitudes, towards_clean
+from attrib_batch.analysis.comparison.orientation import towards_clean
 from attrib_batch.analysis.comparison.paired import Side, common_pairs, paired_differences
 from attrib_batch.analysis.places import select_cells
 from attrib_batch.analysis.statistics.moments import half_width
 from attrib_batch.analysis.summary import read_summary
 from attrib_batch.analysis.tables import CELL, committed_parts, gap_or_null, read_manifest, scan
 from attrib_batch.spec import Cell
+from attrib_batch.spec.registries.methods import has_magnitudes
 from attrib_batch.storage.store import Store
 from attrib_batch.tables import Table
 

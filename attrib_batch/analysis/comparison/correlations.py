@@ -8,11 +8,12 @@ import numpy as np
 import polars as pl
 
 from attrib_batch.analysis.comparison.matching import match_heads, means_of
-from attrib_batch.analysis.comparison.orientation import has_magnitudes, towards_clean
+from attrib_batch.analysis.comparison.orientation import towards_clean
 from attrib_batch.analysis.places import is_at
 from attrib_batch.analysis.summary import read_summary
 from attrib_batch.analysis.tables import CELL, read_manifest
 from attrib_batch.spec import Component
+from attrib_batch.spec.registries.methods import has_magnitudes
 from attrib_batch.storage.store import Store
 
 if TYPE_CHECKING:

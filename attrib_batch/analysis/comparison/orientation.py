@@ -4,19 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from attrib_batch.spec.registries.methods import find_method_entry
+from attrib_batch.spec.registries.methods import has_magnitudes
 from attrib_batch.spec.registries.metrics import metric_entry
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
 NOISE = "noise"
-
-
-def has_magnitudes(method: Mapping[str, Any]) -> bool:
-    """Return whether the scores of a method of a job are magnitudes, which have no direction."""
-    entry = find_method_entry(str(method.get("kind")))
-    return entry is not None and entry.magnitudes
 
 
 def towards_clean(method: Mapping[str, Any], *, normalized: bool = False) -> int:

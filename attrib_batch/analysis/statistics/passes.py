@@ -191,11 +191,7 @@ def _parts_here(chunk: DenseChunk, pairs: pl.DataFrame) -> pl.DataFrame:
     unit = np.array([unit_of[pair] for pair in chosen.facts.pair_id.tolist()], dtype=np.int64)
     frames = []
     for found in pair_values(chosen):
-        units, inverse = np.unique(unit[found.pairs], return_inverse=True)
-        order = np.argsort(inverse, kind="stable")
-        first = np.flatnonzero(np.diff(inverse[order], prepend=-1))
-        sums = np.add.reduceat(found.values[order], first, axis=0)
-        k = np.bincount(inverse).astype(np.float64)
+        units, k, sums = found.by_unit(unit)
         n_keys = len(found.layer)
         has_position = found.scope not in HEAD_SCOPES
         frames.append(

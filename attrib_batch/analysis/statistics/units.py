@@ -110,12 +110,11 @@ class _Piece:
     @classmethod
     def of(cls, found: PairValues, unit: np.ndarray) -> _Piece:
         """Add up values within the units of their pairs, given in the order of all pairs of the chunk."""
-        units, inverse = np.unique(unit[found.pairs], return_inverse=True)
-        member = (inverse[None, :] == np.arange(len(units))[:, None]).astype(np.float64)
+        units, n_pairs, sums = found.by_unit(unit)
         columns = found.head if found.scope in HEAD_SCOPES else found.position
         n_layers = int(found.layer[-1]) + 1
-        values = (member @ found.values).reshape(len(units), n_layers, -1)
-        return cls(units, member.sum(axis=1), values, columns[: values.shape[-1]])
+        values = sums.reshape(len(units), n_layers, -1)
+        return cls(units, n_pairs, values, columns[: values.shape[-1]])
 
 
 def _by_unit(

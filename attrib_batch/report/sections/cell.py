@@ -20,13 +20,13 @@ from attrib_batch.report.tokens import token_axis
 from attrib_batch.report.wording import (
     describe_method,
     describe_scale,
-    has_magnitudes,
     is_measured,
     unit_of,
     warning_about,
 )
 from attrib_batch.spec import Cell, Component
 from attrib_batch.spec.positions import ALL
+from attrib_batch.spec.registries.methods import has_magnitudes
 from attrib_batch.tables import StratumKind
 
 if TYPE_CHECKING:
