@@ -8,7 +8,7 @@ nothing here has to know an architecture.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -16,10 +16,11 @@ from jaxtyping import Float, Shaped
 from torch import Tensor
 
 from attrib_batch.attribution.batches import Tokens
-from attrib_batch.attribution.forward import PrefixCache, suffix_inputs
 from attrib_batch.attribution.metrics import at_least_float32
+from attrib_batch.attribution.passes.padded import padded_inputs
 from attrib_batch.models.activations import gather_heads
 from attrib_batch.models.load import LoadedModel
+from attrib_batch.models.rotary import prefix_is_reusable
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,11 @@ class Attention:
         """How many sources stand before the suffix."""
         return self.key.shape[2] - self.query.shape[2]
 
+    def after(self, n_positions: int) -> Attention:
+        """Return the same without the first queries."""
+        mask = self.mask if self.mask.shape[2] == 1 else self.mask[:, :, n_positions:]
+        return replace(self, query=self.query[:, :, n_positions:], mask=mask)
+
     def scores(
         self, query: Float[Tensor, "row head position d_head"], key: Float[Tensor, "row head source d_head"]
     ) -> Float[Tensor, "row head position source"]:
@@ -52,9 +58,16 @@ class Attention:
         return scores if self.softcap is None else self.softcap * torch.tanh(scores / self.softcap)
 
 
-def read_attention(model: LoadedModel, rows: Sequence[Tokens], prefix: PrefixCache) -> list[Attention]:
-    """Pass the suffixes of ``rows`` through the model without a graph and read the attention of every layer."""
-    inputs = suffix_inputs(model, rows, prefix)
+def read_attention(model: LoadedModel, rows: Sequence[Tokens], prefix: int) -> list[Attention]:
+    """Read the attention of every layer, without a graph.
+
+    Args:
+        model: the model.
+        rows: prompts of one length.
+        prefix: their first positions, which are no queries; their keys come from a cache where that is exact.
+    """
+    cached = prefix if prefix_is_reusable(model.module.config, prefix, len(rows[0])) else 0
+    inputs = padded_inputs(model, rows, cached)
     calls: list[Any] = []
     with torch.no_grad(), model.traced.trace(**inputs) as tracer:
         for layer in model.traced.get(model.architecture.layers):
@@ -62,7 +75,7 @@ def read_attention(model: LoadedModel, rows: Sequence[Tokens], prefix: PrefixCac
             # The first use of the name in transformers' forward methods looks the function up, the second calls it.
             calls.append(attention.source.attention_interface_1.inputs)
         tracer.stop()
-    return [_attention(model, *call) for call in calls]
+    return [_attention(model, *call).after(prefix - cached) for call in calls]
 
 
 def _attention(model: LoadedModel, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Attention:

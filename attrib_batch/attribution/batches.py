@@ -1,7 +1,6 @@
-"""Micro-batches: pairs of one exact shape, and the fewest forward rows that score them.
+"""Micro-batches: pairs that are computed together, and the fewest forward rows that score them.
 
-All pairs of a micro-batch have the same length and the same first difference, so nothing is padded and every suffix
-starts at the same position. A prompt that is clean in one pair and corrupted in another is one row, not two.
+A prompt that is clean in one pair and corrupted in another is one row, not two.
 """
 
 from __future__ import annotations
@@ -21,32 +20,85 @@ def suffix_tokens(batch: Sequence[EncodedPair]) -> int:
     return sum(2 * (pair.n_tokens - pair.first_difference) for pair in batch)
 
 
-def micro_batches(pairs: Sequence[EncodedPair], batch_tokens: int) -> Iterator[list[EncodedPair]]:
-    """Split pairs into micro-batches of one shape, the largest first.
+def in_order(pairs: Sequence[EncodedPair]) -> list[EncodedPair]:
+    """Sort pairs so that those with the same prefix, and those that are each other's mirror, are neighbours."""
+    return sorted(pairs, key=lambda pair: (*sorted((pair.clean, pair.corrupted)), pair.pair_id))
 
-    Within a shape, pairs with the same prefix and pairs that are each other's mirror are neighbours, so that they meet
-    in one micro-batch.
+
+def by_shape(pairs: Sequence[EncodedPair]) -> list[list[EncodedPair]]:
+    """Divide pairs, in order, into those of one length and one first difference."""
+    shapes: dict[tuple[int, int], list[EncodedPair]] = defaultdict(list)
+    for pair in in_order(pairs):
+        shapes[pair.n_tokens, pair.first_difference].append(pair)
+    return list(shapes.values())
+
+
+def by_cost(pairs: Sequence[EncodedPair], pass_tokens: int) -> list[list[EncodedPair]]:
+    """Divide pairs into those that are computed together as rows of one length, behind prefixes of one length.
+
+    Rows are as long as the longest, behind the shortest prefix; shapes are put together as long as what that adds in
+    positions costs less than further passes do.
 
     Args:
         pairs: pairs of any shapes.
+        pass_tokens: what a pass costs whatever it computes, in positions.
+    """
+    found: list[list[EncodedPair]] = []
+    rows = longest = shortest = 0
+    for shape in sorted(by_shape(pairs), key=lambda shape: (shape[0].first_difference, shape[0].n_tokens)):
+        pair, more = shape[0], 2 * len(shape)
+        alone = more * (pair.n_tokens - pair.first_difference)
+        n_tokens, first = max(longest, pair.n_tokens), min(shortest, pair.first_difference)
+        together = (rows + more) * (n_tokens - first)
+        if found and together <= rows * (longest - shortest) + alone + pass_tokens:
+            found[-1] += shape
+            rows, longest, shortest = rows + more, n_tokens, first
+        else:
+            found.append(list(shape))
+            rows, longest, shortest = more, pair.n_tokens, pair.first_difference
+    return found
+
+
+def micro_batches(pairs: Sequence[EncodedPair], batch_tokens: int, *, padded: bool) -> Iterator[list[EncodedPair]]:
+    """Cut pairs that may be computed together into micro-batches, in their order.
+
+    Args:
+        pairs: pairs that may be computed together.
         batch_tokens: most suffix positions (of clean and corrupted prompts together) in one micro-batch; a single pair
             may exceed it.
+        padded: whether all rows are as long as the longest, behind the shortest prefix.
     """
-    shapes: dict[tuple[int, int], list[EncodedPair]] = defaultdict(list)
+    batch: list[EncodedPair] = []
+    longest = shortest = tokens = 0
     for pair in pairs:
-        shapes[pair.n_tokens, pair.first_difference].append(pair)
-    batches = []
-    for (n_tokens, first_difference), members in shapes.items():
-        members.sort(key=lambda pair: (*sorted((pair.clean, pair.corrupted)), pair.pair_id))
-        size = max(1, batch_tokens // (2 * (n_tokens - first_difference)))
-        batches += [members[i : i + size] for i in range(0, len(members), size)]
-    batches.sort(key=suffix_tokens, reverse=True)
-    yield from batches
+        if padded:
+            reach = (max(longest, pair.n_tokens), min(shortest, pair.first_difference)) if batch else None
+            longest, shortest = reach or (pair.n_tokens, pair.first_difference)
+            size = 2 * (len(batch) + 1) * (longest - shortest)
+        else:
+            size = tokens + suffix_tokens([pair])
+        if batch and size > batch_tokens:
+            yield batch
+            batch, size = [], suffix_tokens([pair])
+            longest, shortest = pair.n_tokens, pair.first_difference
+        batch.append(pair)
+        tokens = size
+    if batch:
+        yield batch
 
 
 def base_and_other(pair: EncodedPair, direction: Direction) -> tuple[Tokens, Tokens]:
     """Return the prompt that is patched, and the prompt whose activations are patched in."""
     return (pair.corrupted, pair.clean) if direction == "denoise" else (pair.clean, pair.corrupted)
+
+
+def first_positions(pairs: Sequence[EncodedPair]) -> dict[Tokens, int]:
+    """Return for each prompt of pairs where the first of its pairs begins to differ: from there it must be computed."""
+    first: dict[Tokens, int] = {}
+    for pair in pairs:
+        for tokens in (pair.clean, pair.corrupted):
+            first[tokens] = min(pair.first_difference, first.get(tokens, pair.first_difference))
+    return first
 
 
 @dataclass(frozen=True)

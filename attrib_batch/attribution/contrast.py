@@ -9,19 +9,23 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
-from jaxtyping import Float, Int, Shaped
+from jaxtyping import Float, Int
 from torch import Tensor
 
-from attrib_batch.attribution.batches import Tokens, base_and_other
-from attrib_batch.attribution.forward import PrefixCache, forward_suffixes
+from attrib_batch.attribution.batches import base_and_other, first_positions
+from attrib_batch.attribution.entries import Entries
 from attrib_batch.attribution.method import Method
-from attrib_batch.attribution.metrics import AnswerSets, Metric, metric_named
-from attrib_batch.attribution.scores import BatchScores
-from attrib_batch.models.families import Site, SiteKey
+from attrib_batch.attribution.metrics import AnswerSets, Metric, at_least_float32, metric_named
+from attrib_batch.attribution.passes import Passes, Row
+from attrib_batch.attribution.passes.places import Index
+from attrib_batch.attribution.scores import Scores
+from attrib_batch.models.families import Site
 from attrib_batch.models.load import LoadedModel
 from attrib_batch.pairs.encoding.encode import EncodedPair
 from attrib_batch.spec import Component
+from attrib_batch.spec.registries.metrics import metric_entry
 
 
 def sites_in_order(model: LoadedModel, components: Sequence[Component]) -> dict[Component, Site]:
@@ -32,6 +36,13 @@ def sites_in_order(model: LoadedModel, components: Sequence[Component]) -> dict[
     """
     sites = {component: model.architecture.site(component, model.model_type) for component in components}
     return {component: sites[component] for component in model.architecture.sites if component in sites}
+
+
+def vocabulary_of(model: LoadedModel, pairs: Sequence[EncodedPair], methods: Sequence[Method]) -> list[int] | None:
+    """Return the tokens whose logits the metrics of ``methods`` need, None for all."""
+    if model.sharded or not all(metric_entry(method.metric).of_answers_alone for method in methods):
+        return None
+    return sorted({token for pair in pairs for token in (*pair.answers, *pair.wrong_answers)})
 
 
 @dataclass(frozen=True)
@@ -65,60 +76,89 @@ class Objective:
             corrupted = metric(corrupted_logits, clean_logits, answers)
         return cls(metric, answers, clean_logits, clean, corrupted, base=corrupted if denoise else clean)
 
-    def __call__(self, logits: Float[Tensor, "row vocab"], pair: Int[Tensor, " row"]) -> Float[Tensor, " row"]:
+    def __call__(self, logits: Float[Tensor, "row vocab"], pair: Index) -> Float[Tensor, " row"]:
         """Compute the metric of rows that belong to the pairs at ``pair``."""
-        pair = pair.to(logits.device)
-        return self.metric(logits, self.clean_logits[pair], self.answers.select(pair))
+        return self.metric(logits, pair.take(self.clean_logits), self.answers.select(pair.on(logits.device)))
 
     def with_scores(
         self,
-        scores: Mapping[Component, Float[Tensor, "layer pair head position"]],
-        positions: Int[Tensor, "pair position"] | None = None,
-    ) -> BatchScores:
-        """Return the result of a method; ``positions`` as in `BatchScores`."""
-        return BatchScores(
-            scores={
-                component: values.transpose(0, 1).float().contiguous().cpu().numpy()
-                for component, values in scores.items()
-            },
-            clean_metric=self.clean.double().cpu().numpy(),
-            corrupted_metric=self.corrupted.double().cpu().numpy(),
-            positions=None if positions is None else positions.cpu().numpy(),
+        scores: Mapping[Component, Float[Tensor, "layer entry head"]],
+        count: Int[np.ndarray, " pair"],
+        positions: Int[np.ndarray, " entry"] | None = None,
+    ) -> Scores:
+        """Return the result of a method on the CPU, in one transfer; ``count`` and ``positions`` as in `Scores`."""
+        names = list(scores)
+        # Half precision is summed in single precision; double precision is stored in single.
+        flat = [scores[name].float().reshape(-1) for name in names]
+        metrics = torch.stack([self.clean, self.corrupted])
+        together = torch.cat([*flat, metrics.float().reshape(-1)]).cpu().numpy()
+        if metrics.dtype != torch.float32:
+            metrics = metrics.double().cpu()
+            clean, corrupted = metrics.numpy()
+        else:
+            clean, corrupted = together[len(together) - metrics.numel() :].astype(np.float64).reshape(2, -1)
+        ends = np.cumsum([len(values) for values in flat])
+        parts = np.split(together[: ends[-1]], ends[:-1])
+        return Scores(
+            {name: part.reshape(scores[name].shape) for name, part in zip(names, parts, strict=True)},
+            count,
+            clean,
+            corrupted,
+            positions,
         )
 
 
 @dataclass(frozen=True)
 class Contrast:
-    """Both prompts of every pair of a micro-batch, computed without a graph. Rows are in the order of the pairs."""
+    """Both prompts of every pair of a micro-batch, computed without a graph."""
 
-    prefix: PrefixCache
-    base_rows: list[Tokens]
-    other_rows: list[Tokens]
-    difference: list[dict[SiteKey, Float[Tensor, "pair ..."]]]
-    """``difference[layer][site key]``: the other prompt's activation minus the base's (pair, suffix position, ...)."""
+    entries: Entries
+    base_rows: list[Row]
+    """In the order of the pairs, as ``other_rows``."""
+    other_rows: list[Row]
+    difference: list[dict[Component, Float[Tensor, "entry head feature"]]]
+    """``difference[layer][component]``: the other prompt's activation minus the base's."""
     objective: Objective
+    vocabulary: list[int] | None
+    """The tokens whose logits it is of, None for all."""
 
     @classmethod
-    def of(cls, model: LoadedModel, pairs: Sequence[EncodedPair], method: Method, sites: Sequence[Site]) -> Contrast:
-        """Compute both prompts of pairs of one shape; a prompt that occurs more than once is computed once."""
-        base_rows, other_rows = map(list, zip(*(base_and_other(pair, method.direction) for pair in pairs), strict=True))
-        rows = list(dict.fromkeys([*base_rows, *other_rows]))
-        row_of = {tokens: index for index, tokens in enumerate(rows)}
-        base, other = (torch.tensor([row_of[tokens] for tokens in of]) for of in (base_rows, other_rows))
-        prefix = PrefixCache(model, rows, pairs[0].first_difference)
-        passed = forward_suffixes(model, rows, prefix, sites, graph=False)
+    def of(
+        cls, passes: Passes, pairs: Sequence[EncodedPair], method: Method, sites: Mapping[Component, Site]
+    ) -> Contrast:
+        """Compute both prompts of pairs; a prompt that occurs more than once is computed once."""
+        entries, dimensions = Entries.of(pairs), passes.model.dimensions
+        first = first_positions(pairs)
+        base_rows, other_rows = (
+            [Row(tokens, first[tokens]) for tokens in of]
+            for of in zip(*(base_and_other(pair, method.direction) for pair in pairs), strict=True)
+        )
+        layout = passes.layout(list(dict.fromkeys([*base_rows, *other_rows])))
+        row_of = {row: index for index, row in enumerate(layout.rows)}
+        base, other = ([row_of[row] for row in of] for of in (base_rows, other_rows))
+        vocabulary = vocabulary_of(passes.model, pairs, [method])
+        passed = passes.forward(layout, list(sites.values()), graph=False, vocabulary=vocabulary)
+        at_base, at_other = entries.index(base, layout), entries.index(other, layout)
+        base_logits, other_logits = (Index(np.array(of)).take(passed.logits) for of in (base, other))
         return cls(
-            prefix=prefix,
-            base_rows=base_rows,
-            other_rows=other_rows,
+            entries,
+            base_rows,
+            other_rows,
             difference=[
-                {key: rows_at(values, other) - rows_at(values, base) for key, values in layer.items()}
-                for layer in passed.sites
+                {
+                    component: subtract(at_other.take(values), at_base.take(values))
+                    for component, site in sites.items()
+                    for values in (passed.at(layer, site, dimensions),)
+                }
+                for layer in range(dimensions.n_layers)
             ],
-            objective=Objective.of(method, pairs, rows_at(passed.logits, base), rows_at(passed.logits, other)),
+            objective=Objective.of(method, pairs, base_logits, other_logits, vocabulary),
+            vocabulary=vocabulary,
         )
 
 
-def rows_at(values: Shaped[Tensor, "row ..."], index: Int[Tensor, " pair"]) -> Shaped[Tensor, "pair ..."]:
-    """Return the rows at ``index``, wherever ``values`` lies."""
-    return values.index_select(0, index.to(values.device))
+def subtract(
+    other: Float[Tensor, "entry head feature"], base: Float[Tensor, "entry head feature"]
+) -> Float[Tensor, "entry head feature"]:
+    """Subtract activations in single precision at least: a narrow type would round the difference again."""
+    return at_least_float32(other) - at_least_float32(base)

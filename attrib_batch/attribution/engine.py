@@ -1,4 +1,4 @@
-"""Score any pairs: micro-batches of one shape, and isolation of pairs that cannot be scored."""
+"""Score any pairs: micro-batches, and isolation of pairs that cannot be scored."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
-from attrib_batch.attribution.batches import micro_batches, suffix_tokens
+from attrib_batch.attribution.batches import by_shape, micro_batches, suffix_tokens
 from attrib_batch.attribution.groups import MethodGroup, group_methods
 from attrib_batch.attribution.method import Method
 from attrib_batch.attribution.metrics import metric_named
+from attrib_batch.attribution.passes import Passes, passes_for
 from attrib_batch.attribution.scores import BatchScores
 from attrib_batch.errors import RequestError
 from attrib_batch.models.checks.capabilities import check_layers
@@ -111,50 +112,21 @@ def score_groups(
     agree: Agree = _alone,
 ) -> Iterator[tuple[Method, Outcome]]:
     """Score pairs as `score_pairs` does, by methods that were checked and grouped before: no registry is read here."""
+    passes = passes_for(model)
     for group in groups:
-        given, whole = _prompts_to_compute_whole(model, pairs, group)
-        for batch in micro_batches(given, budget.tokens):
-            for part in micro_batches(batch, budget.tokens):
-                for method, outcome in _score_or_split(model, part, group, budget, agree, attempts=1):
-                    for restored in _with_prefix(outcome, whole) if whole else (outcome,):
-                        yield method, restored
-
-
-def _prompts_to_compute_whole(
-    model: LoadedModel, pairs: Sequence[EncodedPair], group: MethodGroup
-) -> tuple[Sequence[EncodedPair], dict[int, EncodedPair]]:
-    """Have pairs computed from their first position whose prefix, computed alone, is not that of the whole prompt.
-
-    Returns:
-        The pairs as they are to be computed, and those of them that are changed for it, as they were, by their id.
-    """
-    if group.reads_whole_prompts:
-        return pairs, {}
-    config = model.module.config
-    whole = {
-        pair.pair_id: pair for pair in pairs if not prefix_is_reusable(config, pair.first_difference, pair.n_tokens)
-    }
-    return [replace(pair, first_difference=0) if pair.pair_id in whole else pair for pair in pairs], whole
-
-
-def _with_prefix(outcome: Outcome, whole: dict[int, EncodedPair]) -> Iterator[Outcome]:
-    """Give the outcome of pairs that were computed whole as that of the pairs they are; any other as it is."""
-    if isinstance(outcome, FailedPair):
-        yield replace(outcome, pair=whole.get(outcome.pair.pair_id, outcome.pair))
-        return
-    members: dict[int, list[int]] = defaultdict(list)
-    pairs = [whole.get(pair.pair_id, pair) for pair in outcome.pairs]
-    for index, (pair, given) in enumerate(zip(pairs, outcome.pairs, strict=True)):
-        members[pair.first_difference - given.first_difference].append(index)
-    for n_shared, indices in members.items():
-        yield ScoredBatch(
-            [pairs[index] for index in indices],
-            outcome.result.select(np.array(indices)).after_shared_prefix(n_shared),
-        )
+        passes.begin(pairs)
+        together = passes.together(pairs) if group.mixes_shapes else by_shape(pairs)
+        for some in together:
+            rest = some
+            while rest:
+                # One after the other: the budget may have shrunk.
+                batch = next(micro_batches(rest, budget.tokens, padded=passes.padded))
+                rest = rest[len(batch) :]
+                yield from _score_or_split(passes, batch, group, budget, agree, attempts=1)
 
 
 def _score_or_split(
-    model: LoadedModel,
+    passes: Passes,
     batch: list[EncodedPair],
     group: MethodGroup,
     budget: TokenBudget,
@@ -163,7 +135,8 @@ def _score_or_split(
     attempts: int,
 ) -> Iterator[tuple[Method, Outcome]]:
     try:
-        results = group.score(model, batch, batch_tokens=budget.tokens)
+        passes.prepare(batch)
+        results = group.score(passes, batch, batch_tokens=budget.tokens)
     except RequestError:
         raise  # whatever the pairs, it would be the same
     except Exception as error:  # noqa: BLE001 - whatever one pair raises must cost only that pair; it is recorded
@@ -171,9 +144,10 @@ def _score_or_split(
         out_of_memory = is_out_of_memory(error)
     else:
         agree(SUCCESS)
-        for method, result in zip(group.methods, results, strict=True):
-            for outcome in _finite_and_not(model, method, batch, result, attempts):
-                yield method, outcome
+        for method, shapes in zip(group.methods, results, strict=True):
+            for alike, result in shapes:
+                for outcome in _finite_and_not(passes.model, method, alike, result, attempts):
+                    yield method, outcome
         return
     # Outside the handler: the exception, and with it the tensors of the failed attempt, are gone by now.
     agree(OUT_OF_MEMORY if out_of_memory else message)
@@ -181,7 +155,7 @@ def _score_or_split(
         _release_cached_memory()
         if budget.ran_out_at(batch) and len(batch) == 1:
             # A method may compute further rows for one pair, and computes them in smaller parts now.
-            yield from _score_or_split(model, batch, group, budget, agree, attempts=attempts + 1)
+            yield from _score_or_split(passes, batch, group, budget, agree, attempts=attempts + 1)
             return
     if len(batch) == 1:
         for method in group.methods:
@@ -189,7 +163,7 @@ def _score_or_split(
         return
     middle = len(batch) // 2
     for half in (batch[:middle], batch[middle:]):
-        yield from _score_or_split(model, half, group, budget, agree, attempts=attempts + 1)
+        yield from _score_or_split(passes, half, group, budget, agree, attempts=attempts + 1)
 
 
 def _finite_and_not(

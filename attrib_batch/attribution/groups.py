@@ -5,27 +5,36 @@ A group holds all that scoring reads of the registry, so that it can travel to a
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol, cast, runtime_checkable
+from typing import Any, Protocol, cast, runtime_checkable
+
+import numpy as np
 
 from attrib_batch.attribution.method import Method
-from attrib_batch.attribution.scores import BatchScores
+from attrib_batch.attribution.passes import Passes
+from attrib_batch.attribution.scores import BatchScores, Scores
 from attrib_batch.errors import JobError
-from attrib_batch.models.load import LoadedModel
 from attrib_batch.pairs.encoding.encode import EncodedPair
 from attrib_batch.spec import MethodSpec, share_forward_passes
 from attrib_batch.spec.registries.entry_points import load_reference
 from attrib_batch.spec.registries.methods import method_entry
 
 
+Result = BatchScores | Scores | Sequence[Scores]
+"""What a scoring function returns: one result of all its pairs, or several for parts of them in their order."""
+
+
 @runtime_checkable
 class ScoringFunction(Protocol):
-    """Scores pairs of one length and one first difference by one method, at the positions from there on."""
+    """Scores pairs by one method, at the positions from their first difference on.
 
-    def __call__(
-        self, model: LoadedModel, pairs: Sequence[EncodedPair], method: Method, *, batch_tokens: int
-    ) -> BatchScores:
+    Pairs are of any shapes where the method's entry says that it mixes them; otherwise all have one length and one
+    first difference.
+    """
+
+    def __call__(self, passes: Passes, pairs: Sequence[EncodedPair], method: Method, *, batch_tokens: int) -> Result:
         """Score ``pairs``, whose suffixes fit into ``batch_tokens``; rows beyond those are computed in parts that fit.
 
         Whatever it raises is recorded for a pair that raises it alone; a `RequestError` ends the scoring.
@@ -38,8 +47,8 @@ class SharedScoringFunction(Protocol):
     """The same by several methods at once; one result each, in their order."""
 
     def __call__(
-        self, model: LoadedModel, pairs: Sequence[EncodedPair], methods: Sequence[Method], *, batch_tokens: int
-    ) -> list[BatchScores]:
+        self, passes: Passes, pairs: Sequence[EncodedPair], methods: Sequence[Method], *, batch_tokens: int
+    ) -> Sequence[Result]:
         """Score ``pairs`` by all ``methods``."""
         ...
 
@@ -52,15 +61,41 @@ class MethodGroup:
     function: ScoringFunction | SharedScoringFunction
     shared: bool
     """Whether ``function`` takes all methods at once."""
-    reads_whole_prompts: bool
+    mixes_shapes: bool
+    """Whether ``function`` takes pairs of any shapes at once."""
 
-    def score(self, model: LoadedModel, pairs: Sequence[EncodedPair], *, batch_tokens: int) -> list[BatchScores]:
-        """Score pairs of one shape by every method of the group."""
+    def score(self, passes: Passes, pairs: Sequence[EncodedPair], *, batch_tokens: int) -> list[list[ShapeScores]]:
+        """Score pairs by every method of the group; of one shape, unless it mixes shapes."""
         if self.shared:
             together = cast("SharedScoringFunction", self.function)
-            return together(model, pairs, self.methods, batch_tokens=batch_tokens)
-        alone = cast("ScoringFunction", self.function)
-        return [alone(model, pairs, method, batch_tokens=batch_tokens) for method in self.methods]
+            results = together(passes, pairs, self.methods, batch_tokens=batch_tokens)
+        else:
+            alone = cast("ScoringFunction", self.function)
+            results = [alone(passes, pairs, method, batch_tokens=batch_tokens) for method in self.methods]
+        return [by_shape(pairs, result) for result in results]
+
+
+ShapeScores = tuple[list[EncodedPair], BatchScores]
+"""Pairs of one shape, and their scores."""
+
+
+def by_shape(pairs: Sequence[EncodedPair], result: Result) -> list[ShapeScores]:
+    """Divide what a method returned into pairs of one length and one first difference."""
+    if isinstance(result, BatchScores):
+        return [(list(pairs), result)]
+    found: list[ShapeScores] = []
+    start = 0
+    for part in [result] if isinstance(result, Scores) else result:
+        shapes: dict[tuple[int, int], list[int]] = defaultdict(list)
+        for index in range(len(part.count)):
+            pair = pairs[start + index]
+            shapes[pair.n_tokens, pair.first_difference].append(index)
+        found += [
+            ([pairs[start + index] for index in indices], part.of_pairs(np.array(indices)))
+            for indices in shapes.values()
+        ]
+        start += len(part.count)
+    return found
 
 
 def group_methods(methods: Sequence[MethodSpec]) -> list[MethodGroup]:
@@ -77,7 +112,7 @@ def group_methods(methods: Sequence[MethodSpec]) -> list[MethodGroup]:
                 tuple(map(Method.of, members)),
                 scoring_function(entry.kind),
                 entry.shares_forward_passes,
-                entry.reads_whole_prompts,
+                entry.mixes_shapes,
             )
         )
     return groups

@@ -12,6 +12,40 @@ from attrib_batch.spec import Component
 
 
 @dataclass(frozen=True)
+class Scores:
+    """Scores and metrics of pairs of any shapes, on the CPU.
+
+    An *entry* is a position of a pair, from its first difference on; those of a pair stand one behind the other.
+    """
+
+    scores: dict[Component, Float[np.ndarray, "layer entry head"]]
+    """In float32 and metric units; one head where a component has none."""
+    count: Int[np.ndarray, " pair"]
+    """The entries of each pair."""
+    clean_metric: Float[np.ndarray, " pair"]
+    """In float64, as ``corrupted_metric``."""
+    corrupted_metric: Float[np.ndarray, " pair"]
+    positions: Int[np.ndarray, " entry"] | None = None
+    """The position of each entry, where they are not all from a pair's first difference on."""
+
+    def of_pairs(self, pairs: Int[np.ndarray, " some"]) -> BatchScores:
+        """Return the scores of the pairs at these indices, which have one length and one first difference."""
+        count = self.count[pairs]
+        place = np.arange(count.max(initial=0))
+        there = place < count[:, None]
+        entry = np.where(there, (np.cumsum(self.count) - self.count)[pairs][:, None] + place, 0)
+        scores = {
+            component: np.ascontiguousarray(values[:, entry].transpose(1, 0, 3, 2))
+            for component, values in self.scores.items()
+        }
+        positions = None
+        if self.positions is not None:
+            positions = np.where(there, self.positions[entry], -1)
+            scores = {component: np.where(there[:, None, None], values, 0) for component, values in scores.items()}
+        return BatchScores(scores, self.clean_metric[pairs], self.corrupted_metric[pairs], positions)
+
+
+@dataclass(frozen=True)
 class BatchScores:
     """Scores and baselines of a micro-batch, on the CPU.
 
@@ -49,16 +83,6 @@ class BatchScores:
             self.corrupted_metric[keep],
             None if self.positions is None else self.positions[keep],
         )
-
-    def after_shared_prefix(self, n_shared: int) -> BatchScores:
-        """Return the scores of pairs that were computed from their first position, and share ``n_shared`` positions.
-
-        There the prompts are the same: what is not 0 is rounding.
-        """
-        if self.positions is None:
-            return replace(self, scores={name: values[..., n_shared:] for name, values in self.scores.items()})
-        differs = (self.positions >= n_shared)[:, None, None, :]
-        return replace(self, scores={name: np.where(differs, values, 0) for name, values in self.scores.items()})
 
     @classmethod
     def joined(cls, parts: Sequence[BatchScores]) -> BatchScores:

@@ -39,6 +39,8 @@ class LoadedModel:
     """Where the token ids go; with a device map the device of the embedding."""
     shards: int = 1
     """Over how many processes the weights are split; every one of them computes the same forward passes."""
+    may_replace_attention: bool = True
+    """Whether attention may be computed by a function of this package: not on a server, whose model it is."""
 
     @property
     def model_type(self) -> str:

@@ -32,6 +32,13 @@ def prefix_is_reusable(config: Any, prefix: int, whole: int) -> bool:
     )
 
 
+def angles_follow_from_positions(config: Any) -> bool:
+    """Return whether every position has the same angles in prompts of all lengths, which may then share a pass."""
+    return all(
+        parameters.get("rope_type", "default") in _BY_POSITION_ALONE for parameters in _rotary_parameters(config)
+    )
+
+
 def _same_angles(config: Any, parameters: Mapping[str, Any], prefix: int, whole: int) -> bool:
     variant = parameters.get("rope_type", "default")
     if variant in _BY_POSITION_ALONE:

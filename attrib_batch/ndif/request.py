@@ -85,7 +85,9 @@ def score_on_server(
     """Do the work of a request: score with the server's own model, and pack the outcomes."""
     module = traced._module
     weight = module.get_input_embeddings().weight
-    model = LoadedModel(traced, module, traced.tokenizer, architecture, dimensions, weight.device)
+    model = LoadedModel(
+        traced, module, traced.tokenizer, architecture, dimensions, weight.device, may_replace_attention=False
+    )
     scored: list[Answer] = []
     failed: list[Answer] = []
     for method, outcome in score_groups(model, pairs, groups, TokenBudget(batch_tokens)):

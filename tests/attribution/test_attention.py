@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from attrib_batch.attribution.attention import Attention, read_attention
-from attrib_batch.attribution.forward import PrefixCache
 from tests.support.demo_pairs import random_pairs
 from tests.support.hooked_run import run
 from tests.support.near import assert_near
@@ -28,7 +27,7 @@ WITHOUT_GROUPS = {"gpt2", "gpt_neox", "gpt_neox_sequential"}
 @cache
 def read(name: str, prefix: int) -> list[Attention]:
     model = tiny_model(name)
-    return read_attention(model, ROWS, PrefixCache(model, ROWS, prefix))
+    return read_attention(model, ROWS, prefix)
 
 
 @cache
@@ -111,7 +110,7 @@ def test_a_soft_cap_bounds_the_scores_before_the_mask() -> None:
 
 def test_narrow_models_are_read_in_float32() -> None:
     model = tiny_model("mistral_short_window", dtype="bfloat16")
-    for layer in read_attention(model, ROWS, PrefixCache(model, ROWS, 4)):
+    for layer in read_attention(model, ROWS, 4):
         assert {part.dtype for part in (layer.query, layer.key, layer.value, layer.mask)} == {torch.float32}
         assert layer.mask.isneginf().any(), "the smallest number of a narrow type is no minus infinity in a wider one"
         assert ((layer.mask == 0) | layer.mask.isneginf()).all()

@@ -9,7 +9,7 @@ import torch
 from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
-from attrib_batch.attribution.forward import PrefixCache
+from attrib_batch.attribution.passes.padded import PrefixCache
 from attrib_batch.models.load import wrap_model
 from attrib_batch.models.rotary import prefix_is_reusable
 from tests.support import oracle

@@ -11,65 +11,65 @@ first-order estimate of what activation patching would measure.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 
+import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
-from attrib_batch.attribution.batches import Request, plan_rows
-from attrib_batch.attribution.contrast import Objective, rows_at, sites_in_order
-from attrib_batch.attribution.forward import PrefixCache, forward_suffixes
+from attrib_batch.attribution.batches import Request, first_positions, plan_rows
+from attrib_batch.attribution.contrast import Objective, sites_in_order, subtract, vocabulary_of
+from attrib_batch.attribution.entries import Entries
 from attrib_batch.attribution.method import Method
-from attrib_batch.attribution.scores import BatchScores
-from attrib_batch.models.families import Site, SiteKey
-from attrib_batch.models.load import LoadedModel
+from attrib_batch.attribution.metrics import at_least_float32
+from attrib_batch.attribution.passes import Passes, Row
+from attrib_batch.attribution.passes.base import by_token
+from attrib_batch.attribution.passes.places import Index
+from attrib_batch.attribution.scores import Scores
 from attrib_batch.pairs.encoding.encode import EncodedPair
 from attrib_batch.spec import Component
-from attrib_batch.spec.registries.metrics import metric_entry
 
 
 def attribution_patching(
-    model: LoadedModel,
+    passes: Passes,
     pairs: Sequence[EncodedPair],
     methods: Sequence[Method],
     *,
     batch_tokens: int,  # noqa: ARG001 - a SharedScoringFunction; what it computes for the pairs fits by their choice
-) -> list[BatchScores]:
-    """Score pairs of one shape (equal length, equal first difference) in one forward and one backward pass.
+) -> list[Scores]:
+    """Score pairs of any shapes in one forward and one backward pass.
 
     Args:
-        model: the model.
-        pairs: pairs of one shape.
+        passes: of the model.
+        pairs: pairs of any shapes.
         methods: what is asked of every pair; both directions together share their forward passes.
         batch_tokens: most suffix positions at once; those of the pairs are no more.
 
     Returns:
         For each method, scores at the positions from the first difference on; before it every score is exactly 0.
     """
+    model = passes.model
     components = dict.fromkeys(component for method in methods for component in method.components)
     sites = sites_in_order(model, list(components))
     rows = plan_rows(pairs, [Request(method.direction, method.metric) for method in methods])
-    prefix = PrefixCache(model, [*rows.graph, *rows.plain], pairs[0].first_difference)
-    vocabulary = None if model.sharded else _vocabulary(pairs, methods)
-    forward = partial(forward_suffixes, model, prefix=prefix, sites=list(sites.values()), vocabulary=vocabulary)
-    plain = forward(rows.plain, graph=False) if rows.plain else None
-    graph = forward(rows.graph, graph=True)
+    first = first_positions(pairs)
+    layouts = [passes.layout([Row(tokens, first[tokens]) for tokens in of]) for of in (rows.graph, rows.plain) if of]
+    vocabulary = vocabulary_of(model, pairs, methods)
+    forward = partial(passes.forward, sites=list(sites.values()), vocabulary=vocabulary)
+    plain = [forward(layout, graph=False) for layout in layouts[1:]]
+    graph = forward(layouts[0], graph=True)
 
-    logits = _stack_rows(graph.logits.detach(), plain.logits if plain else None)
-    patches = [
-        _Patch(
-            torch.tensor(base),
-            torch.tensor(other),
-            Objective.of(
-                method, pairs, rows_at(logits, torch.tensor(base)), rows_at(logits, torch.tensor(other)), vocabulary
-            ),
-            {component: [] for component in method.components},
-        )
-        for method, base, other in zip(methods, rows.base, rows.other, strict=True)
-    ]
+    logits = _join([graph.logits, *(passed.logits for passed in plain)])
+    entries = Entries.of(pairs)
+    patches = []
+    for method, base, other in zip(methods, rows.base, rows.other, strict=True):
+        base_logits, other_logits = (Index(np.array(of)).take(logits) for of in (base, other))
+        objective = Objective.of(method, pairs, base_logits, other_logits, vocabulary)
+        at = entries.index(base, layouts[0]), entries.index(other, *layouts)
+        patches.append(_Patch(*at, objective, {component: [] for component in method.components}))
     keys = list(graph.sites[0])
     gradients = iter(
         torch.autograd.grad(
@@ -78,53 +78,44 @@ def attribution_patching(
         )
     )
     with torch.no_grad():
-        for index, layer in enumerate(graph.sites):
+        for layer in range(model.dimensions.n_layers):
             gradient = {key: next(gradients) for key in keys}
-            activation = {
-                key: _stack_rows(layer[key].detach(), plain.sites[index][key] if plain else None) for key in keys
-            }
-            for patch in patches:
-                patch.score_layer(model, sites, gradient, activation)
-    return [patch.result() for patch in patches]
+            for component, site in sites.items():
+                of_graph = graph.at(layer, site, model.dimensions)
+                of_all = _join([of_graph, *(passed.at(layer, site, model.dimensions) for passed in plain)])
+                slope = by_token(gradient[site.key], site, model.dimensions)
+                for patch in patches:
+                    if component in patch.scores:
+                        score = patch.score(slope, of_graph, of_all)
+                        # Layers may lie on several devices; they meet on one, and leave it in one transfer.
+                        patch.scores[component].append(score.to(model.device, non_blocking=True))
+    return [patch.result(entries) for patch in patches]
 
 
 @dataclass(frozen=True)
 class _Patch:
-    """One method on a micro-batch: which rows are its pairs' prompts, and the scores of the layers so far."""
+    """One method on a micro-batch: where its pairs' prompts are, and the scores of the layers so far."""
 
-    base: Int[Tensor, " pair"]
-    other: Int[Tensor, " pair"]
+    base: Index
+    """Among the tokens of the graph pass."""
+    other: Index
+    """Among those of both passes."""
     objective: Objective
-    scores: dict[Component, list[Float[Tensor, "pair position head"]]]
+    scores: dict[Component, list[Float[Tensor, "entry head"]]]
 
-    def score_layer(
+    def score(
         self,
-        model: LoadedModel,
-        sites: Mapping[Component, Site],
-        gradient: Mapping[SiteKey, Float[Tensor, "graph ..."]],
-        activation: Mapping[SiteKey, Float[Tensor, "row ..."]],
-    ) -> None:
-        """Add the next layer's scores: gradient times difference, in float32, summed over features."""
-        products = {
-            key: rows_at(gradient[key], self.base).float()
-            * (rows_at(activation[key], self.other) - rows_at(activation[key], self.base)).float()
-            for key in {sites[component].key for component in self.scores}
-        }
-        for component, layers in self.scores.items():
-            score = sites[component].view(products[sites[component].key], model.dimensions).sum(-1)
-            # Layers may lie on several devices; they meet on one, and leave it in one transfer.
-            layers.append(score.to(model.device, non_blocking=True))
+        slope: Float[Tensor, "graph_token head feature"],
+        of_graph: Float[Tensor, "graph_token head feature"],
+        of_all: Float[Tensor, "token head feature"],
+    ) -> Float[Tensor, "entry head"]:
+        """Return the scores of a component at a layer: gradient times difference, summed over features."""
+        difference = subtract(self.other.take(of_all), self.base.take(of_graph))
+        return (at_least_float32(self.base.take(slope)) * difference).sum(-1)
 
-    def result(self) -> BatchScores:
+    def result(self, entries: Entries) -> Scores:
         """Return the scores of all layers."""
-        return self.objective.with_scores({c: torch.stack(s).transpose(-1, -2) for c, s in self.scores.items()})
-
-
-def _vocabulary(pairs: Sequence[EncodedPair], methods: Sequence[Method]) -> list[int] | None:
-    """Return the tokens whose logits are needed, None for all."""
-    if not all(metric_entry(method.metric).of_answers_alone for method in methods):
-        return None
-    return sorted({token for pair in pairs for token in (*pair.answers, *pair.wrong_answers)})
+        return self.objective.with_scores({c: torch.stack(layers) for c, layers in self.scores.items()}, entries.count)
 
 
 def _total(
@@ -135,12 +126,10 @@ def _total(
     for number, objective in enumerate(objectives):
         mine = [(row, pair) for row, (request, pair) in enumerate(graph_of) if request == number]
         if mine:
-            row, pair = (torch.tensor(indices) for indices in zip(*mine, strict=True))
-            total = total + objective(rows_at(logits, row), pair).sum()
+            row, pair = (Index(np.array(indices)) for indices in zip(*mine, strict=True))
+            total = total + objective(row.take(logits), pair).sum()
     return total
 
 
-def _stack_rows(
-    graph: Float[Tensor, "graph ..."], plain: Float[Tensor, "plain ..."] | None
-) -> Float[Tensor, "row ..."]:
-    return graph if plain is None else torch.cat([graph, plain])
+def _join(parts: Sequence[Float[Tensor, "row ..."]]) -> Float[Tensor, "all ..."]:
+    return parts[0].detach() if len(parts) == 1 else torch.cat([part.detach() for part in parts])

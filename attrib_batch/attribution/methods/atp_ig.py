@@ -16,58 +16,111 @@ and position embeddings that both prompts share, so a straight line through one 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
+import numpy as np
 import torch
+from jaxtyping import Float, Int
+from torch import Tensor
 
-from attrib_batch.attribution.contrast import Contrast, rows_at, sites_in_order
-from attrib_batch.attribution.forward import forward_suffixes, read_start
+from attrib_batch.attribution.contrast import Contrast, sites_in_order
 from attrib_batch.attribution.method import Method
-from attrib_batch.attribution.scores import BatchScores
-from attrib_batch.models.load import LoadedModel
+from attrib_batch.attribution.metrics import at_least_float32
+from attrib_batch.attribution.passes import Layout, Passes
+from attrib_batch.attribution.passes.base import by_token
+from attrib_batch.attribution.passes.places import Index, ranges
+from attrib_batch.attribution.scores import Scores
 from attrib_batch.pairs.encoding.encode import EncodedPair
 
 
-def integrated_gradients(
-    model: LoadedModel, pairs: Sequence[EncodedPair], method: Method, *, batch_tokens: int
-) -> BatchScores:
-    """Score pairs of one shape (equal length, equal first difference), ``ig_steps`` gradient runs each.
+def integrated_gradients(passes: Passes, pairs: Sequence[EncodedPair], method: Method, *, batch_tokens: int) -> Scores:
+    """Score pairs of any shapes by ``ig_steps`` gradients each.
 
-    Every step of every pair is a row; rows are run together as far as ``batch_tokens`` suffix positions go.
+    Every step of every pair is a row; rows are computed together as far as ``batch_tokens`` suffix positions go.
     """
-    steps: int = method.parameters["ig_steps"]
+    model, steps = passes.model, int(method.parameters["ig_steps"])
+    dimensions = model.dimensions
     sites = sites_in_order(model, method.components)
-    contrast = Contrast.of(model, pairs, method, list(sites.values()))
-    start = read_start(model, contrast.base_rows, contrast.prefix)
-    way = read_start(model, contrast.other_rows, contrast.prefix) - start
-    n_positions = pairs[0].n_tokens - pairs[0].first_difference
+    contrast = Contrast.of(passes, pairs, method, sites)
+    entries = contrast.entries
+    path = _Path.of(passes, contrast)
     totals = {
         component: torch.zeros(
-            model.dimensions.n_layers,
-            len(pairs),
-            model.dimensions.heads_of(component) or 1,
-            n_positions,
-            device=start.device,
+            dimensions.n_layers, int(entries.count.sum()), dimensions.heads_of(component) or 1, device=model.device
         )
         for component in method.components
     }
-    for rows in torch.split(torch.arange(len(pairs) * steps), max(1, batch_tokens // n_positions)):
-        pair, step = rows // steps, rows % steps
-        fraction = ((step + 0.5) / steps).to(start).view(-1, 1, 1)
-        passed = forward_suffixes(
-            model,
-            [contrast.base_rows[index] for index in pair.tolist()],
-            contrast.prefix,
+    ends = np.cumsum(entries.count)
+    for pair, step in _parts(entries.count, steps, batch_tokens):
+        layout = passes.layout([contrast.base_rows[index] for index in pair.tolist()])
+        passed = passes.forward(
+            layout,
             list(sites.values()),
             graph=True,
-            start=rows_at(start, pair) + fraction * rows_at(way, pair),
+            start=path.between(layout, pair, (step + 0.5) / steps),
+            vocabulary=contrast.vocabulary,
         )
         keys = list(passed.sites[0])
         wanted = [layer[key] for layer in passed.sites for key in keys]
-        gradients = iter(torch.autograd.grad(contrast.objective(passed.logits, pair).sum(), wanted))
-        for layer, difference in enumerate(contrast.difference):
-            products = {key: next(gradients).float() * rows_at(difference[key], pair).float() for key in keys}
+        objective = contrast.objective(passed.logits, Index(pair)).sum()
+        gradients = iter(torch.autograd.grad(objective, wanted))
+        first, count = entries.first[pair], entries.count[pair]
+        at = Index(layout.places(np.arange(len(pair)), first, count))
+        entry = Index(ranges(ends[pair] - count, count))
+        for layer in range(dimensions.n_layers):
+            gradient = {key: next(gradients) for key in keys}
             for component, site in sites.items():
-                row_scores = site.view(products[site.key], model.dimensions).sum(-1).transpose(1, 2) / steps
-                totals[component][layer].index_add_(0, pair.to(start.device), row_scores.to(start.device))
-    return contrast.objective.with_scores(totals)
+                slope = at_least_float32(at.take(by_token(gradient[site.key], site, dimensions)))
+                scores = (slope * entry.take(contrast.difference[layer][component])).sum(-1) / steps
+                totals[component][layer].index_add_(0, entry.on(model.device), scores.float().to(model.device))
+    return contrast.objective.with_scores(totals, entries.count)
+
+
+@dataclass(frozen=True)
+class _Path:
+    """What enters the first layer on the way from every pair's base prompt to its other prompt."""
+
+    base: Float[Tensor, "token d_model"]
+    way: Float[Tensor, "token d_model"]
+    layout: Layout
+    """Of the base prompts, a row for each pair."""
+
+    @classmethod
+    def of(cls, passes: Passes, contrast: Contrast) -> _Path:
+        """Read both ends."""
+        layout, others = passes.layout(contrast.base_rows), passes.layout(contrast.other_rows)
+        base, other = passes.start(layout), passes.start(others)
+        rows, entries = np.arange(len(layout.rows)), contrast.entries
+        here, there = (Index(of.places(rows, entries.first, entries.count)) for of in (layout, others))
+        # Before the first difference of a pair its prompts are the same, and there is no way.
+        way = torch.zeros_like(base)
+        way[here.on(base.device)] = there.take(other) - here.take(base)
+        return cls(base, way, layout)
+
+    def between(
+        self, layout: Layout, pair: Int[np.ndarray, " row"], fraction: Float[np.ndarray, " row"]
+    ) -> Float[Tensor, "token d_model"]:
+        """Return what enters the first layer for rows of pairs, each so far on its way."""
+        first = np.array([row.first for row in layout.rows])
+        count = np.array([len(row.tokens) for row in layout.rows]) - first
+        source = Index(self.layout.places(pair, first, count))
+        along = torch.from_numpy(np.repeat(fraction, count)).to(self.base).unsqueeze(-1)
+        # Padding is on no way, and may hold anything.
+        start = self.base.new_zeros(layout.n_tokens, self.base.shape[-1])
+        place = Index(layout.places(np.arange(len(pair)), first, count))
+        start[place.on(start.device)] = source.take(self.base) + along * source.take(self.way)
+        return start
+
+
+def _parts(
+    count: Int[np.ndarray, " pair"], steps: int, batch_tokens: int
+) -> Iterator[tuple[Int[np.ndarray, " row"], Int[np.ndarray, " row"]]]:
+    """Divide all steps of all pairs into parts of at most so many tokens; yield the pair and the step of each row."""
+    pair, step = np.divmod(np.arange(len(count) * steps), steps)
+    start = 0
+    while start < len(pair):
+        ends = np.cumsum(count[pair[start:]])
+        stop = start + max(1, int(np.searchsorted(ends, batch_tokens, side="right")))
+        yield pair[start:stop], step[start:stop]
+        start = stop

@@ -27,19 +27,25 @@ below it one backward pass through the l lower layers gives I_l; together they c
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 
+import numpy as np
 import torch
 from einops import reduce
 from jaxtyping import Float
 from torch import Tensor
 
 from attrib_batch.attribution.attention import Attention, read_attention
+from attrib_batch.attribution.batches import base_and_other
 from attrib_batch.attribution.contrast import Contrast, sites_in_order
-from attrib_batch.attribution.forward import Capture, forward_suffixes
+from attrib_batch.attribution.entries import Entries
 from attrib_batch.attribution.method import Method
 from attrib_batch.attribution.metrics import at_least_float32
-from attrib_batch.attribution.scores import BatchScores
+from attrib_batch.attribution.passes import Capture, Passes
+from attrib_batch.attribution.passes.base import by_token
+from attrib_batch.attribution.passes.places import Index, ranges
+from attrib_batch.attribution.scores import Scores
 from attrib_batch.models.families import Site, SiteKey
 from attrib_batch.models.load import LoadedModel
 from attrib_batch.pairs.encoding.encode import EncodedPair
@@ -50,60 +56,107 @@ _RESIDUAL = (Component.RESID_PRE, Component.RESID_MID, Component.RESID_POST)
 
 
 def attribution_patching_star(
-    model: LoadedModel, pairs: Sequence[EncodedPair], method: Method, *, batch_tokens: int
-) -> BatchScores:
-    """Score pairs of one shape (equal length, equal first difference); the model has two layers or more."""
-    n_layers = model.dimensions.n_layers
-    size = len(pairs)
+    passes: Passes, pairs: Sequence[EncodedPair], method: Method, *, batch_tokens: int
+) -> list[Scores]:
+    """Score pairs of any shapes; the model has two layers or more. A result for each part that is computed at once."""
+    most = batch_tokens
     if any(component in _FIXED for component in method.components):
         # The QK fix keeps the gradients on z of every drop: at each layer those of the drops above it.
-        n_positions = pairs[0].n_tokens - pairs[0].first_difference
-        size = max(1, 2 * batch_tokens // (n_positions * n_layers))
-    return BatchScores.joined([_score(model, pairs[i : i + size], method) for i in range(0, len(pairs), size)])
+        most = 2 * batch_tokens // passes.model.dimensions.n_layers
+    parts: list[list[EncodedPair]] = []
+    room = 0
+    for pair in pairs:
+        n_positions = pair.n_tokens - pair.first_difference
+        if not parts or n_positions > room:
+            parts.append([])
+            room = most
+        parts[-1].append(pair)
+        room -= n_positions
+    return [_score(passes, part, method) for part in parts]
 
 
-def _score(model: LoadedModel, pairs: Sequence[EncodedPair], method: Method) -> BatchScores:
-    n_layers = model.dimensions.n_layers
-    components = list(sites_in_order(model, method.components))
+def _score(passes: Passes, pairs: Sequence[EncodedPair], method: Method) -> Scores:
+    dimensions = passes.model.dimensions
+    n_layers = dimensions.n_layers
+    components = list(sites_in_order(passes.model, method.components))
     fixed = [component for component in components if component in _FIXED]
-    linear = sites_in_order(model, [component for component in components if component not in _FIXED])
-    contrast = Contrast.of(model, pairs, method, list(linear.values()))
+    linear = sites_in_order(passes.model, [component for component in components if component not in _FIXED])
+    contrast = Contrast.of(passes, pairs, method, linear)
     helpers = {Component.RESID_PRE, Component.RESID_POST} | ({Component.Z} if fixed else set())
-    sites = sites_in_order(model, [*{*linear, *helpers}])
-    passed = forward_suffixes(model, contrast.base_rows, contrast.prefix, list(sites.values()), graph=True)
-    objective = contrast.objective(passed.logits, torch.arange(len(pairs))).sum()
+    sites = sites_in_order(passes.model, [*{*linear, *helpers}])
+    layout = passes.layout(contrast.base_rows)
+    passed = passes.forward(layout, list(sites.values()), graph=True, vocabulary=contrast.vocabulary)
+    every = range(len(pairs))
+    objective = contrast.objective(passed.logits, Index(np.array(every))).sum()
+    at = contrast.entries.index(every, layout)
 
     estimates: dict[Component, list[list[Tensor]]] = {component: [[] for _ in range(n_layers)] for component in linear}
     z_gradients: list[list[tuple[int, Tensor]]] = [[] for _ in range(n_layers)]
     for layer, gradients, counts in _gradients(passed, objective, sites):
         for component, site in linear.items():
             if count := counts[component]:
-                gradient, difference = gradients[site.key], contrast.difference[layer][site.key]
-                product = at_least_float32(gradient) * at_least_float32(difference)
-                estimate = site.view(product, model.dimensions).sum(-1).transpose(1, 2)
-                estimates[component][layer].append(count * estimate.abs())
+                slope = at_least_float32(at.take(by_token(gradients[site.key], site, dimensions)))
+                estimates[component][layer].append(
+                    count * (slope * contrast.difference[layer][component]).sum(-1).abs()
+                )
         if fixed and (count := counts[Component.Z]):
             site = sites[Component.Z]
-            gradient = at_least_float32(gradients[site.key])
-            z_gradients[layer].append((count, site.view(gradient, model.dimensions)))
+            z_gradients[layer].append(
+                (count, at_least_float32(at.take(by_token(gradients[site.key], site, dimensions))))
+            )
     scores = {
         component: torch.stack([torch.stack(parts).sum(0) for parts in layers])
         / (n_layers if component in _RESIDUAL else n_layers - 1)
         for component, layers in estimates.items()
     }
     if fixed:
-        base = read_attention(model, contrast.base_rows, contrast.prefix)
-        other = read_attention(model, contrast.other_rows, contrast.prefix)
-        for component in fixed:
-            effects = _query_effects if component is Component.Q else _key_effects
-            layers = [effects(*of_layer) for of_layer in zip(base, other, z_gradients, strict=True)]
-            scores[component] = torch.stack(layers) / (n_layers - 1)
-    return contrast.objective.with_scores({component: scores[component] for component in method.components})
+        scores |= _fixed_scores(passes.model, pairs, method, fixed, z_gradients)
+    return contrast.objective.with_scores(
+        {component: scores[component] for component in method.components}, contrast.entries.count
+    )
+
+
+def _fixed_scores(
+    model: LoadedModel,
+    pairs: Sequence[EncodedPair],
+    method: Method,
+    fixed: Sequence[Component],
+    z_gradients: list[list[tuple[int, Tensor]]],
+) -> dict[Component, Tensor]:
+    """Return the scores of queries and keys (layer, entry, head), from the gradients on z of every drop."""
+    shapes: dict[tuple[int, int], list[int]] = defaultdict(list)
+    for index, pair in enumerate(pairs):
+        shapes[pair.n_tokens, pair.first_difference].append(index)
+    entries = Entries.of(pairs)
+    starts = np.cumsum(entries.count) - entries.count
+    scores = {
+        component: torch.zeros(
+            model.dimensions.n_layers,
+            int(entries.count.sum()),
+            model.dimensions.heads_of(component) or 1,
+            device=model.device,
+        )
+        for component in fixed
+    }
+    for indices in shapes.values():
+        alike = [pairs[index] for index in indices]
+        entry = Index(ranges(starts[indices], entries.count[indices]))
+        base, other = (
+            read_attention(model, list(rows), alike[0].first_difference)
+            for rows in zip(*(base_and_other(pair, method.direction) for pair in alike), strict=True)
+        )
+        for layer, (of_base, of_other, drops) in enumerate(zip(base, other, z_gradients, strict=True)):
+            mine = [(count, entry.take(gradient).unflatten(0, (len(alike), -1))) for count, gradient in drops]
+            for component in fixed:
+                effects = _query_effects if component is Component.Q else _key_effects
+                found = effects(of_base, of_other, mine).transpose(1, 2).flatten(0, 1) / (len(z_gradients) - 1)
+                scores[component][layer, entry.on(model.device)] = found.float().to(model.device)
+    return scores
 
 
 def _gradients(
     passed: Capture, objective: Float[Tensor, ""], sites: dict[Component, Site]
-) -> Iterator[tuple[int, dict[SiteKey, Float[Tensor, "pair ..."]], dict[Component, int]]]:
+) -> Iterator[tuple[int, dict[SiteKey, Float[Tensor, "..."]], dict[Component, int]]]:
     """Yield a layer, gradients at its sites, and for how many of the drops they are a component's gradients.
 
     Over all that is yielded, the counts of a component at a layer are the drops in which it has a gradient at all.

@@ -14,24 +14,21 @@ keys and values: the rows of a position begin at that position. So at the last p
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from transformers import DynamicCache
 
-from attrib_batch.attribution.batches import base_and_other
-from attrib_batch.attribution.contrast import Objective, rows_at, sites_in_order
-from attrib_batch.attribution.forward import last_logits
+from attrib_batch.attribution.batches import base_and_other, first_positions
+from attrib_batch.attribution.contrast import Objective, sites_in_order, vocabulary_of
 from attrib_batch.attribution.method import Method
-from attrib_batch.attribution.scores import BatchScores
-from attrib_batch.models.activations import activation_at, put_back
-from attrib_batch.models.families import Site, SiteKey
-from attrib_batch.models.load import LoadedModel
+from attrib_batch.attribution.passes import Capture, Edit, Layout, Passes, Row
+from attrib_batch.attribution.passes.places import Index
+from attrib_batch.attribution.scores import Scores
+from attrib_batch.models.families import Dimensions, Site
 from attrib_batch.pairs.encoding.encode import EncodedPair
 from attrib_batch.spec import Component
 from attrib_batch.spec.positions import ALL, positions_asked
@@ -39,197 +36,218 @@ from attrib_batch.spec.positions import ALL, positions_asked
 _INTO_LAYER = Site("", "input")
 
 
-def activation_patching(
-    model: LoadedModel, pairs: Sequence[EncodedPair], method: Method, *, batch_tokens: int
-) -> BatchScores:
-    """Score pairs of one shape (equal length, equal first difference), one row of a forward pass per score.
+def activation_patching(passes: Passes, pairs: Sequence[EncodedPair], method: Method, *, batch_tokens: int) -> Scores:
+    """Score pairs of any shapes, one row of a forward pass per score.
 
     Only the positions that ``at`` asks for are computed. Rows are computed together as far as ``batch_tokens``
-    positions go, those before the replaced one counted: every row has its copy of their keys and values.
+    positions go, those from the replaced one on.
     """
-    size = max(1, batch_tokens // (2 * pairs[0].n_tokens))
-    parts = [pairs[i : i + size] for i in range(0, len(pairs), size)]
     with torch.no_grad():
-        return BatchScores.joined([_score(model, part, method, batch_tokens) for part in parts])
-
-
-def _score(model: LoadedModel, pairs: Sequence[EncodedPair], method: Method, batch_tokens: int) -> BatchScores:
-    sites = sites_in_order(model, method.components)
-    prompts = _Prompts.of(model, pairs, method, sites)
-    places = _Places.of(pairs, method.parameters["at"])
-    heads = {component: model.dimensions.heads_of(component) or 1 for component in sites}
-    base = prompts.objective.base
-    scores = {
-        component: base.new_zeros(model.dimensions.n_layers, len(pairs), n_heads, places.width)
-        for component, n_heads in heads.items()
-    }
-    every = [(component, head) for component, n_heads in heads.items() for head in range(n_heads)]
-    for position in range(pairs[0].first_difference, pairs[0].n_tokens):
-        asked = places.pairs_at(position)
-        if not len(asked):
-            continue
-        combinations = torch.cartesian_prod(torch.arange(len(every)), asked)
-        for rows in torch.split(combinations, max(1, batch_tokens // pairs[0].n_tokens)):
-            pair = rows[:, 1]
-            before = prompts.before(position, pair)
-            patches = []
-            for component in sites:
-                mine = [i for i, index in enumerate(rows[:, 0].tolist()) if every[index][0] is component]
-                if mine:
-                    at = torch.tensor(mine)
-                    head = torch.tensor([every[index][1] for index in rows[at, 0].tolist()])
-                    patches.append(_Patch(component, at, pair[at], head))
-            for layer in range(model.dimensions.n_layers):
-                logits = prompts.patched(layer, position, pair, before, patches)
-                effect = prompts.objective(logits, pair) - rows_at(base, pair)
-                for patch in patches:
-                    place = places.of_position[patch.pair, position]
-                    scores[patch.component][layer, patch.pair, patch.head, place] = rows_at(effect, patch.row)
-    return prompts.objective.with_scores(scores, places.positions)
+        prompts = _Prompts.of(passes, pairs, method)
+        entries = _Entries.of(pairs, method.parameters["at"])
+        scores = {
+            component: torch.zeros(
+                passes.model.dimensions.n_layers, len(entries.pair), n_heads, device=passes.model.device
+            )
+            for component, n_heads in prompts.heads.items()
+        }
+        for replacements in _parts(pairs, entries, prompts.heads, batch_tokens, padded=passes.padded):
+            prompts.measure(passes, replacements, scores)
+    return prompts.objective.with_scores(scores, entries.count, entries.asked)
 
 
 @dataclass(frozen=True)
-class _Places:
-    """Where the scores of a position stand along the last axis: pairs may be asked for at different positions."""
+class _Entries:
+    """What is asked for: a position of a pair each, pair after pair."""
 
-    of_position: Int[Tensor, "pair token"]
-    """-1 where a pair is not asked for at a position."""
-    width: int
-    positions: Int[Tensor, "pair place"] | None
-    """As in `BatchScores`."""
+    pair: Int[np.ndarray, " entry"]
+    position: Int[np.ndarray, " entry"]
+    count: Int[np.ndarray, " pair"]
+    asked: Int[np.ndarray, " entry"] | None
+    """The positions, where they are not all from the first difference on."""
 
     @classmethod
-    def of(cls, pairs: Sequence[EncodedPair], at: str | Sequence[str]) -> _Places:
-        """Place the positions of every pair that ``at`` means."""
-        n_tokens, first = pairs[0].n_tokens, pairs[0].first_difference
-        if at == ALL:
-            every = torch.arange(n_tokens) - first
-            return cls(every.clamp(min=-1).expand(len(pairs), n_tokens), n_tokens - first, None)
-        asked = [positions_asked(at, pair.roles) for pair in pairs]
-        width = max(map(len, asked))
-        of_position = torch.full((len(pairs), n_tokens), -1)
-        positions = torch.full((len(pairs), width), -1)
-        for index, mine in enumerate(asked):
-            of_position[index, mine] = torch.arange(len(mine))
-            positions[index, : len(mine)] = torch.tensor(mine, dtype=torch.long)
-        return cls(of_position, width, positions)
-
-    def pairs_at(self, position: int) -> Int[Tensor, " asked"]:
-        """Return the pairs that are asked for at a position, by index."""
-        return (self.of_position[:, position] >= 0).nonzero().flatten()
+    def of(cls, pairs: Sequence[EncodedPair], at: str | Sequence[str]) -> _Entries:
+        """List the positions of every pair that ``at`` means."""
+        positions = [
+            list(range(pair.first_difference, pair.n_tokens)) if at == ALL else positions_asked(at, pair.roles)
+            for pair in pairs
+        ]
+        count = np.array([len(of_pair) for of_pair in positions], dtype=np.int64)
+        position = np.array([position for of_pair in positions for position in of_pair], dtype=np.int64)
+        return cls(np.repeat(np.arange(len(pairs)), count), position, count, None if at == ALL else position)
 
 
 @dataclass(frozen=True)
-class _Patch:
-    """The rows of a batch in which one component is replaced: which rows, of which pairs, at which heads."""
+class _Replacements:
+    """Rows of one pass, each with one activation replaced: of which entry, component and head."""
 
-    component: Component
-    row: Int[Tensor, " patch"]
-    pair: Int[Tensor, " patch"]
-    head: Int[Tensor, " patch"]
+    entry: Int[np.ndarray, " row"]
+    pair: Int[np.ndarray, " row"]
+    position: Int[np.ndarray, " row"]
+    component: Int[np.ndarray, " row"]
+    """By index, in the order of the forward pass."""
+    head: Int[np.ndarray, " row"]
+
+
+def _parts(
+    pairs: Sequence[EncodedPair],
+    entries: _Entries,
+    heads: Mapping[Component, int],
+    batch_tokens: int,
+    *,
+    padded: bool,
+) -> Iterator[_Replacements]:
+    """Divide all replacements into those that are computed at once."""
+    n_tokens = np.array([pair.n_tokens for pair in pairs])[entries.pair]
+    first = np.array([pair.first_difference for pair in pairs])[entries.pair]
+    # Before the first difference both prompts are the same, and a replacement changes nothing.
+    changed = np.flatnonzero(entries.position >= first)
+    every = np.array([(component, head) for component, n in enumerate(heads.values()) for head in range(n)])
+    for alike in _of_one_position(changed, entries.position) if padded else [changed]:
+        entry = np.repeat(alike, len(every))
+        component, head = np.tile(every, (len(alike), 1)).T
+        # Padded rows have a copy of the keys and values before them.
+        cost = np.cumsum(n_tokens[entry] if padded else (n_tokens - entries.position)[entry])
+        start = 0
+        while start < len(entry):
+            done = int(cost[start - 1]) if start else 0
+            stop = max(start + 1, int(np.searchsorted(cost, done + batch_tokens, side="right")))
+            rows = slice(start, stop)
+            yield _Replacements(
+                entry[rows],
+                entries.pair[entry[rows]],
+                entries.position[entry[rows]],
+                component[rows],
+                head[rows],
+            )
+            start = stop
+
+
+def _of_one_position(entry: Int[np.ndarray, " entry"], position: Int[np.ndarray, " all"]) -> list[np.ndarray]:
+    return [entry[position[entry] == one] for one in np.unique(position[entry])]
 
 
 @dataclass(frozen=True)
 class _Prompts:
-    """Both prompts of every pair over all positions, and base prompts with activations replaced."""
+    """Both prompts of every pair, and base prompts with activations replaced."""
 
-    model: LoadedModel
-    sites: dict[Component, Site]
-    base_rows: Int[Tensor, "pair position"]
-    keys: list[tuple[Float[Tensor, "pair kv_head position d_head"], Float[Tensor, "pair kv_head position d_head"]]]
-    """The base prompt's keys and values of every layer."""
-    residual: list[Float[Tensor, "pair position d_model"]]
-    """What enters each layer for the base prompt."""
-    other: list[dict[Component, Float[Tensor, "pair position head feature"]]]
-    """The other prompt's activations."""
+    pairs: Sequence[EncodedPair]
+    sites: Mapping[Component, Site]
+    heads: Mapping[Component, int]
+    vocabulary: list[int] | None
+    base: Capture
+    """What enters each layer for the base prompts, whose keys and values are held."""
+    base_row: Int[np.ndarray, " pair"]
+    other: Capture
+    """The other prompts' activations."""
+    other_row: Int[np.ndarray, " pair"]
     objective: Objective
 
     @classmethod
-    def of(
-        cls, model: LoadedModel, pairs: Sequence[EncodedPair], method: Method, sites: dict[Component, Site]
-    ) -> _Prompts:
+    def of(cls, passes: Passes, pairs: Sequence[EncodedPair], method: Method) -> _Prompts:
         """Compute both prompts of ``pairs``."""
+        model, first = passes.model, first_positions(pairs)
+        sites = sites_in_order(model, method.components)
+        vocabulary = vocabulary_of(model, pairs, [method])
         base_rows, other_rows = (
-            torch.tensor(rows, device=model.device)
-            for rows in zip(*(base_and_other(pair, method.direction) for pair in pairs), strict=True)
+            [Row(tokens, first[tokens]) for tokens in of]
+            for of in zip(*(base_and_other(pair, method.direction) for pair in pairs), strict=True)
         )
-        base_seen, base_logits, cache = _compute_whole(model, base_rows, [_INTO_LAYER])
-        other_seen, other_logits, _ = _compute_whole(model, other_rows, list(sites.values()))
+        other = passes.forward(
+            passes.layout(list(dict.fromkeys(other_rows))), list(sites.values()), graph=False, vocabulary=vocabulary
+        )
+        distinct = list(dict.fromkeys(base_rows))
+        base = passes.hold(distinct, [_INTO_LAYER], vocabulary)
+        base_row, other_row = (
+            np.array([{row.tokens: i for i, row in enumerate(among)}[row.tokens] for row in of])
+            for among, of in ((distinct, base_rows), (other.layout.rows, other_rows))
+        )
+        logits = (Index(row).take(of.logits) for row, of in ((base_row, base), (other_row, other)))
         return cls(
-            model=model,
+            pairs=pairs,
             sites=sites,
-            base_rows=base_rows,
-            keys=[(layer.keys, layer.values) for layer in cache.layers],
-            residual=[layer[_INTO_LAYER.key] for layer in base_seen],
-            other=[
-                {component: site.view(layer[site.key], model.dimensions) for component, site in sites.items()}
-                for layer in other_seen
-            ],
-            objective=Objective.of(method, pairs, base_logits, other_logits),
+            heads={component: model.dimensions.heads_of(component) or 1 for component in sites},
+            vocabulary=vocabulary,
+            base=base,
+            base_row=base_row,
+            other=other,
+            other_row=other_row,
+            objective=Objective.of(method, pairs, *logits, vocabulary),
         )
 
-    def patched(
-        self,
-        layer: int,
-        position: int,
-        pair: Int[Tensor, " row"],
-        before: DynamicCache | None,
-        patches: Sequence[_Patch],
-    ) -> Float[Tensor, "row vocab"]:
-        """Return the logits of the base prompts at ``pair``, each with one activation at (layer, position) replaced."""
-        layers = self.model.traced.get(self.model.architecture.layers)
-        cache = copy.copy(before)
-        if cache is not None:
-            # Layers grow by rebinding, so the tensors themselves serve every pass.
-            cache.layers = [copy.copy(of_layer) for of_layer in cache.layers]
-        residual = rows_at(self.residual[layer][:, position:], pair)
-        ids = rows_at(self.base_rows[:, position:], pair)
-        sites = {site.key: site for site in (self.sites[patch.component] for patch in patches)}
-        with self.model.traced.trace(
-            input_ids=ids, past_key_values=cache, use_cache=cache is not None, logits_to_keep=1
-        ):
-            for below in layers[:layer]:
-                below.skip(residual)
-            for key, site in sites.items():
-                activation = activation_at(self.model, layers[layer], site)
-                for patch in patches:
-                    if self.sites[patch.component].key == key:
-                        # In place: where the activation is also the skip connection's, both paths must take the patch.
-                        self._replace(activation, layer, position, patch)
-                put_back(self.model, layers[layer], site, activation)
-            logits: Tensor = last_logits(self.model)
-        return logits
+    def measure(
+        self, passes: Passes, rows: _Replacements, scores: Mapping[Component, Float[Tensor, "layer entry head"]]
+    ) -> None:
+        """Write the effects of replacements at every layer into ``scores``."""
+        pair = Index(rows.pair)
+        layout = passes.layout(
+            [
+                Row(self.base.layout.rows[self.base_row[index]].tokens, position)
+                for index, position in zip(rows.pair.tolist(), rows.position.tolist(), strict=True)
+            ]
+        )
+        source = Index(self._source(layout, rows))
+        before = pair.take(self.objective.base)
+        replaced = [
+            (component, site, mine, _Places.of(rows, mine, layout, self.other.layout, self.other_row))
+            for number, (component, site) in enumerate(self.sites.items())
+            if len(mine := np.flatnonzero(rows.component == number))
+        ]
+        dimensions = passes.model.dimensions
+        for layer in range(dimensions.n_layers):
+            edits = [places.edit(site, self.other, layer, dimensions) for _, site, _, places in replaced]
+            passed = passes.forward(
+                layout,
+                [],
+                graph=False,
+                start=source.take(self.base.at(layer, _INTO_LAYER, dimensions).squeeze(1)),
+                first_layer=layer,
+                edits=edits,
+                vocabulary=self.vocabulary,
+            )
+            effect = self.objective(passed.logits, pair) - before
+            for component, _, mine, places in replaced:
+                of_layer = scores[component][layer]
+                device = of_layer.device
+                of_layer[places.entry.on(device), places.head.on(device)] = Index(mine).take(effect).float().to(device)
 
-    def _replace(self, activation: Float[Tensor, "row ..."], layer: int, position: int, patch: _Patch) -> None:
-        by_head = self.sites[patch.component].view(activation, self.model.dimensions)
-        value = self.other[layer][patch.component]
-        row, pair, head = (index.to(activation.device) for index in (patch.row, patch.pair, patch.head))
-        by_head[row, 0, head] = value[pair, position, head]
-
-    def before(self, position: int, pair: Int[Tensor, " row"]) -> DynamicCache | None:
-        """Return the keys and values before ``position`` of the base prompts of the pairs at ``pair``."""
-        from transformers import DynamicCache
-
-        if position == 0:
-            return None
-        cache = DynamicCache()
-        for layer, (keys, values) in enumerate(self.keys):
-            cache.update(rows_at(keys[:, :, :position], pair), rows_at(values[:, :, :position], pair), layer)
-        return cache
+    def _source(self, layout: Layout, rows: _Replacements) -> Int[np.ndarray, " token"]:
+        """Return for each token of a pass the place of the same token of the base prompts; padding has any."""
+        count = np.array([pair.n_tokens for pair in self.pairs])[rows.pair] - rows.position
+        source = np.zeros(layout.n_tokens, dtype=np.int64)
+        to = layout.places(np.arange(len(rows.pair)), rows.position, count)
+        source[to] = self.base.layout.places(self.base_row[rows.pair], rows.position, count)
+        return source
 
 
-def _compute_whole(
-    model: LoadedModel, ids: Int[Tensor, "row position"], sites: Sequence[Site]
-) -> tuple[list[dict[SiteKey, Float[Tensor, "row ..."]]], Float[Tensor, "row vocab"], Any]:
-    """Compute whole prompts: the tensors at ``sites`` of every layer, the last position's logits, and the cache."""
-    from transformers import DynamicCache
+@dataclass(frozen=True)
+class _Places:
+    """Where the activations of one component are replaced in a pass, by what, and whose scores that gives."""
 
-    # Without the configuration, layers with a sliding window keep all their keys too; their mask hides the old ones.
-    cache = DynamicCache()
-    by_key = {site.key: site for site in sites}
-    seen: list[dict[SiteKey, Tensor]] = []
-    with model.traced.trace(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1):
-        layers = model.traced.get(model.architecture.layers)
-        seen.extend({key: activation_at(model, layer, site) for key, site in by_key.items()} for layer in layers)
-        logits = last_logits(model)
-    return seen, logits, cache
+    row: Index
+    position: Index
+    head: Index
+    value: Index
+    """Among the tokens of the other prompts."""
+    entry: Index
+
+    @classmethod
+    def of(
+        cls,
+        rows: _Replacements,
+        mine: Int[np.ndarray, " edit"],
+        layout: Layout,
+        others: Layout,
+        other_row: Int[np.ndarray, " pair"],
+    ) -> _Places:
+        """Find the places of the replacements ``mine``."""
+        row, position = np.divmod(layout.origin[mine] + rows.position[mine], layout.shape[1])
+        value = others.origin[other_row[rows.pair[mine]]] + rows.position[mine]
+        return cls(*map(Index, (row, position, rows.head[mine], value, rows.entry[mine])))
+
+    def edit(self, site: Site, other: Capture, layer: int, dimensions: Dimensions) -> Edit:
+        """Return the replacements at a layer."""
+        values = other.at(layer, site, dimensions)
+        value = values[self.value.on(values.device), self.head.on(values.device)]
+        return Edit(site, self.row, self.position, self.head, value)

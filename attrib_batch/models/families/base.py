@@ -51,6 +51,10 @@ class Architecture:
     sites: Mapping[Component, Site]
     """Every component this family has, in the order of the forward pass."""
     unembedding: str = "lm_head"
+    attention_interface: bool = True
+    """Whether attention is computed by the function that transformers looks up by name."""
+    takes_position_ids: bool = True
+    """Whether a call may say the positions of tokens."""
 
     def site(self, component: Component, model_type: str) -> Site:
         """Return the component's site.

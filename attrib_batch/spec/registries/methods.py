@@ -51,8 +51,8 @@ class MethodEntry:
     function: str
     """Where it is computed, as ``module:function``.
 
-    The function scores pairs of one shape, as `attrib_batch.attribution.engine.ScoringFunction` says; with
-    ``shares_forward_passes`` as `SharedScoringFunction` does.
+    The function is a `ScoringFunction` of `attrib_batch.attribution.groups`; with ``shares_forward_passes`` a
+    `SharedScoringFunction`.
     """
     title: str
     """Its name in a report."""
@@ -73,8 +73,8 @@ class MethodEntry:
     """What to do where its estimates turn out to be wrong, for a report."""
     shares_forward_passes: bool = False
     """Whether all methods of this kind, of any direction, metric and components, are computed together."""
-    reads_whole_prompts: bool = False
-    """Whether it takes keys and values from whole prompts alone, never from a prefix that was computed by itself."""
+    mixes_shapes: bool = False
+    """Whether its function takes pairs of any lengths and first differences at once."""
     least_layers: int = 1
     """How many layers a model must have."""
     least_layers_reason: str = ""
@@ -121,6 +121,7 @@ BUILT_IN_METHODS: Mapping[str, MethodEntry] = MappingProxyType(
                 cost="3: both prompts, and the gradient on one; two directions together 4",
                 paper="Nanda 2023; Syed, Rager, Conmy 2023 (arXiv 2310.10348)",
                 gradient_at=GradientAt.BASE,
+                mixes_shapes=True,
                 advice="use exact, or try atp_ig (saturation) or atp_star (queries and keys) and verify them too",
                 shares_forward_passes=True,
             ),
@@ -136,6 +137,7 @@ BUILT_IN_METHODS: Mapping[str, MethodEntry] = MappingProxyType(
                 paper="Sundararajan et al. 2017 (arXiv 1703.01365); Hanna et al. 2024 (arXiv 2403.17806)",
                 parameters=_PathParameters,
                 gradient_at=GradientAt.PATH,
+                mixes_shapes=True,
                 advice="use exact, or more ig_steps and verify again",
             ),
             MethodEntry(
@@ -149,6 +151,7 @@ BUILT_IN_METHODS: Mapping[str, MethodEntry] = MappingProxyType(
                 cost="3 + half a pass for each layer",
                 paper="Kramar, Lieberum, Shah, Nanda 2024 (arXiv 2403.00745)",
                 gradient_at=GradientAt.BASE,
+                mixes_shapes=True,
                 magnitudes=True,
                 least_layers=2,
                 least_layers_reason="its scores are means over the other layers",
@@ -166,7 +169,7 @@ BUILT_IN_METHODS: Mapping[str, MethodEntry] = MappingProxyType(
                 paper="Vig et al. 2020 (arXiv 2004.12265); Meng et al. 2022 (arXiv 2202.05262)",
                 parameters=AtPositions,
                 measured=True,
-                reads_whole_prompts=True,
+                mixes_shapes=True,
             ),
         )
     }

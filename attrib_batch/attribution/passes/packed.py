@@ -1,0 +1,334 @@
+"""Suffixes packed one behind the other, and prefixes that are held once.
+
+A pass has one row of tokens, those of all its suffixes; nothing is padded. `blocks` says what attends to what, and
+`cascade` computes it, as an attention function that transformers calls in place of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, field
+from itertools import accumulate, groupby, pairwise
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from attrib_batch.attribution.batches import Tokens, in_order
+from attrib_batch.attribution.passes.base import Capture, Layout, Passes, Row
+from attrib_batch.attribution.passes.blocks import Block, Group, Level
+from attrib_batch.attribution.passes.cascade import Scale, Stretch, attend
+from attrib_batch.attribution.passes.places import on_device
+from attrib_batch.attribution.passes.tree import Node, in_depth_order, prefix_tree
+from attrib_batch.models.families import Site
+from attrib_batch.models.load import LoadedModel
+from attrib_batch.pairs.encoding.encode import EncodedPair
+
+ATTENTION = "attrib_batch_cascade"
+"""The name under which transformers finds the attention function."""
+LEAST_SAVED = 32
+"""How many token positions a stretch that prefixes share must save to be worth a pass of its own."""
+PREFIX_TOKENS = 8192
+"""Most tokens of prefixes that are computed at once."""
+PRODUCTS = {"cpu": 1 << 22, "cuda": 1 << 27}
+"""Most attention scores that are held at once, by kind of device: 16 MiB in float32, 512 MiB."""
+
+
+@dataclass(frozen=True)
+class Keys:
+    """The keys and values of stretches that were computed together."""
+
+    keys: list[Float[Tensor, "kv_head key feature"]]
+    """For each layer."""
+    values: list[Float[Tensor, "kv_head key value_feature"]]
+
+
+@dataclass(frozen=True)
+class Held:
+    """Where the keys and values of a stretch are."""
+
+    within: Keys
+    start: int
+
+
+@dataclass
+class PackedAttention:
+    """What every layer's attention of one pass is computed from; handed to the attention function as an argument."""
+
+    levels: Sequence[tuple[Keys, Level]]
+    """For each depth, what is held of the ancestors there."""
+    own: Level
+    record: Keys | None
+    """Takes the pass's own keys and values."""
+    windows: dict[int, int | None] = field(default_factory=dict)
+    """How many positions each layer said that it sees."""
+    _blocks: dict[tuple[int | None, torch.device], list[list[Block]]] = field(default_factory=dict)
+
+    def __call__(
+        self,
+        layer: int,
+        query: Float[Tensor, "1 head token feature"],
+        key: Float[Tensor, "1 kv_head token feature"],
+        value: Float[Tensor, "1 kv_head token value_feature"],
+        *,
+        scale: Scale,
+        window: int | None,
+        sinks: Float[Tensor, " head"] | None,
+    ) -> Float[Tensor, "1 token head value_feature"]:
+        """Compute a layer's attention."""
+        self.windows[layer] = window
+        if self.record is not None:
+            self.record.keys.append(key[0].detach())
+            self.record.values.append(value[0].detach())
+        *above, own = self._blocks_of(window, query)
+        stretches = [
+            Stretch(held.keys[layer], held.values[layer], blocks)
+            for (held, _), blocks in zip(self.levels, above, strict=True)
+        ]
+        found = attend(query[0], key[0], value[0], [*stretches, Stretch(None, None, own)], scale, sinks)
+        return found.transpose(0, 1).unsqueeze(0)
+
+    def _blocks_of(self, window: int | None, query: Tensor) -> list[list[Block]]:
+        """Build the blocks of every level; layers on one device with one window share them."""
+        kind = window, query.device
+        if kind not in self._blocks:
+            most = PRODUCTS.get(query.device.type, PRODUCTS["cpu"])
+            self._blocks[kind] = [
+                level.blocks(window, n_heads=query.shape[1], most_products=most, device=query.device)
+                for level in (*(level for _, level in self.levels), self.own)
+            ]
+        return self._blocks[kind]
+
+
+def cascade_attention(
+    module: Any,
+    query: Float[Tensor, "1 head token feature"],
+    key: Float[Tensor, "1 kv_head token feature"],
+    value: Float[Tensor, "1 kv_head token value_feature"],
+    _attention_mask: Tensor | None,
+    *,
+    cascade: PackedAttention,
+    scaling: float | None = None,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    s_aux: Float[Tensor, " head"] | None = None,
+    **_ignored: Any,
+) -> tuple[Float[Tensor, "1 token head value_feature"], None]:
+    """Compute attention for a model of transformers, which calls it as it calls its own functions."""
+    scale = Scale(query.shape[-1] ** -0.5 if scaling is None else scaling, softcap)
+    found = cascade(module.layer_idx, query, key, value, scale=scale, window=sliding_window, sinks=s_aux)
+    return found, None
+
+
+class PackedPasses(Passes):
+    """Passes of packed suffixes."""
+
+    padded = False
+
+    def __init__(self, model: LoadedModel) -> None:
+        """Pass suffixes through a model that `choice` has found fit for it."""
+        from transformers import AttentionInterface
+
+        super().__init__(model)
+        AttentionInterface.register(ATTENTION, cascade_attention)
+        self._ends: dict[Tokens, Node | None] = {}
+        self._held: dict[Node, Held] = {}
+        self._held_rows: dict[Tokens, tuple[Held, int]] = {}
+        """Of rows that are held as a whole, from a position on."""
+        self._borrowed: list[Tokens] = []
+        """Prefixes that are stretches of such rows."""
+        self._recording: Keys | None = None
+        self._last: PackedAttention | None = None
+
+    @property
+    def windows(self) -> list[int | None]:
+        """How many positions each layer said that it sees, in the last pass."""
+        return [window for _, window in sorted(self._last.windows.items())] if self._last else []
+
+    def begin(self, pairs: Sequence[EncodedPair]) -> None:
+        """Arrange the prefixes of all pairs in one tree, so that micro-batches have stretches in common."""
+        self._held.clear()
+        self._held_rows.clear()
+        self._ends = prefix_tree({pair.clean[: pair.first_difference] for pair in pairs}, least_saved=LEAST_SAVED)
+
+    def together(self, pairs: Sequence[EncodedPair]) -> list[list[EncodedPair]]:
+        """Put all pairs together: no shape costs another anything."""
+        return [in_order(pairs)] if pairs else []
+
+    def prepare(self, pairs: Sequence[EncodedPair]) -> None:
+        """Forget the prefixes that these pairs do not have."""
+        ends = {self._end(pair.clean[: pair.first_difference]) for pair in pairs}
+        kept = {node for level in in_depth_order(ends) for node in level}
+        self._held = {node: held for node, held in self._held.items() if node in kept}
+        for prefix in self._borrowed:
+            del self._ends[prefix]
+        self._borrowed.clear()
+        self._held_rows.clear()
+
+    def hold(self, rows: Sequence[Row], sites: Sequence[Site], vocabulary: Sequence[int] | None) -> Capture:
+        """Compute rows and hold their keys and values."""
+        record = Keys([], [])
+        layout = self.layout(rows)
+        self._recording = record
+        try:
+            passed = self.forward(layout, sites, graph=False, vocabulary=vocabulary)
+        finally:
+            self._recording = None
+        self._held_rows |= {
+            row.tokens: (Held(record, int(origin) + row.first), row.first)
+            for row, origin in zip(rows, layout.origin, strict=True)
+        }
+        return passed
+
+    def layout(self, rows: Sequence[Row]) -> Layout:
+        """Put rows one behind the other, those with the same prefix next to each other."""
+        order = sorted(range(len(rows)), key=lambda index: rows[index].tokens[: rows[index].first])
+        first = np.array([row.first for row in rows], dtype=np.int64)
+        count = np.array([len(row.tokens) for row in rows], dtype=np.int64) - first
+        ends = np.cumsum(count[order])
+        start = np.empty_like(count)
+        start[order] = ends - count[order]
+        return Layout(rows, (1, int(ends[-1])), start - first)
+
+    def _call(self, layout: Layout) -> tuple[dict[str, Any], AbstractContextManager[None]]:
+        ends = [self._end_of(row) for row in layout.rows]
+        self._compute(ends)
+        order = np.argsort(layout.origin + np.array([row.first for row in layout.rows]))
+        stretches = [
+            (layout.rows[index].tokens[layout.rows[index].first :], layout.rows[index].first, ends[index])
+            for index in order
+        ]
+        return self._arguments(stretches, record=self._recording)
+
+    def _end_of(self, row: Row) -> Node | None:
+        """Return the node that a row follows; within a row that is held it is a stretch of that."""
+        prefix = row.tokens[: row.first]
+        if prefix not in self._ends and row.tokens in self._held_rows:
+            held, first = self._held_rows[row.tokens]
+            self._ends[prefix] = node = Node(self._end(prefix[:first]), prefix[first:], first)
+            self._held[node] = held
+            self._borrowed.append(prefix)
+        return self._end(prefix)
+
+    def _end(self, prefix: Tokens) -> Node | None:
+        if prefix not in self._ends:
+            # Not one of those that were announced.
+            self._ends[prefix] = Node(None, prefix, 0) if prefix else None
+        return self._ends[prefix]
+
+    def _compute(self, ends: Sequence[Node | None]) -> None:
+        """Compute the stretches on the paths to ``ends`` that are not held."""
+        for level in in_depth_order(ends):
+            missing = sorted(
+                (node for node in level if node not in self._held), key=lambda node: [n.tokens for n in node.path]
+            )
+            for part in _parts(missing, PREFIX_TOKENS):
+                record = Keys([], [])
+                inputs, calling = self._arguments(
+                    [(node.tokens, node.first, node.parent) for node in part], record=record
+                )
+                traced = self.model.traced
+                last = traced.get(self.model.architecture.layers)[-1].get(self.model.architecture.attention)
+                with torch.no_grad(), calling, traced.trace(**inputs) as tracer:
+                    # Nothing after the last layer's keys and values is needed.
+                    last.output  # noqa: B018 - reading it is the event the pass stops at
+                    tracer.stop()
+                start = 0
+                for node in part:
+                    self._held[node] = Held(record, start)
+                    start += len(node.tokens)
+
+    def _arguments(
+        self, stretches: Sequence[tuple[Tokens, int, Node | None]], *, record: Keys | None
+    ) -> tuple[dict[str, Any], AbstractContextManager[None]]:
+        """Build a call for stretches of tokens, each with the position it begins at and what it follows."""
+        tokens = np.fromiter((token for stretch, _, _ in stretches for token in stretch), np.int64)
+        positions = np.concatenate([np.arange(first, first + len(stretch)) for stretch, first, _ in stretches])
+        ends = list(accumulate(len(stretch) for stretch, _, _ in stretches))
+        starts = [0, *ends[:-1]]
+        own = [Group(start, end - start, start, end - start) for start, end in pairwise([0, *ends])]
+        attention = PackedAttention(
+            levels=self._levels([node for _, _, node in stretches], starts, ends, positions),
+            own=Level(own, positions, positions, causal=True),
+            record=record,
+        )
+        self._last = attention
+        device = self.model.device
+        inputs = {
+            "input_ids": on_device(tokens[None], device),
+            "position_ids": on_device(positions[None], device),
+            # A mask of four axes is taken as it is; the attention function needs none.
+            "attention_mask": torch.zeros(1, 1, 1, 1, dtype=torch.bool, device=device),
+            "use_cache": False,
+            "cascade": attention,
+        }
+        return inputs, _attention_of(self.model)
+
+    def _levels(
+        self, nodes: Sequence[Node | None], starts: Sequence[int], ends: Sequence[int], positions: np.ndarray
+    ) -> list[tuple[Keys, Level]]:
+        """Say which tokens see which stretch, at every depth of the tree."""
+        paths = [node.path if node else () for node in nodes]
+        levels = []
+        for depth in range(max(map(len, paths), default=0)):
+            at_depth = [path[depth] if depth < len(path) else None for path in paths]
+            there = list(dict.fromkeys(node for node in at_depth if node))
+            keys, place = _together([self._held[node] for node in there], [len(node.tokens) for node in there])
+            n_keys = keys.keys[0].shape[1]
+            key_positions = np.zeros(n_keys, dtype=np.int64)
+            groups = []
+            of_node = dict(zip(there, place, strict=True))
+            for node, members in groupby(range(len(nodes)), lambda index: at_depth[index]):  # noqa: B023
+                if node is None:
+                    continue
+                indices = list(members)
+                start, n_tokens = of_node[node], len(node.tokens)
+                key_positions[start : start + n_tokens] = np.arange(node.first, node.first + n_tokens)
+                query = starts[indices[0]]
+                groups.append(Group(query, ends[indices[-1]] - query, start, n_tokens))
+            levels.append((keys, Level(groups, positions, key_positions)))
+        return levels
+
+
+def _together(held: Sequence[Held], n_tokens: Sequence[int]) -> tuple[Keys, list[int]]:
+    """Return keys and values that hold all of ``held``, and where each begins; a copy only if they lie apart."""
+    if len({id(one.within) for one in held}) == 1:
+        return held[0].within, [one.start for one in held]
+    parts = [slice(one.start, one.start + n) for one, n in zip(held, n_tokens, strict=True)]
+    n_layers = len(held[0].within.keys)
+    keys, values = (
+        [
+            torch.cat([of(one.within)[layer][:, part] for one, part in zip(held, parts, strict=True)], dim=1)
+            for layer in range(n_layers)
+        ]
+        for of in (lambda keys: keys.keys, lambda keys: keys.values)
+    )
+    ends = np.cumsum(n_tokens).tolist()
+    return Keys(keys, values), [end - n for end, n in zip(ends, n_tokens, strict=True)]
+
+
+def _parts(nodes: Sequence[Node], most: int) -> Iterator[list[Node]]:
+    """Divide nodes, in order, into parts of at most so many tokens; one node may have more."""
+    part: list[Node] = []
+    for node in nodes:
+        if part and sum(len(one.tokens) for one in part) + len(node.tokens) > most:
+            yield part
+            part = []
+        part.append(node)
+    if part:
+        yield part
+
+
+@contextmanager
+def _attention_of(model: LoadedModel) -> Iterator[None]:
+    """Have a model's layers call the attention function of this package."""
+    config = model.module.config
+    before = config._attn_implementation
+    config._attn_implementation = ATTENTION
+    try:
+        yield
+    finally:
+        config._attn_implementation = before

@@ -1,0 +1,49 @@
+"""Tables of places in tensors: made once, and copied once to each device that needs them."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from jaxtyping import Int, Shaped
+from torch import Tensor
+
+
+class Index:
+    """Places to take from the first axis of tensors, wherever these lie."""
+
+    def __init__(self, places: Int[np.ndarray, " place"]) -> None:
+        """Take ``places``."""
+        self.places = np.asarray(places, dtype=np.int64)
+        self._all = len(self.places) and bool((self.places == np.arange(len(self.places))).all())
+        self._on: dict[torch.device, Tensor] = {}
+
+    def __len__(self) -> int:
+        """Return how many places there are."""
+        return len(self.places)
+
+    def on(self, device: torch.device) -> Int[Tensor, " place"]:
+        """Return the places as a tensor on a device."""
+        if device not in self._on:
+            self._on[device] = on_device(self.places, device)
+        return self._on[device]
+
+    def take(self, values: Shaped[Tensor, "row ..."]) -> Shaped[Tensor, "place ..."]:
+        """Return what is at the places; not a copy where these are all, in order."""
+        if self._all and len(values) == len(self.places):
+            return values
+        return values.index_select(0, self.on(values.device))
+
+
+def ranges(start: Int[np.ndarray, " range"], count: Int[np.ndarray, " range"]) -> Int[np.ndarray, " all"]:
+    """Return the numbers of ranges, one range after the other."""
+    ends = np.cumsum(count)
+    total = int(ends[-1]) if len(ends) else 0
+    return np.arange(total) + np.repeat(start - (ends - count), count)
+
+
+def on_device(values: Shaped[np.ndarray, "..."], device: torch.device) -> Shaped[Tensor, "..."]:
+    """Copy an array to a device; to a GPU without waiting for it."""
+    found = torch.from_numpy(np.ascontiguousarray(values))
+    if device.type == "cuda":
+        found = found.pin_memory()
+    return found.to(device, non_blocking=True)
