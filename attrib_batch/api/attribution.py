@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from attrib_batch.api.job import Job
 from attrib_batch.api.pairs import pairs_path
@@ -40,7 +40,7 @@ def attribute(
     out: str | Path | None = None,
     name: str | None = None,
     chunk_pairs: int = CHUNK_PAIRS,
-    batch_tokens: int = 8192,
+    batch_tokens: int | Literal["auto"] = "auto",
     executor: Executor | None = None,
     progress: bool | ProgressView = True,
 ) -> Run:
@@ -67,7 +67,7 @@ def attribute(
             folder for temporary files, which stays; `Run.path` says which.
         name: the dataset's name in the tables; by default that of its file, or ``pairs``.
         chunk_pairs: pairs that are committed at once.
-        batch_tokens: most token positions in one micro-batch; changes no result.
+        batch_tokens: most token positions in one micro-batch, or auto: as many as memory allows; changes no result.
         executor: gives the workers; by default one in this process.
         progress: whether to show how far it is.
 

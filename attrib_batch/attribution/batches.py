@@ -6,7 +6,7 @@ A prompt that is clean in one pair and corrupted in another is one row, not two.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from attrib_batch.pairs.encoding.encode import EncodedPair
@@ -59,32 +59,95 @@ def by_cost(pairs: Sequence[EncodedPair], pass_tokens: int) -> list[list[Encoded
     return found
 
 
-def micro_batches(pairs: Sequence[EncodedPair], batch_tokens: int, *, padded: bool) -> Iterator[list[EncodedPair]]:
+@dataclass(frozen=True)
+class Size:
+    """What the memory of a micro-batch depends on."""
+
+    suffix_tokens: int
+    """Suffix positions of clean and corrupted prompts together, padding included."""
+    prefix_tokens: int
+    """Positions of prefixes whose keys and values are held; copies count."""
+    rows: int
+    """Prompts."""
+
+
+def micro_batches(
+    pairs: Sequence[EncodedPair], fits: Callable[[Size], bool], *, padded: bool
+) -> Iterator[list[EncodedPair]]:
     """Cut pairs that may be computed together into micro-batches, in their order.
 
     Args:
-        pairs: pairs that may be computed together.
-        batch_tokens: most suffix positions (of clean and corrupted prompts together) in one micro-batch; a single pair
-            may exceed it.
-        padded: whether all rows are as long as the longest, behind the shortest prefix.
+        pairs: pairs that may be computed together, in order of their prefixes.
+        fits: whether a micro-batch is small enough; a single pair need not be.
+        padded: whether all rows are as long as the longest, behind the shortest prefix, with a copy of it each.
     """
     batch: list[EncodedPair] = []
-    longest = shortest = tokens = 0
+    grow: type[_PaddedSize | _PackedSize] = _PaddedSize if padded else _PackedSize
+    size = grow()
     for pair in pairs:
-        if padded:
-            reach = (max(longest, pair.n_tokens), min(shortest, pair.first_difference)) if batch else None
-            longest, shortest = reach or (pair.n_tokens, pair.first_difference)
-            size = 2 * (len(batch) + 1) * (longest - shortest)
-        else:
-            size = tokens + suffix_tokens([pair])
-        if batch and size > batch_tokens:
+        larger = size.with_pair(pair)
+        if batch and not fits(larger.size):
             yield batch
-            batch, size = [], suffix_tokens([pair])
-            longest, shortest = pair.n_tokens, pair.first_difference
+            batch, larger = [], grow().with_pair(pair)
         batch.append(pair)
-        tokens = size
+        size = larger
     if batch:
         yield batch
+
+
+def size_of(pairs: Sequence[EncodedPair], *, padded: bool) -> Size:
+    """Return the size of a micro-batch; ``pairs`` are in order of their prefixes."""
+    size: _PaddedSize | _PackedSize = _PaddedSize() if padded else _PackedSize()
+    for pair in pairs:
+        size = size.with_pair(pair)
+    return size.size
+
+
+@dataclass(frozen=True)
+class _PackedSize:
+    """The size of pairs whose suffixes are packed, and whose prefixes are held once."""
+
+    size: Size = Size(0, 0, 0)
+    last: Tokens = ()
+    """The first prompt of the last pair."""
+    held: int = 0
+    """How many of its tokens are in prefixes."""
+
+    def with_pair(self, pair: EncodedPair) -> _PackedSize:
+        prompt = min(pair.clean, pair.corrupted)
+        # In order, no earlier prompt begins with more of this one's tokens than the last does.
+        held = min(self.held, _common(self.last, prompt)) if self.held else 0
+        new = max(0, pair.first_difference - held)
+        return _PackedSize(
+            Size(self.size.suffix_tokens + suffix_tokens([pair]), self.size.prefix_tokens + new, self.size.rows + 2),
+            prompt,
+            held + new,
+        )
+
+
+@dataclass(frozen=True)
+class _PaddedSize:
+    """The size of pairs whose rows are of one length, behind copies of prefixes of one length."""
+
+    rows: int = 0
+    longest: int = 0
+    shortest: int = 0
+
+    @property
+    def size(self) -> Size:
+        return Size(self.rows * (self.longest - self.shortest), self.rows * self.shortest, self.rows)
+
+    def with_pair(self, pair: EncodedPair) -> _PaddedSize:
+        shortest = min(self.shortest, pair.first_difference) if self.rows else pair.first_difference
+        return _PaddedSize(self.rows + 2, max(self.longest, pair.n_tokens), shortest)
+
+
+def _common(first: Tokens, second: Tokens) -> int:
+    """Count the tokens that both begin with."""
+    for index, (a, b) in enumerate(zip(first, second, strict=False)):
+        if a != b:
+            return index
+    return min(len(first), len(second))
 
 
 def base_and_other(pair: EncodedPair, direction: Direction) -> tuple[Tokens, Tokens]:

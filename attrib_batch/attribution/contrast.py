@@ -133,8 +133,9 @@ class Contrast:
             [Row(tokens, first[tokens]) for tokens in of]
             for of in zip(*(base_and_other(pair, method.direction) for pair in pairs), strict=True)
         )
-        layout = passes.layout(list(dict.fromkeys([*base_rows, *other_rows])))
-        row_of = {row: index for index, row in enumerate(layout.rows)}
+        distinct = list(dict.fromkeys([*base_rows, *other_rows]))
+        layout = passes.layout(distinct)
+        row_of = {row: index for index, row in enumerate(distinct)}
         base, other = ([row_of[row] for row in of] for of in (base_rows, other_rows))
         vocabulary = vocabulary_of(passes.model, pairs, [method])
         passed = passes.forward(layout, list(sites.values()), graph=False, vocabulary=vocabulary)

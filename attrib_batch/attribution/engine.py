@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import gc
-from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
 
-from attrib_batch.attribution.batches import by_shape, micro_batches, suffix_tokens
+from attrib_batch.attribution.batches import Size, by_shape, micro_batches, suffix_tokens
 from attrib_batch.attribution.groups import MethodGroup, group_methods
 from attrib_batch.attribution.method import Method
 from attrib_batch.attribution.metrics import metric_named
@@ -19,7 +19,6 @@ from attrib_batch.attribution.scores import BatchScores
 from attrib_batch.errors import RequestError
 from attrib_batch.models.checks.capabilities import check_layers
 from attrib_batch.models.load import LoadedModel
-from attrib_batch.models.rotary import prefix_is_reusable
 from attrib_batch.pairs.encoding.encode import EncodedPair
 from attrib_batch.spec import MethodSpec
 from attrib_batch.tables import FailureReason
@@ -43,14 +42,52 @@ class FailedPair:
     attempts: int
 
 
-@dataclass
-class TokenBudget:
-    """How many suffix positions a micro-batch may hold; it shrinks when memory runs out, and stays so."""
+@runtime_checkable
+class Limit(Protocol):
+    """How large the micro-batches of a group may be."""
 
-    tokens: int
+    def fits(self, size: Size) -> bool:
+        """Return whether a micro-batch is small enough."""
+        ...
+
+    def batch_tokens(self, batch: Sequence[EncodedPair]) -> int:
+        """Return how many positions a method may compute at once for a micro-batch."""
+        ...
+
+
+@runtime_checkable
+class Budget(Protocol):
+    """Says how large micro-batches may be; when memory runs out, they are made smaller, and stay so."""
+
+    def limit(self, passes: Passes, group: MethodGroup) -> Limit:
+        """Return the limit for a group of methods."""
+        ...
 
     def ran_out_at(self, batch: Sequence[EncodedPair]) -> bool:
         """Allow at most half of a micro-batch that did not fit from now on; return whether that is less than before."""
+        ...
+
+
+@dataclass
+class TokenBudget:
+    """How many suffix positions a micro-batch may hold, whatever the method."""
+
+    tokens: int
+
+    def limit(self, _passes: Passes, _group: MethodGroup) -> Limit:
+        """Return itself."""
+        return self
+
+    def fits(self, size: Size) -> bool:
+        """Return whether a micro-batch has so few suffix positions."""
+        return size.suffix_tokens <= self.tokens
+
+    def batch_tokens(self, _batch: Sequence[EncodedPair]) -> int:
+        """Return the number."""
+        return self.tokens
+
+    def ran_out_at(self, batch: Sequence[EncodedPair]) -> bool:
+        """Allow half of a micro-batch that did not fit."""
         before = self.tokens
         self.tokens = max(1, min(before, suffix_tokens(batch) // 2))
         return self.tokens < before
@@ -74,7 +111,7 @@ def score_pairs(
     model: LoadedModel,
     pairs: Sequence[EncodedPair],
     methods: Sequence[MethodSpec],
-    budget: TokenBudget,
+    budget: Budget,
     *,
     agree: Agree = _alone,
 ) -> Iterator[tuple[MethodSpec, Outcome]]:
@@ -107,36 +144,38 @@ def score_groups(
     model: LoadedModel,
     pairs: Sequence[EncodedPair],
     groups: Sequence[MethodGroup],
-    budget: TokenBudget,
+    budget: Budget,
     *,
     agree: Agree = _alone,
 ) -> Iterator[tuple[Method, Outcome]]:
     """Score pairs as `score_pairs` does, by methods that were checked and grouped before: no registry is read here."""
     passes = passes_for(model)
     for group in groups:
+        limit = budget.limit(passes, group)
         passes.begin(pairs)
         together = passes.together(pairs) if group.mixes_shapes else by_shape(pairs)
         for some in together:
             rest = some
             while rest:
                 # One after the other: the budget may have shrunk.
-                batch = next(micro_batches(rest, budget.tokens, padded=passes.padded))
+                batch = next(micro_batches(rest, limit.fits, padded=passes.padded))
                 rest = rest[len(batch) :]
-                yield from _score_or_split(passes, batch, group, budget, agree, attempts=1)
+                yield from _score_or_split(passes, batch, group, (budget, limit), agree, attempts=1)
 
 
 def _score_or_split(
     passes: Passes,
     batch: list[EncodedPair],
     group: MethodGroup,
-    budget: TokenBudget,
+    allowed: tuple[Budget, Limit],
     agree: Agree,
     *,
     attempts: int,
 ) -> Iterator[tuple[Method, Outcome]]:
+    budget, limit = allowed
     try:
         passes.prepare(batch)
-        results = group.score(passes, batch, batch_tokens=budget.tokens)
+        results = group.score(passes, batch, batch_tokens=limit.batch_tokens(batch))
     except RequestError:
         raise  # whatever the pairs, it would be the same
     except Exception as error:  # noqa: BLE001 - whatever one pair raises must cost only that pair; it is recorded
@@ -155,7 +194,7 @@ def _score_or_split(
         _release_cached_memory()
         if budget.ran_out_at(batch) and len(batch) == 1:
             # A method may compute further rows for one pair, and computes them in smaller parts now.
-            yield from _score_or_split(passes, batch, group, budget, agree, attempts=attempts + 1)
+            yield from _score_or_split(passes, batch, group, allowed, agree, attempts=attempts + 1)
             return
     if len(batch) == 1:
         for method in group.methods:
@@ -163,7 +202,7 @@ def _score_or_split(
         return
     middle = len(batch) // 2
     for half in (batch[:middle], batch[middle:]):
-        yield from _score_or_split(passes, half, group, budget, agree, attempts=attempts + 1)
+        yield from _score_or_split(passes, half, group, allowed, agree, attempts=attempts + 1)
 
 
 def _finite_and_not(

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, cast, runtime_checkable
+from typing import Protocol, cast, runtime_checkable
 
 import numpy as np
 
@@ -20,7 +20,6 @@ from attrib_batch.pairs.encoding.encode import EncodedPair
 from attrib_batch.spec import MethodSpec, share_forward_passes
 from attrib_batch.spec.registries.entry_points import load_reference
 from attrib_batch.spec.registries.methods import method_entry
-
 
 Result = BatchScores | Scores | Sequence[Scores]
 """What a scoring function returns: one result of all its pairs, or several for parts of them in their order."""
@@ -63,6 +62,8 @@ class MethodGroup:
     """Whether ``function`` takes all methods at once."""
     mixes_shapes: bool
     """Whether ``function`` takes pairs of any shapes at once."""
+    differentiates: bool
+    """Whether it computes gradients."""
 
     def score(self, passes: Passes, pairs: Sequence[EncodedPair], *, batch_tokens: int) -> list[list[ShapeScores]]:
         """Score pairs by every method of the group; of one shape, unless it mixes shapes."""
@@ -113,6 +114,7 @@ def group_methods(methods: Sequence[MethodSpec]) -> list[MethodGroup]:
                 scoring_function(entry.kind),
                 entry.shares_forward_passes,
                 entry.mixes_shapes,
+                entry.differentiates,
             )
         )
     return groups

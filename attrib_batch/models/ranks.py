@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from attrib_batch.errors import ModelError, ShardGroupError, ShardsDisagreeError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from datetime import timedelta
 
     from torch.distributed.distributed_c10d import Store
@@ -137,6 +138,17 @@ class Agreement:
                     f"{error}"
                 ) from error
         self._number += 1
+
+    def largest(self, numbers: Sequence[float]) -> list[float]:
+        """Return for each of some numbers, as many in every rank, the largest that any rank has."""
+        import torch
+        from torch.distributed import ReduceOp, all_reduce
+
+        # Ranks on GPUs talk through them alone.
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        found = torch.tensor(list(numbers), dtype=torch.float64, device=device)
+        all_reduce(found, ReduceOp.MAX)
+        return [float(number) for number in found.tolist()]
 
     def _exchange(self, verdict: str) -> list[str]:
         """Publish a verdict and wait for those of all ranks."""

@@ -25,6 +25,8 @@ from attrib_batch.spec import Component, MethodSpec
 from attrib_batch.tables import FailureReason
 
 PACKAGE = "attrib_batch"
+BATCH_TOKENS = 8192
+"""Suffix positions of a micro-batch where a job leaves them open: what memory a server has is not known here."""
 RESULT = "answer"
 """The variable of the session that holds what comes back."""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -31,7 +31,10 @@ class ModelSpec(Strict):
     )
     trust_remote_code: bool = Field(False, description="run code that comes with the model")
     allow_pickle: bool = Field(False, description="read weights that are not safetensors")
-    batch_tokens: int = Field(8192, ge=1, description="most token positions in one micro-batch; changes no result")
+    batch_tokens: Literal["auto"] | Annotated[int, Field(ge=1)] = Field(
+        "auto",
+        description="most token positions in one micro-batch, or auto: as many as memory allows; changes no result",
+    )
     workers: WorkersSpec = Field(default_factory=WorkersSpec, description="the actors that own it")
 
     @model_validator(mode="before")

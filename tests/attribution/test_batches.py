@@ -2,21 +2,31 @@
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
-from itertools import groupby
+from collections import Counter
+from itertools import groupby, pairwise
+from typing import TYPE_CHECKING
 
 from hypothesis import example, given
 from hypothesis import strategies as st
 
 from attrib_batch.attribution.batches import (
     Request,
+    Size,
     Tokens,
     base_and_other,
+    by_cost,
+    by_shape,
+    first_positions,
+    in_order,
     micro_batches,
     plan_rows,
+    size_of,
     suffix_tokens,
 )
 from attrib_batch.pairs.encoding.encode import EncodedPair
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 WORDS = (5, 6)
 """So few that prompts recur."""
@@ -73,32 +83,52 @@ def shape(pair: EncodedPair) -> tuple[int, int]:
     return pair.n_tokens, pair.first_difference
 
 
+def within(budget: int) -> Callable[[Size], bool]:
+    return lambda size: size.suffix_tokens <= budget
+
+
+def cut(pairs: list[EncodedPair], budget: int) -> list[list[EncodedPair]]:
+    return list(micro_batches(in_order(pairs), within(budget), padded=False))
+
+
 @given(ANY_SHAPE, st.integers(1, 40))
-def test_every_pair_is_in_one_micro_batch_of_its_shape(pairs: list[EncodedPair], budget: int) -> None:
-    batches = list(micro_batches(pairs, budget))
+def test_every_pair_is_in_one_micro_batch(pairs: list[EncodedPair], budget: int) -> None:
+    batches = cut(pairs, budget)
     assert Counter(found.pair_id for batch in batches for found in batch) == Counter(asked.pair_id for asked in pairs)
-    assert all(len({shape(found) for found in batch}) == 1 for batch in batches)
+    for batch in batches:
+        assert len(batch) == 1 or suffix_tokens(batch) <= budget
+    for batch, following in pairwise(batches):
+        assert suffix_tokens([*batch, following[0]]) > budget, "it had room for another"
 
 
-@given(ANY_SHAPE, st.integers(1, 40))
-def test_micro_batches_keep_to_the_budget_and_are_as_few_as_it_allows(pairs: list[EncodedPair], budget: int) -> None:
-    batches = list(micro_batches(pairs, budget))
-    assert all(suffix_tokens(batch) <= budget or len(batch) == 1 for batch in batches)
-    sizes = [suffix_tokens(batch) for batch in batches]
-    assert sizes == sorted(sizes, reverse=True), "the largest comes first, which meets the limits of memory first"
-    of_shape = Counter(map(shape, pairs))
-    for (n_tokens, first_difference), count in of_shape.items():
-        room = max(1, budget // (2 * (n_tokens - first_difference)))
-        found = sum(shape(batch[0]) == (n_tokens, first_difference) for batch in batches)
-        assert found == -(-count // room)
+@given(ANY_SHAPE, st.integers(1, 200))
+def test_padded_micro_batches_keep_to_the_budget_with_their_padding(pairs: list[EncodedPair], budget: int) -> None:
+    batches = list(micro_batches(in_order(pairs), within(budget), padded=True))
+    assert [found for batch in batches for found in batch] == in_order(pairs)
+    for batch in batches:
+        assert len(batch) == 1 or padded_tokens(batch) <= budget
+
+
+def padded_tokens(batch: list[EncodedPair]) -> int:
+    """What rows of one length behind the shortest prefix take."""
+    longest = max(found.n_tokens for found in batch)
+    return 2 * len(batch) * (longest - min(found.first_difference for found in batch))
+
+
+@given(ANY_SHAPE)
+def test_sizes_are_those_of_the_distinct_prefixes_and_of_all_suffixes(pairs: list[EncodedPair]) -> None:
+    size = size_of(in_order(pairs), padded=False)
+    starts = {found.clean[:end] for found in pairs for end in range(1, found.first_difference + 1)}
+    assert size == Size(suffix_tokens(pairs), len(starts), 2 * len(pairs))
+    if pairs:
+        padded = size_of(pairs, padded=True)
+        shortest = min(found.first_difference for found in pairs)
+        assert padded == Size(padded_tokens(pairs), 2 * len(pairs) * shortest, 2 * len(pairs))
 
 
 @given(ANY_SHAPE, st.integers(1, 40))
 def test_pairs_of_the_same_prompts_are_neighbours(pairs: list[EncodedPair], budget: int) -> None:
-    in_order: dict[tuple[int, int], list[EncodedPair]] = defaultdict(list)
-    for batch in micro_batches(pairs, budget):
-        in_order[shape(batch[0])] += batch
-    for members in in_order.values():
+    for members in ([found for batch in cut(pairs, budget) for found in batch], *by_shape(pairs)):
         runs = [prompts for prompts, _ in groupby(members, lambda found: frozenset((found.clean, found.corrupted)))]
         assert len(runs) == len(set(runs))
 
@@ -109,15 +139,34 @@ def test_micro_batches_do_not_depend_on_the_order_of_the_pairs(
 ) -> None:
     shuffled = list(pairs)
     random.shuffle(shuffled)  # type: ignore[attr-defined]
+    assert cut(shuffled, budget) == cut(pairs, budget)
+    assert by_cost(shuffled, 10) == by_cost(pairs, 10)
 
-    def as_sets(some: list[EncodedPair]) -> set[tuple[int, ...]]:
-        return {tuple(found.pair_id for found in batch) for batch in micro_batches(some, budget)}
 
-    assert as_sets(shuffled) == as_sets(pairs)
+@given(ANY_SHAPE, st.integers(0, 60))
+def test_shapes_are_put_together_where_that_costs_no_more_than_apart(pairs: list[EncodedPair], passes: int) -> None:
+    divided = by_cost(pairs, passes)
+    assert Counter(found.pair_id for batch in divided for found in batch) == Counter(found.pair_id for found in pairs)
+    together = sum(padded_tokens(batch) + passes for batch in divided)
+    apart = sum(padded_tokens(batch) + passes for batch in by_shape(pairs))
+    assert together <= apart
+
+
+def test_shapes_are_put_together_as_a_pass_costs() -> None:
+    shapes = [pair(0, (1, 2, 3), (1, 4, 3)), pair(1, (1, 2, 3, 4), (1, 4, 3, 4))]
+    # Two rows of two positions and two of three: padding adds two.
+    assert [len(batch) for batch in by_cost(shapes, 1)] == [1, 1]
+    assert [len(batch) for batch in by_cost(shapes, 2)] == [2]
 
 
 def test_no_pair_makes_no_micro_batch() -> None:
-    assert list(micro_batches([], 8)) == []
+    assert cut([], 8) == []
+    assert by_cost([], 8) == []
+
+
+def test_a_prompt_is_computed_from_the_first_difference_of_any_of_its_pairs() -> None:
+    early, late = pair(0, (1, 2, 3), (4, 2, 3)), pair(1, (1, 2, 3), (1, 2, 5))
+    assert first_positions([late, early]) == {(1, 2, 3): 0, (4, 2, 3): 0, (1, 2, 5): 2}
 
 
 def test_denoising_takes_the_gradient_on_the_corrupted_prompt_and_noising_on_the_clean_one() -> None:

@@ -11,7 +11,6 @@ import torch
 
 from attrib_batch.attribution import metrics
 from attrib_batch.attribution.engine import FailedPair, TokenBudget, score_pairs
-from attrib_batch.attribution.method import Method
 from attrib_batch.attribution.metrics import (
     AnswerSets,
     logit_diff,
@@ -29,7 +28,7 @@ from tests.support.demo_pairs import random_pairs
 from tests.support.metrics import metric_of
 from tests.support.near import assert_near, assert_same_scores
 from tests.support.own_package import install_package
-from tests.support.scored import encoded, method, score, tiny_model
+from tests.support.scored import encoded, method, score, score_alike, tiny_model
 from tests.support.terms import terms_of
 from tests.support.tiny_models import ARCHITECTURES, tiny_tokenizer
 
@@ -77,7 +76,7 @@ def test_scores_and_baselines_of_every_metric(name: str, architecture: str) -> N
     from attrib_batch.attribution.methods.atp import attribution_patching
 
     model, plain = tiny_model(architecture), ARCHITECTURES[architecture]()
-    ours = attribution_patching(model, encoded(PAIRS), [Method.of(method(metric=name))], batch_tokens=4096)[0]
+    ours = score_alike(attribution_patching, model, encoded(PAIRS), method(metric=name))
     for index, pair in enumerate(PAIRS):
         clean, corrupted = (plain(torch.tensor([ids])).logits[0, -1].detach() for ids in (pair.clean, pair.corrupted))
         metric = metric_of(name, pair.answers, pair.wrong_answers, clean)

@@ -4,21 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
 from attrib_batch.attribution.engine import ScoredBatch, TokenBudget, score_pairs
+from attrib_batch.attribution.groups import by_shape
+from attrib_batch.attribution.method import Method
+from attrib_batch.attribution.passes import passes_for
 from attrib_batch.models.load import LoadedModel, wrap_model
 from attrib_batch.pairs.encoding.encode import EncodedPair
 from attrib_batch.spec import Component, MethodSpec
+from attrib_batch.spec.registries.methods import method_entry
 from tests.support.near import estimated_terms
 from tests.support.tiny_models import ARCHITECTURES, tiny_tokenizer
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from attrib_batch.attribution.scores import BatchScores
     from tests.support.demo_pairs import TokenPair
 
 
@@ -82,6 +87,20 @@ def score(
 ) -> dict[int, PairScores]:
     """Scores of every pair over all positions, prefix included, by pair id; fails if a pair could not be scored."""
     return score_together(model, pairs, [job], batch_tokens=batch_tokens)[job.id]
+
+
+def score_alike(
+    function: Any, model: LoadedModel, pairs: Sequence[EncodedPair], job: MethodSpec, *, batch_tokens: int = 4096
+) -> BatchScores:
+    """Scores of pairs of one shape by one scoring function, called as the engine calls it."""
+    entry, passes = method_entry(job.kind), passes_for(model)
+    passes.begin(pairs)
+    passes.prepare(pairs)
+    what: Any = [Method.of(job)] if entry.shares_forward_passes else Method.of(job)
+    result = function(passes, pairs, what, batch_tokens=batch_tokens)
+    [(given, scores)] = by_shape(pairs, result[0] if entry.shares_forward_passes else result)
+    assert given == list(pairs)
+    return scores
 
 
 def score_together(

@@ -2,94 +2,18 @@
 
 from __future__ import annotations
 
-import logging
-from typing import TYPE_CHECKING, Any
-from weakref import WeakKeyDictionary
-
-import torch
-
-from attrib_batch.attribution.passes.base import Passes, Row
+from attrib_batch.attribution.passes.base import Passes
 from attrib_batch.attribution.passes.padded import PaddedPasses
-from attrib_batch.models.checks.causality import LEAST_TOLERANCE, ROUNDINGS
 from attrib_batch.models.load import LoadedModel
-from attrib_batch.models.rotary import angles_follow_from_positions
-
-if TYPE_CHECKING:
-    from torch import nn
-
-log = logging.getLogger(__name__)
-
-_LAYERS = {"full_attention", "sliding_attention"}
-"""The kinds of attention that `cascade` computes."""
-_PROMPTS = ((0, 1, 2, 3, 4, 5, 6), (0, 1, 2, 3, 5), (0, 1, 2, 3, 6, 4))
-"""Made-up prompts of several lengths, as numbers of tokens spread over the vocabulary; they begin alike."""
-_PREFIX = 4
-
-_packs: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
-"""What was found of models, so that each is tried once."""
 
 
 def passes_for(model: LoadedModel) -> Passes:
     """Return the passes that suit a model."""
-    if model.module not in _packs:
-        reason = why_not_packed(model)
-        if reason:
-            log.info("%s: suffixes are padded, with a copy of their prefix each: %s", model.model_type, reason)
-        _packs[model.module] = not reason
-    if not _packs[model.module]:
-        return PaddedPasses(model)
-    from attrib_batch.attribution.passes.packed import PackedPasses
+    if model.may_replace_attention:
+        # Imported here: what is imported above travels to servers, and neither this nor what it needs is of use there.
+        from attrib_batch.attribution.passes.fitness import may_pack
+        from attrib_batch.attribution.passes.packed import PackedPasses
 
-    return PackedPasses(model)
-
-
-def why_not_packed(model: LoadedModel) -> str | None:
-    """Return why suffixes of a model cannot be packed; None if they can."""
-    config = model.module.config
-    if not model.may_replace_attention:
-        return "the model is not this process's own"
-    if not model.architecture.attention_interface:
-        return "it computes attention in a way of its own"
-    if not model.architecture.takes_position_ids:
-        return "it finds the positions of tokens itself"
-    if not angles_follow_from_positions(config):
-        return "its rotary embedding depends on the length of the prompt"
-    if odd := sorted(set(getattr(config, "layer_types", None) or ()) - _LAYERS):
-        return f"it has layers of kind {', '.join(odd)}"
-    if model.dimensions.max_tokens < max(map(len, _PROMPTS)) or model.dimensions.d_vocab <= max(map(max, _PROMPTS)):
-        return "it is too small to try it"
-    try:
-        return _try(model)
-    except Exception as error:  # noqa: BLE001 - whatever a model raises at an argument that it does not know
-        return f"{type(error).__name__}: {error}"
-
-
-def _try(model: LoadedModel) -> str | None:
-    """Pass made-up prompts packed and one by one as they are, and compare what comes out."""
-    from attrib_batch.attribution.passes.packed import PackedPasses
-
-    step = model.dimensions.d_vocab // (max(map(max, _PROMPTS)) + 1)
-    prompts = [tuple(number * step for number in prompt) for prompt in _PROMPTS]
-    passes = PackedPasses(model)
-    layout = passes.layout([Row(prompt, _PREFIX) for prompt in prompts])
-    packed = passes.forward(layout, [], graph=False).logits.double().cpu()
-    if passes.windows != (expected := _windows(model.module.config, model.dimensions.n_layers)):
-        return f"its attention is not told of its windows: {passes.windows}, expected {expected}"
-    with torch.no_grad():
-        whole = torch.cat(
-            [
-                model.module(torch.tensor([prompt], device=model.device), use_cache=False).logits[:, -1].double().cpu()
-                for prompt in prompts
-            ]
-        )
-    error = ((packed - whole).norm() / (whole - whole.mean(-1, keepdim=True)).norm()).item()
-    if not error <= max(LEAST_TOLERANCE, ROUNDINGS * torch.finfo(model.module.dtype).eps):
-        return f"its logits differ by {error:.2g} from those of prompts one by one"
-    return None
-
-
-def _windows(config: Any, n_layers: int) -> list[int | None]:
-    """Return how many positions each layer sees, as its configuration says."""
-    window = getattr(config, "sliding_window", None)
-    kinds = getattr(config, "layer_types", None) or ["sliding_attention"] * n_layers
-    return [window if kind == "sliding_attention" else None for kind in kinds]
+        if may_pack(model):
+            return PackedPasses(model)
+    return PaddedPasses(model)

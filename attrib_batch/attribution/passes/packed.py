@@ -31,7 +31,7 @@ ATTENTION = "attrib_batch_cascade"
 """The name under which transformers finds the attention function."""
 LEAST_SAVED = 32
 """How many token positions a stretch that prefixes share must save to be worth a pass of its own."""
-PREFIX_TOKENS = 8192
+PREFIX_TOKENS = 2048
 """Most tokens of prefixes that are computed at once."""
 PRODUCTS = {"cpu": 1 << 22, "cuda": 1 << 27}
 """Most attention scores that are held at once, by kind of device: 16 MiB in float32, 512 MiB."""
@@ -152,6 +152,7 @@ class PackedPasses(Passes):
         """Arrange the prefixes of all pairs in one tree, so that micro-batches have stretches in common."""
         self._held.clear()
         self._held_rows.clear()
+        self._borrowed.clear()
         self._ends = prefix_tree({pair.clean[: pair.first_difference] for pair in pairs}, least_saved=LEAST_SAVED)
 
     def together(self, pairs: Sequence[EncodedPair]) -> list[list[EncodedPair]]:

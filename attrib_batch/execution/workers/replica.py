@@ -5,6 +5,7 @@ The class is plain; the pool makes a Ray actor of it. No score passes through Ra
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from dataclasses import dataclass
@@ -58,7 +59,7 @@ class ReplicaWorker:
         with collector_paused(keep=not self.shares_process):
             import torch
 
-            from attrib_batch.attribution.engine import TokenBudget
+            from attrib_batch.attribution.memory import budget_for
             from attrib_batch.attribution.metrics import try_metrics
             from attrib_batch.models.load import load_model
 
@@ -66,7 +67,7 @@ class ReplicaWorker:
                 torch.set_num_threads(max(1, int(self.model_spec.workers.cpus)))
             self._model = self.given or load_model(self.model_spec)
         try_metrics(self.methods, self._model.dimensions.d_vocab)
-        self._budget = TokenBudget(self.model_spec.batch_tokens)
+        self._budget = budget_for(self.model_spec.batch_tokens, self._model.device, share=self._share())
         self._reader = TaskReader(self.model_spec, self._model)
         # Two tasks may be in hand, each in a thread: one is read or written while the other computes.
         self._scoring = threading.Lock()
@@ -75,6 +76,14 @@ class ReplicaWorker:
             parameters=sum(parameter.numel() for parameter in self._model.module.parameters()),
             seconds=time.perf_counter() - started,
         )
+
+    def _share(self) -> float:
+        """Return the part of its GPU, or of the machine's memory, that is this worker's."""
+        workers = self.model_spec.workers
+        if self._model.device.type == "cuda":
+            return min(1.0, workers.gpus or 1.0)
+        # Workers of a machine take its processors, and as large a part of its memory.
+        return 1.0 if self.shares_process else min(1.0, workers.cpus / (os.cpu_count() or 1))
 
     def score(self, assignment: Assignment, work: StageWork, on_batch: OnBatch = on_batch_ignored) -> TaskReport:
         """Score and commit chunks of the same pairs, one for each method; every pair ends in scores or failures.

@@ -188,10 +188,13 @@ class NdifWorker:
     def _submit(
         self, store: Store, name: str, pairs: Sequence[EncodedPair], methods: Sequence[MethodSpec]
     ) -> RemoteJob:
-        from attrib_batch.ndif.request import ask
+        from attrib_batch.ndif.request import BATCH_TOKENS, ask
+
+        asked = self.model_spec.batch_tokens
+        batch_tokens = BATCH_TOKENS if asked == "auto" else asked
 
         def send(backend: RemoteBackend) -> None:
-            ask(self._model, pairs, methods, batch_tokens=self.model_spec.batch_tokens, backend=backend)
+            ask(self._model, pairs, methods, batch_tokens=batch_tokens, backend=backend)
 
         job_id = self._server.submit(self._model, send, seconds=self._seconds)
         ids = tuple(method.id for method in methods)

@@ -7,6 +7,7 @@ gang, within the time collectives are given.
 
 from __future__ import annotations
 
+import os
 import time
 from dataclasses import dataclass
 from datetime import timedelta
@@ -47,7 +48,7 @@ class ShardWorker:
         with collector_paused(keep=True):
             import torch
 
-            from attrib_batch.attribution.engine import TokenBudget
+            from attrib_batch.attribution.memory import budget_for
             from attrib_batch.attribution.metrics import try_metrics
             from attrib_batch.models.ranks import join_ranks
             from attrib_batch.models.sharded import load_shard, parameters_here
@@ -58,7 +59,9 @@ class ShardWorker:
         self._agreement = join_ranks(self.rank, workers.actors, *meeting_point, timeout=timeout)
         self._model = load_shard(self.model_spec, workers.actors)
         try_metrics(self.methods, self._model.dimensions.d_vocab)
-        self._budget = TokenBudget(self.model_spec.batch_tokens)
+        share = min(1.0, workers.cpus / (os.cpu_count() or 1))
+        agreed = self._agreement.largest
+        self._budget = budget_for(self.model_spec.batch_tokens, self._model.device, share=share, agreed=agreed)
         self._reader = TaskReader(self.model_spec, self._model)
         return LoadReport(peak_memory(), parameters_here(self._model), time.perf_counter() - started)
 

@@ -5,14 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from attrib_batch.attribution.method import Method
 from attrib_batch.attribution.methods.atp_ig import integrated_gradients
 from attrib_batch.errors import JobError
 from attrib_batch.spec import Component, parse_spec
 from tests.support import oracle
 from tests.support.demo_pairs import random_pairs
 from tests.support.near import assert_near, assert_same_scores
-from tests.support.scored import encoded, method, score, tiny_model
+from tests.support.scored import encoded, method, score, score_alike, tiny_model
 from tests.support.terms import terms_of
 from tests.support.tiny_models import ARCHITECTURES
 
@@ -38,7 +37,7 @@ def test_scores_of_what_enters_add_up_to_the_metric_difference(name: str) -> Non
     missing = []
     for steps in (8, 32, 128):
         job = method(id="atp_ig", ig_steps=steps, components=["resid_pre"])
-        result = integrated_gradients(model, pairs, Method.of(job), batch_tokens=512)
+        result = score_alike(integrated_gradients, model, pairs, job, batch_tokens=512)
         whole = result.clean_metric - result.corrupted_metric
         sums = result.scores[Component.RESID_PRE][:, 0].sum(axis=(1, 2))
         missing.append(np.abs(sums - whole).max())

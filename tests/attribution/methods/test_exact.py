@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 
 from attrib_batch.attribution.engine import ScoredBatch, TokenBudget, score_pairs
-from attrib_batch.attribution.method import Method
 from attrib_batch.attribution.methods import exact
 from attrib_batch.attribution.methods.exact import activation_patching
 from attrib_batch.spec import Component
@@ -21,7 +20,7 @@ from attrib_batch.spec.positions import positions_asked
 from tests.support import oracle
 from tests.support.demo_pairs import TokenPair, random_pairs
 from tests.support.near import assert_near, assert_same_scores
-from tests.support.scored import encoded, method, score, tiny_model
+from tests.support.scored import encoded, method, score, score_alike, tiny_model
 from tests.support.terms import terms_of
 from tests.support.tiny_models import ARCHITECTURES
 
@@ -81,7 +80,7 @@ def test_replacing_all_that_differs_gives_the_other_run(name: str, direction: st
     pair = random_pairs(1, 9, 4, changed_share=0)[0]
     job = method(id="exact", components=["resid_pre", "resid_post"], direction=direction)
     model = _double(name)
-    result = activation_patching(model, encoded([pair]), Method.of(job), batch_tokens=4096)
+    result = score_alike(activation_patching, model, encoded([pair]), job)
     whole = (result.clean_metric - result.corrupted_metric) * (1 if direction == "denoise" else -1)
     terms = terms_of(model.module, pair)
     assert_near(result.scores[Component.RESID_POST][:, -1, 0, -1], whole, terms, dtype="float64")
