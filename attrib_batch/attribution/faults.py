@@ -85,7 +85,7 @@ def raise_if_no_pair_is_to_blame(error: Exception) -> None:
         ) from error
     if isinstance(error, RuntimeError) and _NOT_DETERMINISTIC.search(str(error)):
         raise ModelError(
-            f"deterministic: true cannot be kept: {_first_line(error)} Take attention: eager, or leave out deterministic"
+            f"deterministic: true cannot be kept: {_first_line(error)} Set attention: eager, or deterministic: false"
         ) from error
 
 
