@@ -42,6 +42,11 @@ def prepare_environment(spec: ModelSpec, environment: MutableMapping[str, str], 
         return
     if spec.deterministic:
         environment.setdefault(WORKSPACE_VARIABLE, DETERMINISTIC_WORKSPACE)
+    set_up_allocator(environment)
+
+
+def set_up_allocator(environment: MutableMapping[str, str]) -> None:
+    """Have torch's allocator let its segments grow, unless the user has set it up, or torch is imported already."""
     if "torch" not in sys.modules and not any(name in environment for name in ALLOCATOR_VARIABLES):
         environment[ALLOCATOR_VARIABLES[0]] = "expandable_segments:True"
 

@@ -39,7 +39,7 @@ def test_the_first_rank_says_where_the_gang_meets(monkeypatch: pytest.MonkeyPatc
             self.load = self
 
         @property
-        def __ray_call__(self) -> Actor:  # noqa: PLW3201 - Ray's name for it
+        def __ray_call__(self) -> Actor:
             return self
 
         def remote(self, given: object) -> object:
