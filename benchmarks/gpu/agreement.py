@@ -63,8 +63,9 @@ def oracle_tests(bench: Bench, clock: Clock) -> str:
             command, check=False, env=os.environ | {DEVICE_VARIABLE: str(bench.device)}, capture_output=True,
             text=True, timeout=clock.left, cwd=Path(__file__).parents[2],
         )  # fmt: skip
-    except subprocess.TimeoutExpired:
-        return f"The tests against plain hooks were not done within {clock.seconds:.0f} s."
+    except subprocess.TimeoutExpired as late:
+        said = late.stdout.decode() if isinstance(late.stdout, bytes) else late.stdout or ""
+        return f"Not done within {clock.seconds:.0f} s; so far:\n\n```\n{said.strip()}\n```"
     lines = done.stdout.strip().splitlines() or done.stderr.strip().splitlines() or ["no output"]
     failed = [line for line in lines if line.startswith(("FAILED", "ERROR"))]
     used = [line for line in lines if line.startswith("rounding: ")]
