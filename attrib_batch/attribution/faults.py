@@ -7,7 +7,6 @@ own, so the words are read, here and nowhere else. Importing this module does no
 from __future__ import annotations
 
 import re
-import sys
 
 from attrib_batch.errors import DeviceLostError, ModelError
 
@@ -90,9 +89,10 @@ def raise_if_no_pair_is_to_blame(error: Exception) -> None:
 
 
 def _is_torch(error: BaseException, name: str) -> bool:
-    """Return whether an exception is of a class of torch; where torch is not imported it is not."""
-    kind = getattr(sys.modules.get("torch"), name, None)
-    return kind is not None and isinstance(error, kind)
+    """Return whether an exception is of a class of torch."""
+    import torch
+
+    return isinstance(error, getattr(torch, name))
 
 
 def _first_line(error: Exception) -> str:

@@ -24,7 +24,11 @@ class ModelSpec(Strict):
     )
     revision: str | None = Field(None, description="Hub revision: branch, tag or commit")
     dtype: Dtype = Field("float32", description="precision of weights and activations")
-    device: str = Field("auto", description="auto (cuda if there, else cpu), cpu, cuda, cuda:1, ...")
+    device: str = Field(
+        "auto",
+        description="auto, cpu, cuda, cuda:1, ...; auto is cuda where the worker has a GPU: on Ray one that was given to it, "
+        "in this process any; else cpu",
+    )
     attention: Literal["auto", "sdpa", "eager"] = Field("auto", description="attention implementation")
     deterministic: bool = Field(
         False,
