@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,7 +20,7 @@ from benchmarks.gpu.flops import ModelFlops
 from benchmarks.gpu.memory import slope
 from benchmarks.gpu.models import GPT2, LLAMA, Shape, make_pairs, tiny
 from benchmarks.gpu.throughput import largest_difference
-from benchmarks.gpu.transfers import Counts, render
+from benchmarks.gpu.transfers import Counts, render, told_of_waits
 
 CPU = torch.device("cpu")
 TINY_LLAMA = tiny(LLAMA).of(torch.float32)
@@ -111,7 +113,7 @@ def test_what_a_profile_says_is_counted_for_a_micro_batch() -> None:
         ]
     )
     assert counts.busy == pytest.approx(0.7)
-    text = render(counts, 2, counts.calls.__class__({"contrast.py:9 rows_at": 4}))
+    text = render(counts, 2, Counter({"contrast.py:9 rows_at": 4}))
     for line in (
         "| waits of the host | 0.5 |",
         "| copies to the device | 0.5 |",
@@ -123,6 +125,22 @@ def test_what_a_profile_says_is_counted_for_a_micro_batch() -> None:
         "| `gemm` | 85.7% |",
     ):
         assert line in text
+
+
+def test_operations_that_wait_are_told_by_the_place_that_calls_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No GPU is at hand to wait for: torch's warning is given here."""
+    modes: list[str] = []
+    monkeypatch.setattr(torch.cuda, "set_sync_debug_mode", modes.append)
+    places: Counter[str] = Counter()
+    with told_of_waits(places):
+        for _ in range(3):
+            warnings.warn("called a synchronizing CUDA operation", UserWarning, stacklevel=1)
+        warnings.warn("of something else", UserWarning, stacklevel=1)
+    assert modes == ["warn", "default"]
+    [(where, count)] = places.items()
+    assert count == 3
+    assert where.startswith("test_gpu_benchmark.py:")
+    assert where.endswith("test_operations_that_wait_are_told_by_the_place_that_calls_them")
 
 
 def test_rounds_stop_when_the_time_is_over(bench: Bench) -> None:
@@ -145,9 +163,9 @@ def test_a_part_that_fails_or_has_no_time_costs_no_other(bench: Bench, capsys: p
     text, failed = run(bench, parts, 100)
     assert failed
     assert "ArithmeticError: of this part alone" in text
-    assert "## B\n\nLeft out: it may take 500 s, and 100 s are left." in text
-    assert "## C\n\nhas 5 s" in text
-    assert "## C\n\nhas 5 s" in capsys.readouterr().out
+    assert "### B\n\nLeft out: it may take 500 s, and 100 s are left." in text
+    assert "### C\n\nhas 5 s" in text
+    assert "### C\n\nhas 5 s" in capsys.readouterr().out
 
 
 def test_all_parts_fit_into_the_time_of_the_command() -> None:
@@ -179,7 +197,7 @@ def test_every_part_runs(capsys: pytest.CaptureFixture[str]) -> None:
     said = capsys.readouterr().out
     assert code == 0, said
     for part in PARTS:
-        assert (f"## {part.title}" in said) == (part.name in names)
+        assert (f"### {part.title}\n" in said) == (part.name in names)
     for found in ("| engine, 64 suffix tokens |", "| hooks, batches of 4 |", "| atp_star | 4 |", "| bfloat16 |"):
         assert found in said
     assert "Left out" not in said

@@ -26,8 +26,8 @@ class ModelSpec(Strict):
     dtype: Dtype = Field("float32", description="precision of weights and activations")
     device: str = Field(
         "auto",
-        description="auto, cpu, cuda, cuda:1, ...; auto is cuda where the worker has a GPU: on Ray one that was given to it, "
-        "in this process any; else cpu",
+        description="auto, cpu, cuda, cuda:1, ...; auto is cuda where the worker has a GPU (on Ray one that was given "
+        "to it, in this process any), else cpu",
     )
     attention: Literal["auto", "sdpa", "eager"] = Field("auto", description="attention implementation")
     deterministic: bool = Field(

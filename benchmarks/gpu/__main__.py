@@ -82,7 +82,7 @@ def run(bench: Bench, parts: Sequence[Part], seconds: float) -> tuple[str, bool]
     text = _say(f"## (l) On a GPU\n\nWritten by `python -m benchmarks.gpu`. {describe(bench.device)}")
     total, failed = Clock(seconds), False
     for part in parts:
-        text += _say(f"## {part.title}")
+        text += _say(f"### {part.title}")
         if total.left < part.seconds:
             text += _say(f"Left out: it may take {part.seconds:.0f} s, and {max(0.0, total.left):.0f} s are left.")
             continue

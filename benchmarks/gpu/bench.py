@@ -31,8 +31,9 @@ class Sizes:
     """Pairs of a throughput."""
     budgets: tuple[int, ...] = (8_192, 32_768, 65_536)
     """Suffix tokens of a micro-batch of the small model."""
-    large_pairs: int = 1024
-    large_budgets: tuple[int, ...] = (2_048, 4_096, 8_192)
+    large_pairs: int = 512
+    large_long_pairs: int = 256
+    large_budgets: tuple[int, ...] = (4_096, 16_384)
     """The same for the large model."""
     hook_batches: tuple[int, ...] = (64, 256, 1024)
     chunks: int = 200
@@ -46,8 +47,8 @@ class Sizes:
 
 TINY = Sizes(
     prompts=PROMPTS[:2], long_prompts=LONG_PROMPTS[:1], rounds=1, pairs=12, budgets=(64, 256), large_pairs=6,
-    large_budgets=(64,), hook_batches=(4, 8), chunks=4, chunk_pairs=4, agreeing_pairs=6, committed_pairs=12,
-    committed_chunk=6, writers=2, matmul=64,
+    large_long_pairs=4, large_budgets=(64,), hook_batches=(4, 8), chunks=4, chunk_pairs=4, agreeing_pairs=6,
+    committed_pairs=12, committed_chunk=6, writers=2, matmul=64,
 )  # fmt: skip
 
 

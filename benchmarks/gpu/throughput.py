@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from benchmarks.gpu import card, engine, hooks, lens
+from benchmarks.gpu.bench import Clock
 from benchmarks.gpu.flops import ModelFlops
 from benchmarks.gpu.models import make_pairs
 from benchmarks.page import table
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
     from attrib_batch.models.load import LoadedModel
     from attrib_batch.pairs.encoding.encode import EncodedPair
-    from benchmarks.gpu.bench import Bench, Clock
+    from benchmarks.gpu.bench import Bench
 
 NO_TIME = "no time left"
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.1, torch.float16: 0.02}
@@ -73,7 +74,7 @@ def small(bench: Bench, clock: Clock) -> str:
     ]  # fmt: skip
     speeds.append(lens.speed(bench, model, few[: sizes.hook_batches[0]], clock))
     head = (
-        f"### GPT-2 small, float32\n\n{len(pairs):,} pairs of {sizes.prompts[0][0]} to {sizes.prompts[-1][0]} tokens "
+        f"#### GPT-2 small, float32\n\n{len(pairs):,} pairs of {sizes.prompts[0][0]} to {sizes.prompts[-1][0]} tokens "
         f"in {len(sizes.prompts)} shapes, prefixes all different. Engine and hooks agree within {difference:.1e} of "
         "the largest score. Hooks: sorted by length, padded on the right, parameters frozen, two forward passes and a "
         "backward pass, only last positions unembedded.\n\n"
@@ -84,34 +85,23 @@ def small(bench: Bench, clock: Clock) -> str:
 def large(bench: Bench, clock: Clock) -> str:
     """Llama 3.1 8B in bfloat16: the engine and hooks, on short and on long prompts."""
     model, sizes = bench.llama, bench.sizes
-    text = "### Llama 3.1 8B, bfloat16\n\n"
-    for name, shapes, share in (("short", sizes.prompts, 0.5), ("long", sizes.long_prompts, 1.0)):
-        pairs = make_pairs(model, sizes.large_pairs, shapes)
+    text = "#### Llama 3.1 8B, bfloat16\n\n"
+    kinds = (
+        ("short", sizes.prompts, sizes.large_pairs, 0.4),
+        ("long", sizes.long_prompts, sizes.large_long_pairs, 1.0),
+    )
+    for name, shapes, n_pairs, share in kinds:
+        pairs = make_pairs(model, n_pairs, shapes)
         few = pairs[: sizes.hook_batches[0]]
-        until = clock.seconds * (1 - share)
-        part = _Until(clock, until)
-        speeds = [
-            timed(f"engine, {tokens:,} suffix tokens", len(pairs), partial(_drain, model, pairs, tokens), bench, part,
-                  rounds=2)
-            for tokens in sizes.large_budgets
-        ]  # fmt: skip
+        part = Clock(clock.left * share)
         how = f"hooks, batches of {len(few)}"
-        speeds.append(timed(how, len(few), partial(hooks.scores_of, model, few, len(few)), bench, part, rounds=2))
+        speeds = [timed(how, len(few), partial(hooks.scores_of, model, few, len(few)), bench, part, rounds=2)]
+        for tokens in sizes.large_budgets:
+            run = partial(_drain, model, pairs, tokens)
+            speeds.append(timed(f"engine, {tokens:,} suffix tokens", len(pairs), run, bench, part, rounds=2))
         lengths = f"{shapes[0][0]} to {shapes[-1][0]}"
         text += f"{len(pairs):,} {name} pairs of {lengths} tokens.\n\n{_speeds(bench, model, pairs, speeds, how)}\n\n"
     return text
-
-
-@dataclass
-class _Until:
-    """A clock that leaves a part of another's time to what comes after."""
-
-    clock: Clock
-    reserved: float
-
-    @property
-    def left(self) -> float:
-        return self.clock.left - self.reserved
 
 
 def _drain(model: LoadedModel, pairs: Sequence[EncodedPair], tokens: int) -> None:

@@ -71,7 +71,7 @@ def measure(bench: Bench, clock: Clock) -> str:
     text = "Counted over whole micro-batches, after one to warm up; a prefix's pass is part of its micro-batch.\n\n"
     for name, model in (("GPT-2 small", bench.gpt2), ("Llama 3.1 8B", bench.llama)):
         if clock.left <= 0:
-            return text + f"### {name}\n\nNo time left.\n\n"
+            return text + f"#### {name}\n\nNo time left.\n\n"
         tokens = (bench.sizes.budgets if name.startswith("GPT") else bench.sizes.large_budgets)[0]
         pairs = make_pairs(model, bench.sizes.hook_batches[0], bench.sizes.prompts, seed=2)
 
@@ -85,7 +85,7 @@ def measure(bench: Bench, clock: Clock) -> str:
         except RuntimeError as error:  # not every container lets a process profile the card
             text += f"The profiler does not work here: {' '.join(str(error).split())[:200]}\n\n"
             counts = Counts()
-        text += f"### {name}\n\n{render(counts, n_batches, sites)}\n\n"
+        text += f"#### {name}\n\n{render(counts, n_batches, sites)}\n\n"
     return text
 
 
@@ -121,13 +121,15 @@ def _sites(bench: Bench, run: Callable[[], object]) -> Counter[str]:
     places: Counter[str] = Counter()
     if not bench.on_gpu:
         return places
-    with _told_of_waits(places):
+    with told_of_waits(places):
         run()
     return places
 
 
 @contextmanager
-def _told_of_waits(places: Counter[str]) -> Iterator[None]:
+def told_of_waits(places: Counter[str]) -> Iterator[None]:
+    """Count, by the place that calls it, every operation for which the host waits for the device."""
+
     def note(message: Warning | str, *_: Any, **__: Any) -> None:
         if "synchroniz" in str(message):
             places[place()] += 1
@@ -144,7 +146,7 @@ def _told_of_waits(places: Counter[str]) -> Iterator[None]:
 
 def place() -> str:
     """The innermost line of the package that is being executed; the innermost of all where there is none."""
-    frames = traceback.extract_stack()[:-2]
+    frames = [frame for frame in traceback.extract_stack() if frame.filename not in {__file__, warnings.__file__}]
     mine = [frame for frame in frames if frame.filename.startswith(PACKAGE)]
     frame = (mine or frames)[-1]
     return f"{Path(frame.filename).name}:{frame.lineno} {frame.name}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -77,6 +78,24 @@ def test_a_worker_whose_device_is_lost_commits_nothing(tmp_path: Path, monkeypat
     with pytest.raises(DeviceLostError):
         worker.score(Assignment(TASK))
     assert not worker.store.root.exists()
+
+
+def test_a_run_says_on_what_it_was_computed_and_how(tmp_path: Path) -> None:
+    job = TinyJob.make(tmp_path, n_pairs=8)
+    model = {"id": str(job.model), "name": "tiny", "prepend_bos": False, "deterministic": True}
+    out = tmp_path / "out"
+    ended = attrib_batch_here("run", job.write(models=[model]), "--out", out)
+    assert ended.code == ExitCode.OK, ended.said
+    assert not torch.are_deterministic_algorithms_enabled(), "of the worker alone"
+    [record] = (json.loads(file.read_text()) for file in (out / "executions").glob("*.json"))
+    how = {
+        "device": "cpu", "torch": torch.__version__, "cuda": None, "float32_matmul_precision": "highest",
+        "deterministic": True,
+    }  # fmt: skip
+    assert record["arithmetic"] == {"tiny": [how]}
+    [log] = (out / "logs").glob("*.jsonl")
+    [ready] = [line for line in map(json.loads, log.read_text().splitlines()) if line["event"] == "worker_ready"]
+    assert {key: ready.get(key) for key in how} == how
 
 
 def test_a_run_in_this_process_ends_and_blames_no_pair(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
