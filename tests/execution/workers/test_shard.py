@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import socket
 
 import pytest
+import torch
 
 from attrib_batch.execution.ray.gangs import Gang
 from attrib_batch.execution.workers.shard import ShardWorker
 from attrib_batch.spec import ModelSpec
 from tests.support.ports import LOOPBACK
+from tests.support.scored import tiny_model
 
 SPEC = ModelSpec.model_validate({"id": "x", "prepend_bos": False, "workers": {"kind": "sharded", "shards": 2}})
 
@@ -23,6 +26,21 @@ def test_gangs_that_start_at_once_hold_their_ports_until_they_load() -> None:
             socket.create_server((LOOPBACK, port))
         assert worker._listener is not None
         worker._listener.close()
+
+
+@pytest.mark.parametrize(("ran_out", "tokens"), [(0, 100), (1, 50), (3, 12), (9, 1)])
+def test_a_gang_after_others_that_ran_out_of_memory_makes_smaller_batches(
+    ran_out: int, tokens: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "environ", dict(os.environ))
+    monkeypatch.setattr(torch, "set_num_threads", lambda _n: None)
+    monkeypatch.setattr("attrib_batch.models.ranks.join_ranks", lambda *_, **__: object())
+    monkeypatch.setattr("attrib_batch.models.sharded.load_shard", lambda *_, **__: tiny_model("llama"))
+    worker = ShardWorker(SPEC.model_copy(update={"batch_tokens": 100}), (), 0, ran_out)
+    report = worker.load((LOOPBACK, 1))
+    assert worker._budget.tokens == tokens
+    assert report.arithmetic["device"] == "cpu"
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == "", "it was given no GPU, and must not meet others on one"
 
 
 def test_the_first_rank_says_where_the_gang_meets(monkeypatch: pytest.MonkeyPatch) -> None:
