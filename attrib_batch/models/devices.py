@@ -120,7 +120,7 @@ def check_placement(spec: ModelSpec, module: PreTrainedModel) -> None:
     off = {name: place for name, place in placed.items() if place in {"cpu", "disk"}}
     if not off:
         return
-    missing = sum(_module_bytes(module, name) for name in off)
+    missing = sum(_bytes_of(module, name) for name in off)
     shown = ", ".join(f"{name or 'all of it'} ({place})" for name, place in list(off.items())[:SHOWN_MODULES])
     more = f" and {len(off) - SHOWN_MODULES} more" if len(off) > SHOWN_MODULES else ""
     n_gpus = len(set(placed.values()) - {"cpu", "disk"})
@@ -130,6 +130,10 @@ def check_placement(spec: ModelSpec, module: PreTrainedModel) -> None:
     )
 
 
-def _module_bytes(module: PreTrainedModel, name: str) -> int:
-    """Return the size of a module's parameters, wherever they are."""
-    return sum(parameter.numel() * parameter.element_size() for parameter in module.get_submodule(name).parameters())
+def _bytes_of(module: PreTrainedModel, place: str) -> int:
+    """Return the size of what a device map's key stands for: a submodule, a parameter, or all where it is empty."""
+    return sum(
+        parameter.numel() * parameter.element_size()
+        for name, parameter in module.named_parameters()
+        if not place or name == place or name.startswith(f"{place}.")
+    )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
 from benchmarks import lens
@@ -22,24 +23,6 @@ if TYPE_CHECKING:
 NAME = "TransformerLens, hooks on both runs"
 
 
-class _There(Workload):
-    """A workload whose token ids lie where the model is."""
-
-    device: torch.device
-
-    @property
-    def clean(self) -> torch.Tensor:
-        return super().clean.to(self.device)
-
-    @property
-    def corrupted(self) -> torch.Tensor:
-        return super().corrupted.to(self.device)
-
-    @property
-    def answers(self) -> torch.Tensor:
-        return super().answers.to(self.device)
-
-
 def speed(bench: Bench, model: LoadedModel, pairs: Sequence[EncodedPair], clock: Clock) -> throughput.Speed:
     """Time it in batches of one length, as it needs them."""
     try:
@@ -54,20 +37,18 @@ def speed(bench: Bench, model: LoadedModel, pairs: Sequence[EncodedPair], clock:
 
     def run() -> None:
         for members in by_length.values():
-            work = _There(members)
-            object.__setattr__(work, "device", bench.device)
-            lens.scores(bridge, work)
+            work = Workload(members)
+            ids = {"clean": work.clean, "corrupted": work.corrupted, "answers": work.answers}
+            lens.scores(bridge, SimpleNamespace(**{name: values.to(bench.device) for name, values in ids.items()}))
 
-    try:
-        return throughput.timed(NAME, len(pairs), run, bench, clock, rounds=2)
-    finally:
-        model.module.requires_grad_(False)
+    return throughput.timed(NAME, len(pairs), run, bench, clock, rounds=2)
 
 
 def _bridge(model: LoadedModel, device: torch.device) -> Any:
     from transformer_lens.model_bridge import TransformerBridge
 
-    model.module.requires_grad_(True)
-    return TransformerBridge.boot_transformers(
-        "gpt2", hf_model=model.module, tokenizer=model.tokenizer, device=str(device)
-    )
+    # A copy of its own, made from the weights: it puts modules of its own into the model that it is given.
+    module = type(model.module)(model.module.config)
+    module.load_state_dict(model.module.state_dict())
+    module = module.to(device).eval()
+    return TransformerBridge.boot_transformers("gpt2", hf_model=module, tokenizer=model.tokenizer, device=str(device))
