@@ -72,9 +72,17 @@ class TaskError(AttribBatchError):
     """Pairs of a task ended in an exception of which none of them is the cause, but a metric, a library or a device."""
 
 
+class DeviceLostError(TaskError):
+    """A process can do nothing more on its device: an illegal access, a failed assertion, broken hardware."""
+
+
 class ShardGroupError(AttribBatchError):
     """The processes that share one model's weights cannot work together any longer; all of them have to be replaced."""
 
 
 class ShardsDisagreeError(ShardGroupError):
     """An attempt ended differently in the processes that share one model's weights, or not in all of them."""
+
+
+class ShardsOutOfMemoryError(ShardsDisagreeError):
+    """Memory ran out in some of the processes that share one model's weights while the others were at work."""

@@ -48,7 +48,7 @@ def scores(model: Any, work: Workload) -> np.ndarray:
         right, wrong = model(work.corrupted)[:, -1].gather(-1, work.answers).unbind(-1)
         (right - wrong).sum().backward()
     products = [gradients[layer] * (clean[layer] - corrupted[layer]) for layer in layers]
-    return torch.stack([_heads(product, model).sum(-1).transpose(1, 2) for product in products], 1).numpy()
+    return torch.stack([_heads(product, model).sum(-1).transpose(1, 2) for product in products], 1).cpu().numpy()
 
 
 def _heads(values: Tensor, model: Any) -> Tensor:

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
 
 RESULTS = Path(__file__).parent / "RESULTS.md"
 TITLE = "# Benchmarks"
-PARTS = ("engine", "scale", "workers", "models", "writing", "analysis", "coverage")
+PARTS = ("engine", "scale", "workers", "models", "writing", "analysis", "coverage", "gpu")
 """In the order of the page."""
 
 
@@ -16,6 +20,12 @@ def replace_part(page: Path, name: str, text: str) -> None:
     parts = _read(page) | {name: text.strip()}
     blocks = [f"<!-- part: {part} -->\n\n{parts[part]}" for part in PARTS if part in parts]
     page.write_text("\n\n".join([TITLE, *blocks]) + "\n", encoding="utf-8")
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table in Markdown."""
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 def _read(page: Path) -> dict[str, str]:

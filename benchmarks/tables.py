@@ -6,6 +6,7 @@ from statistics import median
 from typing import TYPE_CHECKING
 
 from benchmarks import speed
+from benchmarks.page import table as _table
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -169,8 +170,3 @@ def _memory(peaks: Sequence[Peak]) -> str:
 def _ratio(timings: Timings, slow: str, fast: str) -> list[str]:
     ratio = timings.ratio(slow, fast)
     return [f"{ratio.median:.2f}", f"{ratio.low:.2f} to {ratio.high:.2f}", f"{timings.of_fastest(slow, fast):.2f}"]
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)

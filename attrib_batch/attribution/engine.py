@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from attrib_batch.attribution.batches import Size, by_shape, micro_batches, suffix_tokens
+from attrib_batch.attribution.faults import is_out_of_memory, raise_if_no_pair_is_to_blame
 from attrib_batch.attribution.groups import MethodGroup, group_methods
 from attrib_batch.attribution.method import Method
 from attrib_batch.attribution.metrics import metric_named
@@ -131,6 +132,7 @@ def score_pairs(
     Raises:
         RequestError: a metric is not known in this process, or cannot be what it is used as; the model does not have
             what a method asks of it. No pair is to blame for that.
+        DeviceLostError: the device is lost to this process.
     """
     for method in methods:
         metric_named(method.metric)
@@ -179,6 +181,7 @@ def _score_or_split(
     except RequestError:
         raise  # whatever the pairs, it would be the same
     except Exception as error:  # noqa: BLE001 - whatever one pair raises must cost only that pair; it is recorded
+        raise_if_no_pair_is_to_blame(error)
         message = f"{type(error).__name__}: {error}"
         out_of_memory = is_out_of_memory(error)
     else:
@@ -226,14 +229,6 @@ def _not_finite(model: LoadedModel, method: Method, *, metric: bool) -> str:
     if dtype in {"float32", "float64"}:
         return f"{what} is not finite for this pair, in {dtype}"
     return f"{what} is not finite for this pair; the model may overflow in {dtype}: try dtype float32"
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Return whether an exception says that memory ran out, on a GPU or on the CPU."""
-    if isinstance(error, torch.OutOfMemoryError | MemoryError):
-        return True
-    # The CPU allocator has no exception class of its own.
-    return isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)
 
 
 def _release_cached_memory() -> None:

@@ -95,27 +95,34 @@ Agreed = Callable[[Sequence[float]], Sequence[float]]
 
 
 def budget_for(
-    batch_tokens: int | Literal["auto"], device: torch.device, *, share: float = 1.0, agreed: Agreed = tuple
+    batch_tokens: int | Literal["auto"],
+    device: torch.device,
+    *,
+    share: float = 1.0,
+    ran_out: int = 0,
+    agreed: Agreed = tuple,
 ) -> Budget:
-    """Return the budget that a job asks for; what is said of `MemoryBudget` is for ``auto``."""
+    """Return the budget that a job asks for; see `MemoryBudget`."""
     if batch_tokens == "auto":
-        return MemoryBudget(device, share=share, agreed=agreed)
-    return TokenBudget(batch_tokens)
+        return MemoryBudget(device, share=share, ran_out=ran_out, agreed=agreed)
+    return TokenBudget(max(1, batch_tokens >> ran_out))
 
 
 class MemoryBudget:
     """Makes micro-batches as large as memory allows, up to a size beyond which they get no faster."""
 
-    def __init__(self, device: torch.device, *, share: float = 1.0, agreed: Agreed = tuple) -> None:
+    def __init__(self, device: torch.device, *, share: float = 1.0, ran_out: int = 0, agreed: Agreed = tuple) -> None:
         """Allow micro-batches to take memory.
 
         Args:
             device: where the model is.
             share: the part of the device, or of the machine, that is for this process.
+            ran_out: how often memory ran out all the same; each time halves what is taken.
             agreed: where processes share a model's weights they must form the same micro-batches, so they agree.
         """
         self._device = device
         self._share = share
+        self._ran_out = ran_out
         self._agreed = agreed
         self._tokens = TokenBudget(MOST_TOKENS.get(device.type, MOST_TOKENS["cpu"]))
         self._models: dict[str, MemoryModel] = {}
@@ -128,7 +135,7 @@ class MemoryBudget:
             self._models[key] = MemoryModel(*self._agreed(astuple(measure(passes, group))))
         (least,) = self._agreed([-float(free_bytes(self._device, share=self._share))])
         room = min(-SHARE * least, MOST_BYTES.get(self._device.type, -least))
-        return MemoryLimit(self._models[key], room, self._tokens, passes.padded)
+        return MemoryLimit(self._models[key], room / 2**self._ran_out, self._tokens, passes.padded)
 
     def ran_out_at(self, batch: Sequence[EncodedPair]) -> bool:
         """Allow at most half of a micro-batch that did not fit from now on; return whether that is less than before."""

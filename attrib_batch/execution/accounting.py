@@ -80,6 +80,8 @@ class Tally:
     worker_load_seconds: float = 0
     """Longest time from a worker's start to its being ready, loading alone."""
     downloaded_bytes: int = 0
+    arithmetic: dict[str, list[Mapping[str, Any]]] = field(default_factory=dict)
+    """On what devices each model was computed, and how; each once."""
     in_hand: int = 0
     """Pairs that are scored and not committed."""
     elsewhere: str = ""
@@ -128,6 +130,8 @@ class Tally:
         self.worker_peak_bytes = max(self.worker_peak_bytes, ready.peak_bytes)
         self.worker_parameters = max(self.worker_parameters, ready.parameters)
         self.worker_load_seconds = max(self.worker_load_seconds, ready.seconds)
+        if ready.arithmetic and ready.arithmetic not in (known := self.arithmetic.setdefault(model, [])):
+            known.append(ready.arithmetic)
 
     def add(self, model: str, worker: int, report: TaskReport) -> None:
         """Count a task that a worker committed, or a probe that it survived."""
@@ -248,6 +252,7 @@ class Tally:
             "worker_load_seconds": round(self.worker_load_seconds, 3),
             "downloaded_bytes": self.downloaded_bytes,
             "warnings": self.warnings,
+            "arithmetic": self.arithmetic,
         }
 
 

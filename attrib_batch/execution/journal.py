@@ -70,6 +70,7 @@ class ModelJournal:
                     worker=event.worker.number,
                     seconds=round(event.report.seconds, 3),
                     peak_bytes=event.report.peak_bytes,
+                    **event.report.arithmetic,
                 )
             case WorkerFailedToStart():
                 self.write(

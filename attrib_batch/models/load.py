@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import socket
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from attrib_batch.errors import ModelError
@@ -12,6 +11,7 @@ from attrib_batch.models.checks.capabilities import check_config
 from attrib_batch.models.checks.causality import check_prefixes
 from attrib_batch.models.checks.shapes import check_shapes
 from attrib_batch.models.checks.vocabulary import check_vocabulary
+from attrib_batch.models.devices import check_placement, choose_device, spreads_over_gpus, take_memory_share
 from attrib_batch.models.families import Architecture, Dimensions, architecture_of, dimensions_of
 from attrib_batch.models.sources import find_model
 
@@ -41,6 +41,8 @@ class LoadedModel:
     """Over how many processes the weights are split; every one of them computes the same forward passes."""
     may_replace_attention: bool = True
     """Whether attention may be computed by a function of this package: not on a server, whose model it is."""
+    memory_share: float = 1.0
+    """Which share of the device's memory this process may use; below 1 where others use the same device."""
 
     @property
     def model_type(self) -> str:
@@ -98,21 +100,31 @@ def read_config(spec: ModelSpec, source: ModelSource | None = None) -> Pretraine
     return config
 
 
-def load_model(spec: ModelSpec) -> LoadedModel:
+def load_model(spec: ModelSpec, *, gpus: float | None = None) -> LoadedModel:
     """Load a model as a job asks.
 
+    Args:
+        spec: the model's part of the job.
+        gpus: how many GPUs this process was given; None where nobody gives them out.
+
     Raises:
-        ModelError: not found, not loadable, of an unknown architecture, not of the shapes it states, or with a
-            tokenizer that is not its own.
+        ModelError: not found, not loadable, of an unknown architecture, not of the shapes it states, with a tokenizer
+            that is not its own, or too large for the GPUs that it is to be spread over.
     """
     source = find_model(spec)
-    device = choose_device(spec)
+    device = choose_device(spec, gpus=gpus)
+    share = take_memory_share(device, gpus)
     tokenizer = load_tokenizer(spec, source)
     check_vocabulary(spec, tokenizer, dimensions_of(read_config(spec, source)).d_vocab)
-    module = load_weights(spec, source, device_map="auto" if spreads_over_gpus(spec) else None)
-    if not spreads_over_gpus(spec):
-        module = module.to(device)
-    return wrap_model(module, tokenizer)
+    if spreads_over_gpus(spec):
+        module = load_weights(spec, source, device_map="auto")
+        check_placement(spec, module)
+    elif device.type == "cuda":
+        # Straight to the card: a model need not fit into the host's memory, and is not copied there first.
+        module = load_weights(spec, source, device_map={"": device})
+    else:
+        module = load_weights(spec, source, device_map=None).to(device)
+    return replace(wrap_model(module, tokenizer), memory_share=share)
 
 
 def load_weights(spec: ModelSpec, source: ModelSource, **placement: Any) -> PreTrainedModel:
@@ -198,42 +210,6 @@ def prepare_tracing(module: PreTrainedModel, tokenizer: PreTrainedTokenizerBase,
         device=module.get_input_embeddings().weight.device,
         shards=shards,
     )
-
-
-def choose_device(spec: ModelSpec) -> torch.device:
-    """Choose the device a job's model goes to.
-
-    Raises:
-        ModelError: this machine does not have the device that is asked for.
-    """
-    import torch
-
-    if spec.device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    where = f"model {spec.id!r}, device {spec.device!r}"
-    try:
-        device = torch.device(spec.device)
-    except RuntimeError as error:
-        raise ModelError(f"{where}: this is no device; use auto, cpu, cuda, cuda:N or mps") from error
-    there = _devices_here()
-    if device.type not in there or (device.index or 0) >= there[device.type]:
-        names = (f"cuda:{index}" if kind == "cuda" else kind for kind in there for index in range(there[kind]))
-        raise ModelError(f"{where}: this machine ({socket.gethostname()}) does not have it; it has {', '.join(names)}")
-    return device
-
-
-def _devices_here() -> dict[str, int]:
-    """Count the devices that this process can use, by type."""
-    import torch
-
-    counts = {"cpu": 1, "cuda": torch.cuda.device_count() if torch.cuda.is_available() else 0}
-    counts["mps"] = int(torch.backends.mps.is_available())
-    return {kind: count for kind, count in counts.items() if count}
-
-
-def spreads_over_gpus(spec: ModelSpec) -> bool:
-    """Return whether one actor spreads the model over several GPUs with a device map."""
-    return spec.workers.gpus >= 2
 
 
 def model_files(source: ModelSource) -> tuple[str, str | None]:

@@ -8,25 +8,35 @@ from __future__ import annotations
 
 import ipaddress
 import os
-import socket
 import sys
 import threading
 from typing import TYPE_CHECKING
 
-from attrib_batch.errors import ModelError, ShardGroupError, ShardsDisagreeError
+from attrib_batch.errors import ModelError, ShardGroupError, ShardsDisagreeError, ShardsOutOfMemoryError
+from attrib_batch.models.meeting import listen
 
 if TYPE_CHECKING:
+    import socket
     from collections.abc import Sequence
     from datetime import timedelta
 
     from torch.distributed.distributed_c10d import Store
 
+OUT_OF_MEMORY = "out of memory"
+"""The verdict of a rank whose memory ran out."""
 STORE_GRACE_SECONDS = 5.0
 """How much longer than its timeout a question to the store of verdicts may take."""
 
 
 def join_ranks(
-    rank: int, world_size: int, address: str, port: int, *, timeout: timedelta, backend: str | None = None
+    rank: int,
+    world_size: int,
+    address: str,
+    port: int,
+    *,
+    timeout: timedelta,
+    listener: socket.socket | None = None,
+    backend: str | None = None,
 ) -> Agreement:
     """Join the processes that are to share a model's weights; returns once all of them are there.
 
@@ -37,9 +47,10 @@ def join_ranks(
         rank: this process's number, from 0.
         world_size: how many processes there are.
         address: an address of rank 0's machine; rank 0 listens on this address alone.
-        port: a free port there.
+        port: a free port there, or that of ``listener``.
         timeout: how long to wait for the others here, in a collective, and in ``Agreement.agree``. The first collective
             comes after loading, so this bounds how much longer one rank may load than another.
+        listener: of rank 0: a socket that listens at the address and port already; it is taken over.
         backend: of torch.distributed; by default nccl where CUDA is available, else gloo.
 
     Raises:
@@ -78,7 +89,7 @@ def join_ranks(
             is_master=rank == 0,
             timeout=timeout,
             # Left to itself the store listens on every address of the machine.
-            master_listen_fd=_listen(address, port) if rank == 0 else None,
+            master_listen_fd=(listener or listen(address, port)).detach() if rank == 0 else None,
         )
         init_process_group(
             backend,
@@ -120,20 +131,21 @@ class Agreement:
         Raises:
             ShardsDisagreeError: the verdicts differ, or one is missing after the timeout. Other ranks may still be on
                 another path, so all of them have to be replaced.
+            ShardsOutOfMemoryError: the same, and memory ran out in one that is heard of.
         """
         from torch.distributed import barrier
 
         verdicts = self._exchange(verdict)
         if len({_kind(found) for found in verdicts}) > 1:
             listed = "; ".join(f"rank {rank}: {found}" for rank, found in enumerate(verdicts))
-            raise ShardsDisagreeError(f"attempt {self._number} ended differently in the ranks of a model: {listed}")
+            raise _parted(verdicts)(f"attempt {self._number} ended differently in the ranks of a model: {listed}")
         if verdict != "ok":
             # Ranks that raised alike may have raised at different places. A collective that works now shows that none
             # is left over from before.
             try:
                 barrier()
             except RuntimeError as error:
-                raise ShardsDisagreeError(
+                raise _parted(verdicts)(
                     f"attempt {self._number} ended with {verdict!r} in every rank, and the ranks do not meet any more: "
                     f"{error}"
                 ) from error
@@ -174,7 +186,7 @@ class Agreement:
         talking.join(self._timeout.total_seconds() + STORE_GRACE_SECONDS)
         if problem or talking.is_alive():
             reason = problem[0] if problem else "the first rank, which keeps the verdicts, does not answer"
-            raise ShardsDisagreeError(
+            raise _parted([verdict])(
                 f"rank {self._rank} of {self._world_size} ended attempt {self._number} with {verdict!r}, and not all "
                 f"others said within {self._timeout} how they ended it: {reason}"
             ) from (problem[0] if problem else None)
@@ -182,6 +194,11 @@ class Agreement:
 
     def _key(self, rank: int, number: int | None = None) -> str:
         return f"{self._number if number is None else number}/{rank}"
+
+
+def _parted(verdicts: Sequence[str]) -> type[ShardsDisagreeError]:
+    """Return what ranks that ended an attempt so have to be replaced for."""
+    return ShardsOutOfMemoryError if OUT_OF_MEMORY in verdicts else ShardsDisagreeError
 
 
 def _kind(verdict: str) -> str:
@@ -193,9 +210,3 @@ def _is_loopback(address: str) -> bool:
         return ipaddress.ip_address(address).is_loopback
     except ValueError:
         return address == "localhost"
-
-
-def _listen(address: str, port: int) -> int:
-    """Return a socket that listens on one address, as a file descriptor that the caller owns."""
-    family = socket.AF_INET6 if ":" in address else socket.AF_INET
-    return socket.create_server((address, port), family=family).detach()

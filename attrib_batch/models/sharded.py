@@ -13,9 +13,9 @@ from attrib_batch.models.activations import activation_at
 from attrib_batch.models.checks.causality import check_prefixes
 from attrib_batch.models.checks.shapes import CHECKED_TOKENS, check_modules, compare_shapes
 from attrib_batch.models.checks.vocabulary import check_vocabulary
+from attrib_batch.models.devices import choose_device
 from attrib_batch.models.families import architecture_of, dimensions_of
 from attrib_batch.models.load import (
-    choose_device,
     load_tokenizer,
     load_weights,
     prepare_tracing,
@@ -62,8 +62,13 @@ def check_degree(spec: ModelSpec, config: PretrainedConfig, shards: int) -> None
         )
 
 
-def load_shard(spec: ModelSpec, shards: int) -> LoadedModel:
+def load_shard(spec: ModelSpec, shards: int, *, gpus: float | None = None) -> LoadedModel:
     """Load this rank's share of a model as a job asks, after ``join_ranks``; every rank must call this.
+
+    Args:
+        spec: the model's part of the job.
+        shards: how many ranks there are.
+        gpus: how many GPUs this process was given; None where nobody gives them out.
 
     Raises:
         ModelError: not found, not loadable, of an unknown architecture, not divisible so, not of the shapes it states,
@@ -76,7 +81,7 @@ def load_shard(spec: ModelSpec, shards: int) -> LoadedModel:
     source = find_model(spec)
     config = read_config(spec, source)
     check_degree(spec, config, shards)
-    _check_device(spec)
+    _check_device(spec, gpus)
     tokenizer = load_tokenizer(spec, source)
     check_vocabulary(spec, tokenizer, dimensions_of(config).d_vocab)
     n_ranks = torch.distributed.get_world_size() if torch.distributed.is_initialized() else 0
@@ -121,7 +126,7 @@ def _check_shapes(model: LoadedModel) -> None:
     compare_shapes(seen, model.architecture, model.dimensions)
 
 
-def _check_device(spec: ModelSpec) -> None:
+def _check_device(spec: ModelSpec, gpus: float | None) -> None:
     """Refuse a device that is not the one transformers puts shards on: the only GPU, or the CPU where there is none.
 
     Raises:
@@ -131,12 +136,12 @@ def _check_device(spec: ModelSpec) -> None:
 
     if spec.device.startswith("cuda:") and spec.device != "cuda:0":
         raise ModelError(f"device {spec.device!r}: a shard takes the only GPU its worker sees; use auto, cpu or cuda")
-    device = choose_device(spec)
+    device = choose_device(spec, gpus=gpus)
     offered = "cuda" if torch.cuda.is_available() else "cpu"
     if device.type != offered:
         raise ModelError(
             f"device {spec.device!r}: shards go to {offered} in this process; use device auto"
-            + (", or hide the GPUs from the workers with CUDA_VISIBLE_DEVICES=''" if offered == "cuda" else "")
+            + (", and gpus: 0 for the CPU" if offered == "cuda" else "")
         )
 
 

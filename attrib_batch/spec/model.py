@@ -24,8 +24,17 @@ class ModelSpec(Strict):
     )
     revision: str | None = Field(None, description="Hub revision: branch, tag or commit")
     dtype: Dtype = Field("float32", description="precision of weights and activations")
-    device: str = Field("auto", description="auto (cuda if there, else cpu), cpu, cuda, cuda:1, ...")
+    device: str = Field(
+        "auto",
+        description="auto, cpu, cuda, cuda:1, ...; auto is cuda where the worker has a GPU (on Ray one that was given "
+        "to it, in this process any), else cpu",
+    )
     attention: Literal["auto", "sdpa", "eager"] = Field("auto", description="attention implementation")
+    deterministic: bool = Field(
+        False,
+        description="use deterministic kernels alone; otherwise a GPU's results may differ in their last digits from "
+        "run to run",
+    )
     prepend_bos: bool = Field(
         description="prepend the beginning-of-sequence token; always explicit, it changes results"
     )
@@ -60,5 +69,7 @@ class ModelSpec(Strict):
     def identity(self) -> dict[str, Any]:
         """Return the keys that the stored numbers depend on, beside the weights, which have a hash of their own."""
         return self.model_dump(
-            mode="json", exclude={"id", "name", "revision", "workers", "batch_tokens", "device"}, exclude_none=True
+            mode="json",
+            exclude={"id", "name", "revision", "workers", "batch_tokens", "device", "deterministic"},
+            exclude_none=True,
         )

@@ -61,7 +61,11 @@ class WorkersSpec(Strict):
         description="how many workers: actors, gangs of shards, or sessions at once; auto: as many as Ray has room for",
     )
     cpus: float = Field(1, gt=0, description="processors per actor; also its number of compute threads")
-    gpus: float = Field(0, ge=0, description="GPUs per actor; 2 or more spread a replica over them")
+    gpus: float = Field(
+        0,
+        ge=0,
+        description="GPUs per actor; 2 or more spread a replica over them, a fraction is a fraction of one's memory",
+    )
     memory: Bytes | None = Field(None, description="memory per actor that Ray sets aside: bytes, or as in 8GB or 8GiB")
     resources: dict[str, CustomAmount] = Field(
         default_factory=dict, description="custom resources of Ray per actor, by name"

@@ -8,6 +8,7 @@ from attrib_batch import errors
 from attrib_batch.errors import (
     AttribBatchError,
     DatasetError,
+    DeviceLostError,
     ExitCode,
     JobError,
     ModelError,
@@ -17,6 +18,7 @@ from attrib_batch.errors import (
     RunInterruptedError,
     ShardGroupError,
     ShardsDisagreeError,
+    ShardsOutOfMemoryError,
     StoppedError,
     StorageError,
     TaskError,
@@ -45,15 +47,19 @@ AT_WORK = {
     ResumeMismatchError: WorkerLost,
     DatasetError: TaskUnreadable,
     TaskError: TaskFailed,
+    DeviceLostError: TaskFailed,
     ShardGroupError: WorkerLost,
     ShardsDisagreeError: WorkerLost,
+    ShardsOutOfMemoryError: WorkerLost,
 }
 """By exception of this package, the event. All others end the run."""
 LOADING = {
     AttribBatchError: WorkerFailedToStart,
     TaskError: WorkerFailedToStart,
+    DeviceLostError: WorkerFailedToStart,
     ShardGroupError: WorkerFailedToStart,
     ShardsDisagreeError: WorkerFailedToStart,
+    ShardsOutOfMemoryError: WorkerFailedToStart,
 }
 ENDS = {
     ModelError: ModelError,

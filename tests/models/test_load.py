@@ -13,7 +13,7 @@ from transformers import AutoConfig
 from attrib_batch.errors import ModelError
 from attrib_batch.models import load, sources
 from attrib_batch.models.families import FAMILIES
-from attrib_batch.models.load import choose_device, load_model, load_tokenizer, read_dimensions, spreads_over_gpus
+from attrib_batch.models.load import load_model, load_tokenizer, read_dimensions
 from attrib_batch.models.sources import find_model
 from attrib_batch.spec import ModelSpec
 from tests.support.ranks import forking
@@ -85,47 +85,6 @@ def test_an_unknown_architecture_is_refused_with_the_known_ones(tmp_path: Path) 
     with pytest.raises(ModelError, match=r"'opt' is not known; known: gemma2, gemma3_text, gpt2"):
         load_model(job(tmp_path))
     assert len(FAMILIES) == 10
-
-
-def test_devices(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
-    assert choose_device(job("x")).type == "cpu"
-    for device in ("cuda:0", "mps", "meta", "xpu"):
-        with pytest.raises(
-            ModelError, match=rf"'x', device '{device}': this machine \(.*\) does not have it; it has cpu$"
-        ):
-            choose_device(job("x", device=device))
-    with pytest.raises(ModelError, match="'toaster': this is no device; use auto, cpu, cuda"):
-        choose_device(job("x", device="toaster"))
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    assert choose_device(job("x")).type == "cuda"
-    assert choose_device(job("x", device="cuda:1")) == torch.device("cuda", 1)
-    with pytest.raises(ModelError, match=r"'cuda:2': this machine .* it has cpu, cuda:0, cuda:1$"):
-        choose_device(job("x", device="cuda:2"))
-
-
-def test_two_gpus_spread_the_model_with_a_device_map(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No GPU is at hand: what is asked of transformers is looked at."""
-    asked: dict[str, object] = {}
-
-    def record(location: str, **options: object) -> None:
-        asked.update(options)
-        raise OSError("stop here")
-
-    import transformers
-
-    folder = save_tiny("llama", tmp_path / "m")
-    monkeypatch.setattr(transformers.AutoModelForCausalLM, "from_pretrained", record)
-    for gpus, expected in ((2, "auto"), (1, None), (0, None)):
-        spread = job(folder, workers={"gpus": gpus})
-        assert spreads_over_gpus(spread) is (expected == "auto")
-        with pytest.raises(ModelError, match="stop here"):
-            load_model(spread)
-        assert asked["device_map"] == expected
-        assert asked["trust_remote_code"] is False
-        assert asked["use_safetensors"] is True
 
 
 def _convert(cache: str) -> str:

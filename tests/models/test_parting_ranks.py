@@ -81,7 +81,7 @@ def verdicts(port: int, of_ranks: list[list[str]], seconds: float) -> list[str]:
         try:
             here.agree(verdict)
         except ShardsDisagreeError as error:
-            said.append(str(error))
+            said.append(f"{type(error).__name__}: {error}")
         else:
             said.append("agreed")
     return said
@@ -93,11 +93,13 @@ def test_equal_verdicts_agree_whatever_their_messages(ranks: Ranks) -> None:
     assert ranks.run(verdicts, free_ports(1)[0], [first, second], 20.0) == [["agreed"] * 4] * 2
 
 
-@pytest.mark.parametrize("other", ["out of memory", "ValueError: no"])
-def test_different_verdicts_are_told_apart_by_all(ranks: Ranks, other: str) -> None:
+@pytest.mark.parametrize(
+    ("other", "kind"), [("out of memory", "ShardsOutOfMemoryError"), ("ValueError: no", "ShardsDisagreeError")]
+)
+def test_different_verdicts_are_told_apart_by_all(ranks: Ranks, other: str, kind: str) -> None:
     for said in ranks.run(verdicts, free_ports(1)[0], [["ok", "ok"], ["ok", other]], 20.0):
         assert said[0] == "agreed"
-        assert said[1] == f"attempt 1 ended differently in the ranks of a model: rank 0: ok; rank 1: {other}"
+        assert said[1] == f"{kind}: attempt 1 ended differently in the ranks of a model: rank 0: ok; rank 1: {other}"
 
 
 def test_a_missing_rank_is_not_waited_for_longer_than_the_timeout(ranks: Ranks) -> None:

@@ -73,7 +73,7 @@ def test_a_rank_whose_others_do_not_come_says_so(monkeypatch: pytest.MonkeyPatch
 def test_devices_of_shards(tiny: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch) -> None:
     folder = tiny("llama")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    for device, message in (("cpu", "hide the GPUs from the workers"), ("cuda:1", "the only GPU its worker sees")):
+    for device, message in (("cpu", "gpus: 0 for the CPU"), ("cuda:1", "the only GPU its worker sees")):
         with pytest.raises(ModelError, match=message):
             load_shard(model_job(folder, device=device), 2)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)

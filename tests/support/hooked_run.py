@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import eager_mask
 
+from tests.support import device
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
@@ -231,7 +233,8 @@ def _run_rows(
             handles = _hook_layer(layer, index, sites, seen, patches, drop=index == dropped_layer)
             for handle in handles:
                 stack.callback(handle.remove)
-        logits = model(torch.tensor([list(ids) for ids in rows]), use_cache=False).logits[:, -1]
+        tokens = torch.tensor([list(ids) for ids in rows], device=device.of(model))
+        logits = model(tokens, use_cache=False).logits[:, -1]
     return Run(logits, leaf[0], seen | attention.seen, attention.softmax), logits
 
 

@@ -165,5 +165,5 @@ def most_used() -> str | None:
 def _array(numbers: Any) -> np.ndarray:
     """Numbers as float64, whatever holds them."""
     if hasattr(numbers, "detach"):
-        numbers = numbers.detach().numpy()
+        numbers = numbers.detach().cpu().numpy()
     return np.atleast_1d(np.asarray(numbers, dtype=np.float64))

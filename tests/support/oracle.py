@@ -254,7 +254,7 @@ def _base_and_other(clean: Any, corrupted: Any, direction: Direction) -> tuple[A
 
 
 def _stack(layers: Sequence[Tensor]) -> Scores:
-    return torch.stack(list(layers)).detach().numpy().astype(np.float64)
+    return torch.stack(list(layers)).detach().cpu().numpy().astype(np.float64)
 
 
 def _gradients(metric: Tensor, wanted: dict[Any, Tensor]) -> dict[Any, Tensor]:

@@ -84,8 +84,8 @@ class RayCluster:
         """The variables of a driver that joins at ``gcs_address``, from which Ray would else make the machine's own."""
         return self.credentials | {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
 
-    def add_node(self, cpus: int = 2, **resources: float) -> str:
-        """Start another node.
+    def add_node(self, cpus: int = 2, gpus: int = 0, **resources: float) -> str:
+        """Start another node, which may state GPUs that it does not have.
 
         Returns:
             Its name.
@@ -94,7 +94,12 @@ class RayCluster:
         name = f"node-{self._n_started}"
         ports = _take_ports([port for port in RAY_PORTS if port not in HEAD_ALONE])
         node = self._start(
-            name, ports, f"--address={self.gcs_address}", f"--num-cpus={cpus}", f"--resources={json.dumps(resources)}"
+            name,
+            ports,
+            f"--address={self.gcs_address}",
+            f"--num-cpus={cpus}",
+            f"--num-gpus={gpus}",
+            f"--resources={json.dumps(resources)}",
         )
         # It listens before the head knows of it.
         node.wait_until(lambda: "Ray runtime started" in node.log.read_text(errors="replace"), START_SECONDS)

@@ -17,6 +17,7 @@ from attrib_batch.models.load import LoadedModel, wrap_model
 from attrib_batch.pairs.encoding.encode import EncodedPair
 from attrib_batch.spec import Component, MethodSpec
 from attrib_batch.spec.registries.methods import method_entry
+from tests.support.device import TEST_DEVICE
 from tests.support.near import estimated_terms
 from tests.support.tiny_models import ARCHITECTURES, tiny_tokenizer
 
@@ -28,8 +29,8 @@ if TYPE_CHECKING:
 
 
 def tiny_model(name: str, *, dtype: str = "float32") -> LoadedModel:
-    """A tiny model of an architecture, wrapped as a worker would wrap it."""
-    return wrap_model(ARCHITECTURES[name]().to(getattr(torch, dtype)), tiny_tokenizer())
+    """A tiny model of an architecture, wrapped as a worker would wrap it, on the device of the tests."""
+    return wrap_model(ARCHITECTURES[name]().to(TEST_DEVICE, getattr(torch, dtype)), tiny_tokenizer())
 
 
 def encoded(pairs: Sequence[TokenPair]) -> list[EncodedPair]:

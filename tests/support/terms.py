@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from tests.support import device
 from tests.support.hooked_run import Run, by_head, run
 from tests.support.metrics import metric_of
 
@@ -60,7 +61,7 @@ def terms_of(
 ) -> float:
     """Return ``largest_terms`` of a pair for the metric of a name."""
     with torch.no_grad():
-        clean_logits = model(torch.tensor([pair.clean])).logits[0, -1]
+        clean_logits = model(torch.tensor([pair.clean], device=device.of(model))).logits[0, -1]
     metric_fn = metric_of(metric, pair.answers, pair.wrong_answers, clean_logits)
     return largest_terms(model, pair.clean, pair.corrupted, metric_fn, direction=direction)
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+from unittest import mock
 
 from pydantic import SecretStr
 
@@ -35,8 +37,9 @@ class WorkerHere:
         return self.work.store
 
     def load(self) -> Any:
-        """Load the model."""
-        return self.worker.load()
+        """Load the model; what a process of its own sets in its environment, this one does not keep."""
+        with mock.patch.dict(os.environ):
+            return self.worker.load()
 
     def score(self, assignment: Assignment) -> TaskReport:
         """Score a task."""

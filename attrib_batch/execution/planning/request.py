@@ -77,8 +77,9 @@ def _check_models(
 ) -> None:
     from attrib_batch.attribution.metrics import try_metrics
     from attrib_batch.models.checks.capabilities import check_config, check_methods
+    from attrib_batch.models.devices import choose_device
     from attrib_batch.models.families import dimensions_of
-    from attrib_batch.models.load import choose_device, read_config
+    from attrib_batch.models.load import read_config
 
     for model in spec.models:
         if model.name in given:

@@ -6,9 +6,11 @@ Nothing is decided here. Workers are never restarted by Ray itself.
 from __future__ import annotations
 
 import threading
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Self
 
+from attrib_batch.errors import ShardsOutOfMemoryError
 from attrib_batch.execution.events import (
     TaskDone,
     TaskUnreadable,
@@ -77,6 +79,8 @@ class RayExecutor:
     _rooms: dict[str, ClusterRoom] = field(default_factory=dict, init=False)
     _queues: dict[str, Queue] = field(default_factory=dict, init=False)
     _metrics: dict[str, RunMetrics] = field(default_factory=dict, init=False)
+    _ran_out: Counter[str] = field(default_factory=Counter, init=False)
+    """How many gangs of shards of each model ended because memory ran out; the next ones are more careful."""
     _gangs: dict[WorkerId, Gang] = field(default_factory=dict, init=False)
     _calls: dict[Any, _Call] = field(default_factory=dict, init=False)
 
@@ -150,7 +154,8 @@ class RayExecutor:
 
     def start(self, worker: WorkerId, model: ModelSpec, work: StageWork) -> None:
         """Start a worker; it loads its model as soon as Ray has placed it."""
-        self._gangs[worker] = gang = self._head.ask(lambda: start_gang(model, work.spec.methods))
+        ran_out = self._ran_out[model.name]
+        self._gangs[worker] = gang = self._head.ask(lambda: start_gang(model, work.spec.methods, ran_out=ran_out))
         self._call(worker, None, gang.placed())
 
     def give(self, worker: WorkerId, assignment: Assignment, work: StageWork) -> None:
@@ -242,6 +247,8 @@ class RayExecutor:
         return [WorkerPlaced(call.worker)]
 
     def _raised(self, call: _Call, cause: BaseException) -> list[Event]:
+        if isinstance(cause, ShardsOutOfMemoryError):
+            self._ran_out[call.worker.model] += 1
         event = judge(cause, call.worker, call.assignment)
         if not isinstance(event, TaskUnreadable):
             self.end(call.worker)  # a fresh one may do better

@@ -7,7 +7,6 @@ when one is lost the others would wait for it, so they go with it.
 from __future__ import annotations
 
 import os
-import socket
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +16,7 @@ from attrib_batch.ndif.keys import ndif_key
 if TYPE_CHECKING:
     from attrib_batch.execution.planning.stages import StageWork
     from attrib_batch.execution.scheduling.assignment import Assignment
+    from attrib_batch.execution.workers.shard import ShardWorker
     from attrib_batch.spec import MethodSpec, ModelSpec, WorkersSpec
 
 TASKS_IN_HAND = 2
@@ -56,10 +56,16 @@ class Gang:
             ray.util.remove_placement_group(self.group)
 
 
-def start_gang(model: ModelSpec, methods: tuple[MethodSpec, ...]) -> Gang:
-    """Start the actors of one worker of a model; ``methods`` are the job's."""
+def start_gang(model: ModelSpec, methods: tuple[MethodSpec, ...], *, ran_out: int = 0) -> Gang:
+    """Start the actors of one worker of a model.
+
+    Args:
+        model: the model's part of the job.
+        methods: the job's.
+        ran_out: how many gangs of the model ended before because memory ran out in some of their shards.
+    """
     if model.workers.kind == "sharded":
-        return _start_shards(model, methods)
+        return _start_shards(model, methods, ran_out)
     import ray
 
     if model.workers.kind == "ndif":
@@ -75,7 +81,7 @@ def start_gang(model: ModelSpec, methods: tuple[MethodSpec, ...]) -> Gang:
     return Gang([actor])
 
 
-def _start_shards(model: ModelSpec, methods: tuple[MethodSpec, ...]) -> Gang:
+def _start_shards(model: ModelSpec, methods: tuple[MethodSpec, ...], ran_out: int) -> Gang:
     import ray
     from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
@@ -91,20 +97,18 @@ def _start_shards(model: ModelSpec, methods: tuple[MethodSpec, ...]) -> Gang:
             **_options(workers) | {"max_concurrency": 1},  # tasks must run in one order on every rank
             scheduling_strategy=PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=rank),
         )
-        .remote(model, methods, rank)
+        .remote(model, methods, rank, ran_out)
         for rank in range(workers.actors)
     ]
     return Gang(actors, group)
 
 
-def _meeting_point(_worker: object) -> tuple[str, int]:
-    """Return the address of the node that this runs on, and a free port there."""
+def _meeting_point(first: ShardWorker) -> tuple[str, int]:
+    """Have the first rank listen on its node's address; return that address and the port."""
     import ray
 
     address = ray.util.get_node_ip_address()
-    with socket.socket() as free:
-        free.bind((address, 0))
-        return address, free.getsockname()[1]
+    return address, first.listen(address)
 
 
 def _options(workers: WorkersSpec) -> dict[str, Any]:

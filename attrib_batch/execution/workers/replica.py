@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from attrib_batch.execution.imports import collector_paused
+from attrib_batch.execution.workers.machine import computing
 from attrib_batch.execution.workers.scoring import score_task
 from attrib_batch.execution.workers.task import (
     LoadReport,
@@ -21,6 +22,8 @@ from attrib_batch.execution.workers.task import (
     peak_memory,
     watched,
 )
+from attrib_batch.models.arithmetic import describe_arithmetic
+from attrib_batch.models.devices import prepare_environment
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -56,6 +59,9 @@ class ReplicaWorker:
             JobError: a metric of one's own cannot be used here.
         """
         started = time.perf_counter()
+        # Ray gives GPUs out; in a process that others share, whatever is there may be taken.
+        gpus = None if self.shares_process else self.model_spec.workers.gpus
+        prepare_environment(self.model_spec, os.environ, gpus=gpus)
         with collector_paused(keep=not self.shares_process):
             import torch
 
@@ -65,7 +71,8 @@ class ReplicaWorker:
 
             if not self.shares_process:
                 torch.set_num_threads(max(1, int(self.model_spec.workers.cpus)))
-            self._model = self.given or load_model(self.model_spec)
+            with computing(self.model_spec, shares_process=self.shares_process):
+                self._model = self.given or load_model(self.model_spec, gpus=gpus)
         try_metrics(self.methods, self._model.dimensions.d_vocab)
         self._budget = budget_for(self.model_spec.batch_tokens, self._model.device, share=self._share())
         self._reader = TaskReader(self.model_spec, self._model)
@@ -75,15 +82,15 @@ class ReplicaWorker:
             peak_memory(),
             parameters=sum(parameter.numel() for parameter in self._model.module.parameters()),
             seconds=time.perf_counter() - started,
+            arithmetic=describe_arithmetic(self._model.device, deterministic=self.model_spec.deterministic),
         )
 
     def _share(self) -> float:
         """Return the part of its GPU, or of the machine's memory, that is this worker's."""
-        workers = self.model_spec.workers
         if self._model.device.type == "cuda":
-            return min(1.0, workers.gpus or 1.0)
+            return self._model.memory_share
         # Workers of a machine take its processors, and as large a part of its memory.
-        return 1.0 if self.shares_process else min(1.0, workers.cpus / (os.cpu_count() or 1))
+        return 1.0 if self.shares_process else min(1.0, self.model_spec.workers.cpus / (os.cpu_count() or 1))
 
     def score(self, assignment: Assignment, work: StageWork, on_batch: OnBatch = on_batch_ignored) -> TaskReport:
         """Score and commit chunks of the same pairs, one for each method; every pair ends in scores or failures.
@@ -91,9 +98,10 @@ class ReplicaWorker:
         A probe is scored and not committed.
 
         Raises:
-            TaskError: pairs ended in an exception that is no pair's fault; nothing is committed.
+            TaskError: pairs ended in an exception that is no pair's fault, or the device is lost; nothing is committed.
             DatasetError: the pairs cannot be read.
             OutputError: the tables cannot be written.
+            RunInterruptedError: the device is lost to a process that others share.
         """
         from attrib_batch.attribution.engine import score_pairs
 
@@ -103,7 +111,7 @@ class ReplicaWorker:
         def score(pairs: Sequence[EncodedPair]) -> Iterator[tuple[MethodSpec, Outcome]]:
             return watched(score_pairs(self._model, pairs, results.methods, self._budget), on_batch)
 
-        with self._scoring:
+        with self._scoring, computing(self.model_spec, shares_process=self.shares_process):
             scoring = time.perf_counter()
             score_task(assignment, pairs, results, score)
             model_seconds = time.perf_counter() - scoring

@@ -12,6 +12,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING
 
+from attrib_batch.attribution.faults import says_out_of_memory
 from attrib_batch.errors import TaskError
 from attrib_batch.pairs.encoding.encode import EncodedPair
 from attrib_batch.tables import FailureReason
@@ -30,8 +31,6 @@ CONTROL_TOKENS = 6
 
 _VARIES = re.compile(r"0x[0-9a-fA-F]+|\d+")
 """What differs between messages of the same exception: sizes, indices, addresses."""
-_SIZE_MATTERS = re.compile(r"out of memory|MemoryError|DefaultCPUAllocator|JobTooLongError")
-"""Exceptions that long pairs meet and short ones do not: memory ran out, or a server's time."""
 
 
 def score_task(assignment: Assignment, pairs: Sequence[EncodedPair], results: TaskResults, score: Score) -> None:
@@ -65,7 +64,7 @@ def score_task(assignment: Assignment, pairs: Sequence[EncodedPair], results: Ta
     for method_id, failures in failed.items():
         message = failures[0].message
         alike = len(failures) == len(pairs) and len({_kind(failure.message) for failure in failures}) == 1
-        if alike and len(pairs) > 1 and not _SIZE_MATTERS.search(message):
+        if alike and len(pairs) > 1 and not _size_matters(message):
             raise TaskError(f"{where}: all {len(pairs)} pairs of {method_id} ended in the same exception: {message}")
     control, origin = (scored, "that had been scored") if scored else (control_pair(), "made up for comparison")
     for method, outcome in score([control]):
@@ -99,6 +98,11 @@ def _exception(outcome: Outcome) -> FailedPair | None:
     if isinstance(outcome, FailedPair) and outcome.reason == FailureReason.SCORING_ERROR:
         return outcome
     return None
+
+
+def _size_matters(message: str) -> bool:
+    """Return whether long pairs may meet an exception and short ones not: memory ran out, or a server's time."""
+    return says_out_of_memory(message) or "JobTooLongError" in message
 
 
 def _last_scored(outcome: Outcome) -> EncodedPair | None:

@@ -9,15 +9,20 @@ from __future__ import annotations
 
 import os
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
 from attrib_batch.execution.imports import collector_paused
+from attrib_batch.execution.workers.machine import computing
 from attrib_batch.execution.workers.scoring import score_task
 from attrib_batch.execution.workers.task import LoadReport, TaskReader, TaskReport, peak_memory
+from attrib_batch.models.arithmetic import describe_arithmetic
+from attrib_batch.models.devices import prepare_environment
+from attrib_batch.models.meeting import listen
 
 if TYPE_CHECKING:
+    import socket
     from collections.abc import Iterator, Sequence
 
     from attrib_batch.attribution.engine import Outcome
@@ -35,6 +40,17 @@ class ShardWorker:
     methods: tuple[MethodSpec, ...]
     """Those of the job: their metrics are tried once the model is there."""
     rank: int
+    ran_out: int = 0
+    """How many gangs before this one ended because memory ran out: each halved what a micro-batch may hold."""
+    _listener: socket.socket | None = field(default=None, init=False, repr=False)
+
+    def listen(self, address: str) -> int:
+        """Listen for the other ranks at an address of this machine, until `load`; return the port.
+
+        It is held from here on: a port that were only looked up could be another gang's by the time it is used.
+        """
+        self._listener = listen(address)
+        return int(self._listener.getsockname()[1])
 
     def load(self, meeting_point: tuple[str, int]) -> LoadReport:
         """Meet the other ranks and load this one's shard.
@@ -45,6 +61,8 @@ class ShardWorker:
             ShardGroupError: the ranks did not meet in time.
         """
         started = time.perf_counter()
+        workers = self.model_spec.workers
+        prepare_environment(self.model_spec, os.environ, gpus=workers.gpus)
         with collector_paused(keep=True):
             import torch
 
@@ -53,24 +71,39 @@ class ShardWorker:
             from attrib_batch.models.ranks import join_ranks
             from attrib_batch.models.sharded import load_shard, parameters_here
 
-        workers = self.model_spec.workers
         torch.set_num_threads(max(1, int(workers.cpus)))
         timeout = timedelta(seconds=workers.collective_seconds or 0)
-        self._agreement = join_ranks(self.rank, workers.actors, *meeting_point, timeout=timeout)
-        self._model = load_shard(self.model_spec, workers.actors)
+        listener, self._listener = self._listener, None
+        self._agreement = join_ranks(self.rank, workers.actors, *meeting_point, timeout=timeout, listener=listener)
+        with computing(self.model_spec):
+            self._model = load_shard(self.model_spec, workers.actors, gpus=workers.gpus)
         try_metrics(self.methods, self._model.dimensions.d_vocab)
-        share = min(1.0, workers.cpus / (os.cpu_count() or 1))
-        agreed = self._agreement.largest
-        self._budget = budget_for(self.model_spec.batch_tokens, self._model.device, share=share, agreed=agreed)
+        share = self._model.memory_share
+        if self._model.device.type == "cpu":
+            share = min(1.0, workers.cpus / (os.cpu_count() or 1))
+        self._budget = budget_for(
+            self.model_spec.batch_tokens,
+            self._model.device,
+            share=share,
+            ran_out=self.ran_out,
+            agreed=self._agreement.largest,
+        )
         self._reader = TaskReader(self.model_spec, self._model)
-        return LoadReport(peak_memory(), parameters_here(self._model), time.perf_counter() - started)
+        return LoadReport(
+            peak_memory(),
+            parameters_here(self._model),
+            time.perf_counter() - started,
+            describe_arithmetic(self._model.device, deterministic=self.model_spec.deterministic),
+        )
 
     def score(self, assignment: Assignment, work: StageWork) -> TaskReport | None:
         """Score chunks of the same pairs, one for each method; the first rank commits them and reports.
 
         Raises:
-            TaskError: pairs ended in an exception that is no pair's fault, in all ranks; nothing is committed.
+            TaskError: pairs ended in an exception that is no pair's fault, in all ranks, or this rank's device is lost;
+                nothing is committed.
             ShardsDisagreeError: the ranks did not all go the same way.
+            ShardsOutOfMemoryError: the same, because memory ran out in some of them.
             DatasetError: the pairs cannot be read.
             OutputError: the tables cannot be written.
         """
@@ -83,7 +116,8 @@ class ShardWorker:
             return score_pairs(self._model, pairs, results.methods, self._budget, agree=self._agreement.agree)
 
         scoring = time.perf_counter()
-        score_task(assignment, pairs, results, score)
+        with computing(self.model_spec):
+            score_task(assignment, pairs, results, score)
         now = time.perf_counter()
         if self.rank != 0:
             return None

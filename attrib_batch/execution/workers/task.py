@@ -71,6 +71,8 @@ class LoadReport:
     """Parameters it holds; of a sharded model its shard's, of a remote one none."""
     seconds: float
     """How long it took to load."""
+    arithmetic: Mapping[str, Any] = field(default_factory=dict)
+    """Its device and how it computes there, as `describe_arithmetic` has it; of a remote model nothing."""
 
 
 @dataclass

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from attrib_batch.attribution.batches import Request, plan_rows
-from attrib_batch.attribution.engine import FailedPair, ScoredBatch, TokenBudget, is_out_of_memory, score_pairs
+from attrib_batch.attribution.engine import FailedPair, ScoredBatch, TokenBudget, score_pairs
 from attrib_batch.attribution.methods.atp import attribution_patching
 from attrib_batch.pairs.encoding.encode import EncodedPair
 from attrib_batch.spec import Component
@@ -76,7 +76,7 @@ def test_case_computed_by_hand() -> None:
     v = {token: last.self_attn.v_proj.weight.double() @ (norm * x / rms(x)) for token, x in e.items()}
     difference = (v[20] - v[30]).view(2, 1, -1).expand(2, 2, -1).reshape(4, -1)
     by_hand = (gradient_z.view(4, -1) * difference).sum(-1)
-    assert_near(scores[1e-4][-1, :, 0], by_hand, terms, dtype="float64", truncation=1e-2 * by_hand.abs().numpy())
+    assert_near(scores[1e-4][-1, :, 0], by_hand, terms, dtype="float64", truncation=1e-2 * by_hand.abs().cpu().numpy())
 
 
 def test_identical_prompts_score_exactly_zero() -> None:
@@ -186,14 +186,6 @@ def test_a_single_pair_that_does_not_fit_is_tried_smaller_and_then_fails(monkeyp
     assert isinstance(failure, FailedPair)
     assert "out of memory" in failure.message
     assert tried == [64, 5]
-
-
-def test_what_counts_as_out_of_memory() -> None:
-    assert is_out_of_memory(MemoryError())
-    with pytest.raises(RuntimeError) as caught:
-        torch.empty(1 << 50)
-    assert is_out_of_memory(caught.value)
-    assert not is_out_of_memory(RuntimeError("shapes do not match"))
 
 
 def test_equal_base_prompts_with_different_answers_are_not_merged() -> None:

@@ -10,7 +10,14 @@ import pytest
 import ray
 from ray.exceptions import ActorDiedError, OutOfMemoryError, RayError, RayTaskError
 
-from attrib_batch.errors import DatasetError, ModelError, RequestError, TaskError
+from attrib_batch.errors import (
+    DatasetError,
+    ModelError,
+    RequestError,
+    ShardsDisagreeError,
+    ShardsOutOfMemoryError,
+    TaskError,
+)
 from attrib_batch.execution.events import (
     Event,
     TaskDone,
@@ -104,6 +111,8 @@ class Cluster:
     work: StageWork
     size: int = 1
     gangs: list[MadeUpGang] = field(default_factory=list)
+    ran_out: list[int] = field(default_factory=list)
+    """What each of them was told of gangs before it."""
 
     def start(self, worker: WorkerId = ONE) -> MadeUpGang:
         self.executor.start(worker, SPEC.models[0], self.work)
@@ -136,7 +145,8 @@ def cluster(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> Iterator[Cluster]
     executor._head = HeadThere()  # type: ignore[assignment]
     made = Cluster(executor, StageWork(SPEC, Store(tmp_path), {}))
 
-    def start_gang(_model: ModelSpec, _methods: object) -> MadeUpGang:
+    def start_gang(_model: ModelSpec, _methods: object, *, ran_out: int) -> MadeUpGang:
+        made.ran_out.append(ran_out)
         made.gangs.append(MadeUpGang(made.size))
         return made.gangs[-1]
 
@@ -205,6 +215,16 @@ def test_a_worker_whose_task_raised_is_ended(size: int, cause: Exception, event:
     assert cluster.hear() == [event]
     assert gang.ended == 1
     assert not cluster.executor._calls, "what it had in hand besides is not waited for"
+
+
+def test_a_gang_that_ran_out_of_memory_is_replaced_by_a_more_careful_one(cluster: Cluster) -> None:
+    cluster.size = 2
+    for error in (ShardsDisagreeError("apart"), ShardsOutOfMemoryError("full"), ShardsOutOfMemoryError("full again")):
+        cluster.ready()
+        cluster.give()[1].raises(own(error))
+        assert cluster.hear() == [WorkerLost(ONE, str(error))]
+    cluster.ready()
+    assert cluster.ran_out == [0, 0, 1, 2]
 
 
 def test_a_worker_that_cannot_read_its_pairs_goes_on(cluster: Cluster) -> None:
