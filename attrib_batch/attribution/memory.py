@@ -217,18 +217,20 @@ def peak_bytes(device: torch.device, work: Callable[[], Any]) -> int:
         before = torch.cuda.memory_allocated(device)
         torch.cuda.reset_peak_memory_stats(device)
         work()
-        return torch.cuda.max_memory_allocated(device) - before
+        return int(torch.cuda.max_memory_allocated(device)) - before
     with _TensorBytes() as counted:
         work()
-    return counted.peak
+    peak: int = counted.peak
+    return peak
 
 
-class _TensorBytes(TorchDispatchMode):
+class _TensorBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's own
     """Counts the bytes of tensors that operations make, until they are freed."""
 
     def __init__(self) -> None:
-        super().__init__()
-        self.now = self.peak = 0
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.now: int = 0
+        self.peak: int = 0
         self._seen: weakref.WeakSet[Any] = weakref.WeakSet()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -262,7 +264,7 @@ def free_bytes(device: torch.device, *, share: float = 1.0) -> int:
         free, total = torch.cuda.mem_get_info(device)
         held = torch.cuda.memory_reserved(device)
         unused = held - torch.cuda.memory_allocated(device)
-        return int(min(free + unused, share * total - held + unused))
+        return int(min(float(free + unused), share * total - held + unused))
     limits = [_available(Path("/proc/meminfo")), *_cgroup_room(Path("/sys/fs/cgroup"))]
     known = [limit for limit in limits if limit is not None]
     return int(share * min(known)) if known else 4 * GIB

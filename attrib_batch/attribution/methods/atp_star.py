@@ -146,12 +146,17 @@ def _fixed_scores(
             for rows in zip(*(base_and_other(pair, method.direction) for pair in alike), strict=True)
         )
         for layer, (of_base, of_other, drops) in enumerate(zip(base, other, z_gradients, strict=True)):
-            mine = [(count, entry.take(gradient).unflatten(0, (len(alike), -1))) for count, gradient in drops]
+            mine = [(count, _by_pair(entry.take(gradient), len(alike))) for count, gradient in drops]
             for component in fixed:
                 effects = _query_effects if component is Component.Q else _key_effects
                 found = effects(of_base, of_other, mine).transpose(1, 2).flatten(0, 1) / (len(z_gradients) - 1)
                 scores[component][layer, entry.on(model.device)] = found.float().to(model.device)
     return scores
+
+
+def _by_pair(values: Tensor, n_pairs: int) -> Tensor:
+    """Return (entry, head, feature) of pairs of one shape as (pair, position, head, feature)."""
+    return values.view(n_pairs, -1, *values.shape[1:])
 
 
 def _gradients(

@@ -163,7 +163,7 @@ class _Prompts:
             np.array([{row.tokens: i for i, row in enumerate(among)}[row.tokens] for row in of])
             for among, of in ((distinct, base_rows), (other.layout.rows, other_rows))
         )
-        logits = (Index(row).take(of.logits) for row, of in ((base_row, base), (other_row, other)))
+        base_logits, other_logits = Index(base_row).take(base.logits), Index(other_row).take(other.logits)
         return cls(
             pairs=pairs,
             sites=sites,
@@ -173,7 +173,7 @@ class _Prompts:
             base_row=base_row,
             other=other,
             other_row=other_row,
-            objective=Objective.of(method, pairs, *logits, vocabulary),
+            objective=Objective.of(method, pairs, base_logits, other_logits, vocabulary),
         )
 
     def measure(

@@ -115,6 +115,7 @@ class Passes(ABC):
         """Pass suffixes through ``model``."""
         self.model = model
 
+    @abstractmethod
     def begin(self, pairs: Sequence[EncodedPair]) -> None:
         """Be told all pairs that micro-batches will be made of."""
 
@@ -169,7 +170,10 @@ class Passes(ABC):
         """
         model = self.model
         inputs, calling = self._call(layout)
-        last = on_device(layout.last, model.device)
+        row, position = np.divmod(layout.last, layout.shape[1])
+        kept, place = np.unique(position, return_inverse=True)
+        inputs["logits_to_keep"] = on_device(kept, model.device)
+        last = on_device(row * len(kept) + place, model.device)
         layers = model.traced.get(model.architecture.layers)
         by_key = {site.key: site for site in sites}
         read: list[dict[SiteKey, Tensor]] = []
@@ -179,8 +183,9 @@ class Passes(ABC):
         with torch.set_grad_enabled(graph or model.sharded), calling, model.traced.trace(**inputs):
             if start is not None and first_layer == 0:
                 layers[0].input[:] = start.view(*layout.shape, -1)
-            for below in layers[:first_layer]:
-                below.skip(start.view(*layout.shape, -1))
+            elif start is not None:
+                for below in layers[:first_layer]:
+                    below.skip(start.view(*layout.shape, -1))
             for edit in edits:
                 activation = activation_at(model, layers[first_layer], edit.site)
                 # In place: where the activation is also the skip connection's, both paths must take the edit.
@@ -211,11 +216,14 @@ class Passes(ABC):
 def row_logits(
     model: LoadedModel, last: Int[Tensor, " row"], vocabulary: Sequence[int] | None = None
 ) -> Float[Tensor, "row vocab"]:
-    """Read the logits at the places ``last``, saved within a trace of a call for all positions, after all layers.
+    """Read the logits at the places ``last`` of those that a call keeps, within its trace, after all layers.
 
     With ``vocabulary`` they are those of these tokens, in that order and in float32 at least; whatever the model does
     to logits after the unembedding, it does to them. A shard holds part of the unembedding, and gives all logits.
     """
+    if model.sharded:
+        logits = model.traced.output.logits.flatten(0, 1)
+        return cast("Tensor", logits.index_select(0, last.to(logits.device)).save())
     unembedding = model.traced.get(model.architecture.unembedding)
     # Rows of their own: a matrix product with slices of the residual stream goes row by row, at a tenth of the speed;
     # for a small model that is more than all its layers take.

@@ -53,7 +53,7 @@ class Side:
     def gather(self, values: Tensor) -> Tensor:
         """Take (head, token, feature) as (head, group, place, feature)."""
         found = values[:, self.index] if isinstance(self.index, slice) else values.index_select(1, self.index)
-        return found.unflatten(1, self.shape)
+        return found.view(found.shape[0], *self.shape, *found.shape[2:])
 
     def put(self, out: Tensor, values: Tensor) -> None:
         """Write (head, group, place, ...) where they belong in (head, token, ...)."""

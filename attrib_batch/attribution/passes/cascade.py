@@ -49,14 +49,27 @@ class Stretch:
     values: Float[Tensor, "kv_head key value_feature"] | None
     blocks: Sequence[Block]
 
+    def of(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the keys and values, which are those of the pass where there are no others."""
+        return (key, value) if self.keys is None or self.values is None else (self.keys, self.values)
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What queries attend to, and how."""
+
+    stretches: Sequence[Stretch]
+    """Those of ancestors, and the queries' own."""
+    scale: Scale
+    sinks: Float[Tensor, " head"] | None = None
+    """For each head a score that takes its share of the probability and has no value."""
+
 
 def attend(
     query: Float[Tensor, "head query feature"],
     key: Float[Tensor, "kv_head query feature"],
     value: Float[Tensor, "kv_head query value_feature"],
-    stretches: Sequence[Stretch],
-    scale: Scale,
-    sinks: Float[Tensor, " head"] | None = None,
+    seen: Seen,
 ) -> Float[Tensor, "head query value_feature"]:
     """Attend to every stretch; gradients reach ``query``, ``key`` and ``value``.
 
@@ -64,53 +77,35 @@ def attend(
         query: all queries of a pass; they are served by the key heads in order, as many by each.
         key: the pass's own keys.
         value: the pass's own values.
-        stretches: those of ancestors, and the queries' own.
-        scale: how scores are made.
-        sinks: for each head a score that takes its share of the probability and has no value.
+        seen: what they attend to.
     """
-    found: Tensor = _Attend.apply(query, key, value, stretches, scale, sinks)
+    found: Tensor = _Attend.apply(query, key, value, seen)  # type: ignore[no-untyped-call]  # torch's own
     return found
 
 
 class _Attend(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx: Any,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        stretches: Sequence[Stretch],
-        scale: Scale,
-        sinks: Tensor | None,
-    ) -> Tensor:
-        out, lse = _forward(query, key, value, stretches, scale, sinks)
+    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, seen: Seen) -> Tensor:
+        out, lse = _forward(query, key, value, seen)
         ctx.save_for_backward(query, key, value, out, lse)
-        ctx.stretches, ctx.scale = stretches, scale
+        ctx.seen = seen
         return out
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        query, key, value, out, lse = ctx.saved_tensors
-        return (*_backward(query, key, value, ctx.stretches, ctx.scale, out, lse, grad), None, None, None)
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        return (*_backward(ctx.saved_tensors, ctx.seen, grad), None)
 
 
-def _forward(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    stretches: Sequence[Stretch],
-    scale: Scale,
-    sinks: Tensor | None,
-) -> tuple[Tensor, Tensor]:
+def _forward(query: Tensor, key: Tensor, value: Tensor, seen: Seen) -> tuple[Tensor, Tensor]:
     """Return what attention gives, and the log-sum-exp of every query's scores."""
     wide = torch.promote_types(query.dtype, torch.float32)
     outs, lses = [], []
-    for stretch in stretches:
-        keys, values = (key, value) if stretch.keys is None else (stretch.keys, stretch.values)
+    for stretch in seen.stretches:
+        keys, values = stretch.of(key, value)
         out = query.new_zeros(*query.shape[:2], values.shape[-1], dtype=wide)
         lse = query.new_full(query.shape[:2], -torch.inf, dtype=wide)
         for block in stretch.blocks:
-            scores = _scores(block, query, keys, scale)
+            scores = _scores(block, query, keys, seen.scale)
             largest = scores.amax(-1, keepdim=True).clamp_(min=_LEAST)
             weights = scores.sub_(largest).exp_()
             total = weights.sum(-1, keepdim=True)
@@ -119,8 +114,8 @@ def _forward(
             block.queries.put(lse, _by_head((largest + total.log()), block, query).squeeze(-1))
         outs.append(out)
         lses.append(lse)
-    if sinks is not None:
-        lses.append(sinks.to(wide).unsqueeze(-1).expand(query.shape[:2]))
+    if seen.sinks is not None:
+        lses.append(seen.sinks.to(wide).unsqueeze(-1).expand(query.shape[:2]))
     if len(lses) == 1:
         return outs[0].to(query.dtype), lses[0]
     lse = torch.logsumexp(torch.stack(lses), 0)
@@ -131,21 +126,14 @@ def _forward(
     return whole.to(query.dtype), lse
 
 
-def _backward(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    stretches: Sequence[Stretch],
-    scale: Scale,
-    out: Tensor,
-    lse: Tensor,
-    grad: Tensor,
-) -> tuple[Tensor, Tensor, Tensor]:
+def _backward(saved: Sequence[Tensor], seen: Seen, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Return the gradients on the pass's own queries, keys and values."""
+    query, key, value, out, lse = saved
+    scale = seen.scale
     d_query, d_key, d_value = (torch.zeros_like(of, dtype=lse.dtype) for of in (query, key, value))
     delta = (grad.to(lse.dtype) * out).sum(-1)
-    for stretch in stretches:
-        keys, values = (key, value) if stretch.keys is None else (stretch.keys, stretch.values)
+    for stretch in seen.stretches:
+        keys, values = stretch.of(key, value)
         for block in stretch.blocks:
             wide_keys = _by_group(block.keys.gather(keys))
             wide_values = _by_group(block.keys.gather(values))
@@ -223,4 +211,4 @@ def _by_head(values: Tensor, block: Block, query: Tensor) -> Tensor:
 
 def _ungroup(values: Tensor, block: Block) -> Tensor:
     """Return (kv_head and group, key, feature) as (kv_head, group, key, feature)."""
-    return values.unflatten(0, (-1, block.keys.shape[0]))
+    return values.view(-1, block.keys.shape[0], *values.shape[1:])

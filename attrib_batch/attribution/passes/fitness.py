@@ -42,16 +42,18 @@ def may_pack(model: LoadedModel) -> bool:
 def why_not_packed(model: LoadedModel) -> str | None:
     """Return why suffixes of a model cannot be packed; None if they can."""
     config = model.module.config
-    if not model.architecture.attention_interface:
-        return "it computes attention in a way of its own"
-    if not model.architecture.takes_position_ids:
-        return "it finds the positions of tokens itself"
-    if not angles_follow_from_positions(config):
-        return "its rotary embedding depends on the length of the prompt"
-    if odd := sorted(set(getattr(config, "layer_types", None) or ()) - _LAYERS):
-        return f"it has layers of kind {', '.join(odd)}"
-    if model.dimensions.max_tokens < max(map(len, _PROMPTS)) or model.dimensions.d_vocab <= max(map(max, _PROMPTS)):
-        return "it is too small to try it"
+    odd = sorted(set(getattr(config, "layer_types", None) or ()) - _LAYERS)
+    most = max(map(max, _PROMPTS))
+    reasons = {
+        "it computes attention in a way of its own": not model.architecture.attention_interface,
+        "it finds the positions of tokens itself": not model.architecture.takes_position_ids,
+        "its rotary embedding depends on the length of the prompt": not angles_follow_from_positions(config),
+        f"it has layers of kind {', '.join(odd)}": odd,
+        "it is too small to be tried": model.dimensions.max_tokens < max(map(len, _PROMPTS))
+        or model.dimensions.d_vocab <= most,
+    }
+    if reason := next((reason for reason, holds in reasons.items() if holds), None):
+        return reason
     try:
         return _try(model)
     except Exception as error:  # noqa: BLE001 - whatever a model raises at an argument that it does not know

@@ -20,7 +20,7 @@ from torch import Tensor
 from attrib_batch.attribution.batches import Tokens, in_order
 from attrib_batch.attribution.passes.base import Capture, Layout, Passes, Row
 from attrib_batch.attribution.passes.blocks import Block, Group, Level
-from attrib_batch.attribution.passes.cascade import Scale, Stretch, attend
+from attrib_batch.attribution.passes.cascade import Scale, Seen, Stretch, attend
 from attrib_batch.attribution.passes.places import on_device
 from attrib_batch.attribution.passes.tree import Node, in_depth_order, prefix_tree
 from attrib_batch.models.families import Site
@@ -88,7 +88,8 @@ class PackedAttention:
             Stretch(held.keys[layer], held.values[layer], blocks)
             for (held, _), blocks in zip(self.levels, above, strict=True)
         ]
-        found = attend(query[0], key[0], value[0], [*stretches, Stretch(None, None, own)], scale, sinks)
+        seen = Seen([*stretches, Stretch(None, None, own)], scale, sinks)
+        found = attend(query[0], key[0], value[0], seen)
         return found.transpose(0, 1).unsqueeze(0)
 
     def _blocks_of(self, window: int | None, query: Tensor) -> list[list[Block]]:
@@ -302,10 +303,10 @@ def _together(held: Sequence[Held], n_tokens: Sequence[int]) -> tuple[Keys, list
     n_layers = len(held[0].within.keys)
     keys, values = (
         [
-            torch.cat([of(one.within)[layer][:, part] for one, part in zip(held, parts, strict=True)], dim=1)
+            torch.cat([getattr(one.within, name)[layer][:, part] for one, part in zip(held, parts, strict=True)], dim=1)
             for layer in range(n_layers)
         ]
-        for of in (lambda keys: keys.keys, lambda keys: keys.values)
+        for name in ("keys", "values")
     )
     ends = np.cumsum(n_tokens).tolist()
     return Keys(keys, values), [end - n for end, n in zip(ends, n_tokens, strict=True)]

@@ -43,6 +43,10 @@ class PaddedPasses(Passes):
         self._prompts: list[Tokens] = []
         self._prefix: PrefixCache | WholeCache | None = None
 
+    def begin(self, _pairs: Sequence[EncodedPair]) -> None:
+        """Forget what was computed before."""
+        self._prefix = None
+
     def together(self, pairs: Sequence[EncodedPair]) -> list[list[EncodedPair]]:
         """Put shapes together where padding costs less than further passes."""
         if not angles_follow_from_positions(self.model.module.config):

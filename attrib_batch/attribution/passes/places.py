@@ -38,7 +38,8 @@ def ranges(start: Int[np.ndarray, " range"], count: Int[np.ndarray, " range"]) -
     """Return the numbers of ranges, one range after the other."""
     ends = np.cumsum(count)
     total = int(ends[-1]) if len(ends) else 0
-    return np.arange(total) + np.repeat(start - (ends - count), count)
+    found: np.ndarray = np.arange(total) + np.repeat(start - (ends - count), count)
+    return found
 
 
 def on_device(values: Shaped[np.ndarray, "..."], device: torch.device) -> Shaped[Tensor, "..."]:

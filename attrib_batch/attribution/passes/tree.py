@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import groupby
+from operator import itemgetter
 
 from attrib_batch.attribution.batches import Tokens
 
@@ -55,7 +56,8 @@ def prefix_tree(prefixes: Iterable[Tokens], *, least_saved: int) -> dict[Tokens,
         if (shared - start) * (len(members) - 1) >= least_saved and deep < DEEPEST - 1:
             todo.append((members, Node(above, members[0][start:shared], start)))
         else:
-            todo += [(list(part), above) for _, part in groupby(members, lambda tokens: tokens[shared : shared + 1])]
+            next_token = itemgetter(slice(shared, shared + 1))
+            todo += [(list(part), above) for _, part in groupby(members, next_token)]
     return found
 
 
@@ -78,8 +80,3 @@ def in_depth_order(nodes: Iterable[Node | None]) -> list[list[Node]]:
         for depth, stretch in enumerate(node.path if node else ()):
             by_depth.setdefault(depth, {})[stretch] = None
     return [list(by_depth[depth]) for depth in sorted(by_depth)]
-
-
-def stretches_of(nodes: Sequence[Node | None]) -> int:
-    """Count how many nodes follow each other on the longest path to one of ``nodes``."""
-    return max((len(node.path) for node in nodes if node), default=0)

@@ -1,0 +1,111 @@
+"""Both ways of passing suffixes: which models are packed, that both give the same, and what prefixes cost."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+import torch
+
+from attrib_batch.attribution.engine import TokenBudget, score_pairs
+from attrib_batch.attribution.passes import passes_for
+from attrib_batch.attribution.passes.packed import PackedPasses
+from attrib_batch.attribution.passes.padded import PaddedPasses
+from tests.support.demo_pairs import random_pairs
+from tests.support.near import assert_same_scores
+from tests.support.scored import encoded, method, score, tiny_model
+from tests.support.terms import terms_of
+from tests.support.tiny_models import ARCHITECTURES
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from attrib_batch.models.load import LoadedModel
+    from attrib_batch.pairs.encoding.encode import EncodedPair
+
+
+def mixture() -> list[EncodedPair]:
+    """Pairs of many shapes, some of them with a prefix in common."""
+    shapes = [(9, 4), (12, 0), (14, 11), (10, 4), (10, 9)]
+    pairs = [pair for seed, shape in enumerate(shapes) for pair in random_pairs(2, *shape, seed=seed)]
+    return encoded(pairs)
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_suffixes_are_packed_where_the_family_says_that_its_attention_can_be_replaced(name: str) -> None:
+    model = tiny_model(name)
+    fit = model.architecture.attention_interface and model.architecture.takes_position_ids
+    assert isinstance(passes_for(model), PackedPasses if fit else PaddedPasses)
+
+
+@pytest.mark.parametrize("kind", ["atp", "atp_ig", "atp_star", "exact"])
+def test_a_mixture_of_shapes_scores_as_its_pairs_one_at_a_time(kind: str) -> None:
+    model, pairs = tiny_model("mistral_short_window"), mixture()
+    job = method(id=kind, components=["z", "k", "resid_mid"])
+    together = score(model, pairs, job)
+    for pair in pairs[::3]:
+        alone = score(model, [pair], job)
+        assert_same_scores(together[pair.pair_id], alone[pair.pair_id], terms_of(model.module, pair))
+
+
+@pytest.mark.parametrize("kind", ["atp", "atp_ig", "atp_star", "exact"])
+def test_padded_suffixes_score_as_packed_ones(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, pairs = tiny_model("gemma2"), mixture()
+    job = method(id=kind, components=["z", "q", "mlp_out"])
+    packed = score(model, pairs, job)
+    monkeypatch.setattr("attrib_batch.attribution.engine.passes_for", PaddedPasses)
+    padded = score(model, pairs, job)
+    for pair in pairs:
+        assert_same_scores(padded[pair.pair_id], packed[pair.pair_id], terms_of(model.module, pair))
+
+
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
+    """The shape of the token ids of every forward pass of the model of `counted`."""
+    found: list[tuple[int, ...]] = []
+    return found
+
+
+def counted(model: LoadedModel, found: list[tuple[int, ...]]) -> LoadedModel:
+    embedding = model.module.get_input_embeddings()
+    embedding.register_forward_hook(lambda _module, args, _output: found.append(tuple(args[0].shape)))
+    passes_for(model)  # what finds out whether it can be packed is not counted
+    found.clear()
+    return model
+
+
+def long_prefixes(n_prefixes: int, n_pairs: int, length: int) -> Iterator[EncodedPair]:
+    generator = torch.Generator().manual_seed(0)
+    starts = torch.randint(2, 120, (n_prefixes, length), generator=generator).tolist()
+    for number, pair in enumerate(encoded(random_pairs(n_pairs, 6, 1, seed=3))):
+        start = tuple(starts[number % n_prefixes])
+        yield pair.__class__(
+            pair_id=number,
+            clean=(*start, *pair.clean[1:]),
+            corrupted=(*start, *pair.corrupted[1:]),
+            answers=pair.answers,
+            wrong_answers=pair.wrong_answers,
+            first_difference=length,
+            roles=(None,) * (length + 5),
+            template=None,
+            group=None,
+        )
+
+
+@pytest.mark.parametrize("n_prefixes", [1, 2])
+def test_a_prefix_is_computed_once_for_all_micro_batches(n_prefixes: int, calls: list[tuple[int, ...]]) -> None:
+    model = counted(tiny_model("llama"), calls)
+    pairs = list(long_prefixes(n_prefixes, 12, 50))
+    budget = TokenBudget(4 * 2 * 5)
+    assert len(list(score_pairs(model, pairs, [method()], budget))) >= 3
+    suffixes = 12 * 2 * 5
+    assert sum(rows * positions for rows, positions in calls) == n_prefixes * 50 + suffixes
+
+
+def test_packed_passes_compute_no_padding(calls: list[tuple[int, ...]]) -> None:
+    model, pairs = counted(tiny_model("llama"), calls), mixture()
+    list(score_pairs(model, pairs, [method()], TokenBudget(4096)))
+    prefixes = {pair.clean[: pair.first_difference] for pair in pairs if pair.first_difference}
+    tokens = sum(2 * (pair.n_tokens - pair.first_difference) for pair in pairs)
+    assert len(calls) == 3, "prefixes, one prompt of every pair without a graph, the other with one"
+    assert sum(positions for _, positions in calls) == tokens + sum(map(len, prefixes))
