@@ -14,17 +14,26 @@ from attrib_batch.models.load import LoadedModel, wrap_model
 from attrib_batch.pairs.encoding.encode import EncodedPair
 from attrib_batch.spec import Component, MethodSpec
 from tests.support.near import estimated_terms
-from tests.support.tiny_models import ARCHITECTURES, tiny_tokenizer
+from tests.support.tiny_models import EVERY_ARCHITECTURE, tiny_tokenizer
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    from transformers import PreTrainedModel
 
     from tests.support.demo_pairs import TokenPair
 
 
 def tiny_model(name: str, *, dtype: str = "float32") -> LoadedModel:
     """A tiny model of an architecture, wrapped as a worker would wrap it."""
-    return wrap_model(ARCHITECTURES[name]().to(getattr(torch, dtype)), tiny_tokenizer())
+    return wrap_model(in_type(EVERY_ARCHITECTURE[name](), dtype), tiny_tokenizer())
+
+
+def in_type(model: PreTrainedModel, dtype: str) -> PreTrainedModel:
+    """The model in a precision; experts are computed one by one in float64, which grouped products do not take."""
+    if dtype == "float64" and getattr(model.config, "num_experts_per_tok", None):
+        model.set_experts_implementation("eager")
+    return model.to(getattr(torch, dtype))
 
 
 def encoded(pairs: Sequence[TokenPair]) -> list[EncodedPair]:

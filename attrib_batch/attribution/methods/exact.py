@@ -29,7 +29,7 @@ from attrib_batch.attribution.contrast import Objective, rows_at, sites_in_order
 from attrib_batch.attribution.forward import last_logits
 from attrib_batch.attribution.method import Method
 from attrib_batch.attribution.scores import BatchScores
-from attrib_batch.models.activations import activation_at, put_back
+from attrib_batch.models.activations import activation_at, put_back, replace_heads, skip_layer
 from attrib_batch.models.families import Site, SiteKey
 from attrib_batch.models.load import LoadedModel
 from attrib_batch.pairs.encoding.encode import EncodedPair
@@ -189,7 +189,7 @@ class _Prompts:
             input_ids=ids, past_key_values=cache, use_cache=cache is not None, logits_to_keep=1
         ):
             for below in layers[:layer]:
-                below.skip(residual)
+                skip_layer(self.model, below, residual)
             for key, site in sites.items():
                 activation = activation_at(self.model, layers[layer], site)
                 for patch in patches:
@@ -201,10 +201,9 @@ class _Prompts:
         return logits
 
     def _replace(self, activation: Float[Tensor, "row ..."], layer: int, position: int, patch: _Patch) -> None:
-        by_head = self.sites[patch.component].view(activation, self.model.dimensions)
         value = self.other[layer][patch.component]
         row, pair, head = (index.to(activation.device) for index in (patch.row, patch.pair, patch.head))
-        by_head[row, 0, head] = value[pair, position, head]
+        replace_heads(self.model, self.sites[patch.component], activation, (row, head), value[pair, position, head])
 
     def before(self, position: int, pair: Int[Tensor, " row"]) -> DynamicCache | None:
         """Return the keys and values before ``position`` of the base prompts of the pairs at ``pair``."""

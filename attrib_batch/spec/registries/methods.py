@@ -75,6 +75,8 @@ class MethodEntry:
     """Whether all methods of this kind, of any direction, metric and components, are computed together."""
     reads_whole_prompts: bool = False
     """Whether it takes keys and values from whole prompts alone, never from a prefix that was computed by itself."""
+    passes_by_skip_connections: bool = False
+    """Whether it lets gradients pass a layer by its skip connection alone, which must then change nothing."""
     least_layers: int = 1
     """How many layers a model must have."""
     least_layers_reason: str = ""
@@ -150,6 +152,7 @@ BUILT_IN_METHODS: Mapping[str, MethodEntry] = MappingProxyType(
                 paper="Kramar, Lieberum, Shah, Nanda 2024 (arXiv 2403.00745)",
                 gradient_at=GradientAt.BASE,
                 magnitudes=True,
+                passes_by_skip_connections=True,
                 least_layers=2,
                 least_layers_reason="its scores are means over the other layers",
                 reads_attention_for=frozenset({Component.Q, Component.K}),
