@@ -6,7 +6,8 @@ from functools import cache
 
 import pytest
 
-from attrib_batch.models.checks.capabilities import check_methods
+from attrib_batch.errors import ModelError
+from attrib_batch.models.checks.capabilities import check_methods, check_verification
 from attrib_batch.models.load import LoadedModel
 from attrib_batch.models.rotary import keeps_a_state
 from attrib_batch.spec import Component, ModelSpec
@@ -75,9 +76,12 @@ def test_other_methods(name: str) -> None:
         assert_same_scores(ours, theirs, terms, dtype=dtype)
 
 
-@pytest.mark.parametrize("name", EXPERTS)
+@pytest.mark.parametrize("name", [*EXPERTS, "bloom", "falcon_alibi", "gpt_neo", "opt"])
 def test_a_pair_alone_scores_as_among_others(name: str) -> None:
-    """Every token goes to its experts, however many others do: none is dropped, and no sum depends on the others."""
+    """Every token goes to its experts, however many others do: none is dropped, and no sum depends on the others.
+
+    And positions that are counted from a mask or from cached keys are a prompt's own, whatever shape the others have.
+    """
     model = model_of(name)
     components = [c for c in (Component.Z, Component.MLP_OUT, Component.RESID_MID) if c in model.architecture.sites]
     pairs = encoded(random_pairs(5, PREFIX + 3, PREFIX) + random_pairs(2, PREFIX + 1, 3, seed=4))
@@ -120,7 +124,13 @@ def test_the_ways_to_compute_experts_agree(implementation: str) -> None:
     ],
 )
 def test_what_a_family_cannot_give_is_refused_by_name(name: str, asked: dict[str, object], message: str) -> None:
-    from attrib_batch.errors import ModelError
-
     with pytest.raises(ModelError, match=message):
         check_methods(JOB, MORE_ARCHITECTURES[name]().config, [method(**asked)])
+
+
+def test_a_verification_of_linear_attention_is_refused() -> None:
+    check_verification(JOB, MORE_ARCHITECTURES["mixtral"]().config)
+    with pytest.raises(
+        ModelError, match=r"'m', verify: .* layers of qwen3_next with linear attention .* Leave out ver"
+    ):
+        check_verification(JOB, MORE_ARCHITECTURES["qwen3_next"]().config)

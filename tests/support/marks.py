@@ -66,7 +66,9 @@ def _is_of_another_architecture(item: pytest.Item) -> bool:
     callspec = getattr(item, "callspec", None)
     if fast is None or callspec is None:
         return False
-    return any(isinstance(value, str) and value in EVERY_ARCHITECTURE.keys() - fast for value in callspec.params.values())
+    return any(
+        isinstance(value, str) and value in EVERY_ARCHITECTURE.keys() - fast for value in callspec.params.values()
+    )
 
 
 def starts_no_process(item: pytest.Item, monkeypatch: pytest.MonkeyPatch) -> None:

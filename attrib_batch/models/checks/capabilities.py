@@ -102,11 +102,26 @@ def check_methods(spec: ModelSpec, config: Any, methods: Iterable[MethodSpec]) -
                 f"{where}: {method.kind} lets gradients pass a layer by its skip connection alone, and layers of this "
                 f"{config.model_type} model normalise the residual stream itself. Use atp or atp_ig"
             )
-        if entry.reads_whole_prompts and keeps_a_state(config):
-            raise ModelError(
-                f"{where}: {method.kind} begins at the position that it replaces, from the keys of those before it; "
-                f"layers of {config.model_type} with linear attention keep a state instead. Use atp or atp_ig"
-            )
+        if entry.reads_whole_prompts:
+            _check_keys(config, where=where, what=method.kind, instead="Use atp or atp_ig")
+
+
+def check_verification(spec: ModelSpec, config: Any) -> None:
+    """Check that activation patching can be done on a model, for a verification.
+
+    Raises:
+        ModelError: it cannot.
+    """
+    where = f"model {spec.name or spec.id!r}, verify"
+    _check_keys(config, where=where, what="what it measures", instead="Leave out verify")
+
+
+def _check_keys(config: Any, *, where: str, what: str, instead: str) -> None:
+    if keeps_a_state(config):
+        raise ModelError(
+            f"{where}: {what} begins at the position that is replaced, from the keys of those before it; layers of "
+            f"{config.model_type} with linear attention keep a state instead. {instead}"
+        )
 
 
 def check_layers(method: MethodSpec, n_layers: int, *, where: str) -> None:
