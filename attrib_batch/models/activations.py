@@ -43,15 +43,15 @@ def put_back(model: LoadedModel, layer: Envoy, site: Site, activation: Float[Ten
     To be called before anything later is read. A tensor that was gathered, reshaped or clipped here has to be put back,
     and a copy of one that the model will change in place; any other is the model's own, or nnsight's to hand back.
     """
-    envoy = _envoy(layer, site)
     if model.sharded and site.head_axis is not None:
         from nnsight.modeling.tp import shard
 
-        envoy.output = shard(model.module, activation, dim=site.head_axis)
-    elif site.changed_later:
-        _replace_output(envoy, activation.clone())
-    elif site.rows_as_in is not None:
-        _replace_output(envoy, activation.reshape(_tensor(envoy.output).shape))
+        _envoy(layer, site).output = shard(model.module, activation, dim=site.head_axis)
+    elif site.changed_later or site.rows_as_in is not None:
+        envoy = _envoy(layer, site)
+        given = envoy.output
+        tensor = activation.clone().view(_tensor(given).shape)
+        envoy.output = (tensor, *given[1:]) if isinstance(given, tuple) else tensor
 
 
 def replace_heads(
@@ -100,8 +100,3 @@ def _envoy(layer: Envoy, site: Site) -> Envoy:
 def _tensor(value: object) -> Tensor:
     """Return the tensor that a module takes or gives: itself, or the first of a tuple."""
     return cast("Tensor", value[0] if isinstance(value, tuple) else value)
-
-
-def _replace_output(envoy: Envoy, tensor: Float[Tensor, "..."]) -> None:
-    rest = envoy.output
-    envoy.output = (tensor, *rest[1:]) if isinstance(rest, tuple) else tensor

@@ -22,7 +22,7 @@ PREFIX = SHORT_WINDOW + 1
 EXPERTS = [
     name for name in MORE_ARCHITECTURES if "moe" in name or name in {"mixtral", "gpt_oss", "llama4", "qwen3_next"}
 ]
-ATTENTION_IN_FLOAT32 = {"bloom", "gpt_neo", "gptj", "qwen3_5", "qwen3_next"}
+ATTENTION_IN_FLOAT32 = {"bloom", "bloom_normed_stream", "gpt_neo", "gptj", "qwen3_5", "qwen3_next"}
 """Whatever the model is in."""
 JOB = ModelSpec(id="m", prepend_bos=False)
 

@@ -173,6 +173,7 @@ MORE_ARCHITECTURES: dict[str, Callable[[], PreTrainedModel]] = {
         _tiny, "opt", ffn_dim=96, init_std=0.2, do_layer_norm_before=False, word_embed_proj_dim=32
     ),
     "bloom": partial(_tiny, "bloom"),
+    "bloom_normed_stream": partial(_tiny, "bloom", apply_residual_connection_post_layernorm=True),
     "falcon": partial(_tiny, "falcon", new_decoder_architecture=True, num_kv_heads=N_KV_HEADS),
     "falcon_multi_query": partial(_tiny, "falcon"),
     "falcon_alibi": partial(_tiny, "falcon", alibi=True, multi_query=False, parallel_attn=False, bias=True),
