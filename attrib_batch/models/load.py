@@ -122,9 +122,8 @@ def load_weights(spec: ModelSpec, source: ModelSource, **placement: Any) -> PreT
     import torch
     from safetensors import SafetensorError
 
-    config = read_config(
-        spec, source
-    )  # what cannot be attributed is refused before its weights, maybe many gigabytes, are read
+    # What cannot be attributed is refused before its weights, maybe many gigabytes, are read.
+    config = read_config(spec, source)
     location, revision = model_files(source)
     try:
         with _without_progress_bar():
