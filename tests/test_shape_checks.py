@@ -8,7 +8,7 @@ import torch
 from jaxtyping import TypeCheckError
 
 from attrib_batch.analysis.statistics.resampling import sum_by_unit
-from attrib_batch.attribution.contrast import rows_at
+from attrib_batch.attribution.passes.places import ranges
 from attrib_batch.attribution.scores import BatchScores
 from attrib_batch.models.families.dimensions import Dimensions
 from attrib_batch.models.families.views import flat
@@ -24,8 +24,8 @@ def test_a_tensor_with_another_number_of_axes_is_refused() -> None:
 
 
 def test_a_tensor_of_another_type_is_refused() -> None:
-    with pytest.raises(TypeCheckError, match="index"):
-        rows_at(torch.zeros(3, 2), torch.tensor([0.0]))
+    with pytest.raises(TypeCheckError, match="start"):
+        ranges(np.zeros(2), np.ones(2, dtype=np.int64))
 
 
 def test_an_axis_has_one_size_in_a_call() -> None:

@@ -1,8 +1,11 @@
 """How a layer's attention turns queries and keys into probabilities, as the model itself computes it.
 
-Queries, keys, mask, scaling and soft cap are what transformers hands its attention function: after normalisation and
-position embedding, with the cached keys of the prefix, and with the mask of the layer (causal, sliding window). So
-nothing here has to know an architecture.
+Queries, keys, mask, scaling, soft cap and sinks are what transformers hands its attention function: after normalisation
+and position embedding, with the cached keys of the prefix, and with the mask of the layer (causal, sliding window,
+chunks). So nothing here has to know an architecture.
+
+An attention sink (a learned score, by head, that takes a share of the probabilities and gives nothing) is one source
+more, the first: its key and its value are 0, and its score is in the mask.
 """
 
 from __future__ import annotations
@@ -27,15 +30,15 @@ from attrib_batch.models.rotary import prefix_is_reusable
 class Attention:
     """What one layer's attention works on, in float32 at least.
 
-    The last keys are those of the suffix positions; before them stand the cached ones that the layer still sees. Keys
-    and values are repeated for the query heads that they serve.
+    The last keys are those of the suffix positions; before them stand the cached ones that the layer still sees, and
+    before all of them a sink. Keys and values are repeated for the query heads that they serve.
     """
 
     query: Float[Tensor, "row head position d_head"]
     key: Float[Tensor, "row head source d_head"]
     value: Float[Tensor, "row head source d_head"]
-    mask: Float[Tensor, "#row 1 position source"]
-    """Added to the scores: 0, or minus infinity where a position does not see a source."""
+    mask: Float[Tensor, "#row #head position source"]
+    """Added to the scores: 0, or minus infinity where a position does not see a source; the score of a sink."""
     scaling: float
     softcap: float | None
     n_kv_heads: int
@@ -84,11 +87,15 @@ def _attention(model: LoadedModel, args: tuple[Any, ...], kwargs: dict[str, Any]
         # A shard's attention works on its own heads, with the keys and values that serve them.
         query, key, value = (gather_heads(model, local, axis=1) for local in (query, key, value))
     served = query.shape[1] // key.shape[1]
+    keys, values = (at_least_float32(tensor).repeat_interleave(served, dim=1) for tensor in (key, value))
+    additive = _additive(mask, query, key.shape[2])
+    if (sinks := kwargs.get("s_aux")) is not None:
+        keys, values, additive = _with_sinks(model, sinks, keys, values, additive)
     return Attention(
         query=at_least_float32(query),
-        key=at_least_float32(key).repeat_interleave(served, dim=1),
-        value=at_least_float32(value).repeat_interleave(served, dim=1),
-        mask=_additive(mask, query, key.shape[2]),
+        key=keys,
+        value=values,
+        mask=additive,
         scaling=kwargs["scaling"],
         softcap=kwargs.get("softcap"),
         n_kv_heads=key.shape[1],
@@ -109,3 +116,23 @@ def _additive(
         # The smallest number of a narrow type is no minus infinity in a wider one.
         mask = mask > torch.finfo(mask.dtype).min / 2
     return torch.zeros(mask.shape, device=mask.device).masked_fill(~mask, -torch.inf)
+
+
+def _with_sinks(
+    model: LoadedModel,
+    sinks: Float[Tensor, " head"],
+    keys: Float[Tensor, "row head source d_head"],
+    values: Float[Tensor, "row head source d_head"],
+    mask: Float[Tensor, "#row 1 position source"],
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Put the sinks before the other sources."""
+    n_heads = keys.shape[1]
+    if sinks.shape[0] < n_heads:
+        sinks = gather_heads(model, sinks, axis=0)
+    scores = at_least_float32(sinks).view(1, n_heads, 1, 1).expand(mask.shape[0], -1, mask.shape[2], -1)
+    nothing = keys.new_zeros(*keys.shape[:2], 1, keys.shape[3])
+    return (
+        torch.cat([nothing, keys], dim=2),
+        torch.cat([nothing, values], dim=2),
+        torch.cat([scores, mask.to(scores.dtype).expand(-1, n_heads, -1, -1)], dim=3),
+    )

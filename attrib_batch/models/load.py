@@ -135,13 +135,13 @@ def load_weights(spec: ModelSpec, source: ModelSource, **placement: Any) -> PreT
     """
     import torch
     from safetensors import SafetensorError
-    from transformers import AutoModelForCausalLM
 
-    read_config(spec, source)  # what cannot be attributed is refused before its weights, maybe many gigabytes, are read
+    # What cannot be attributed is refused before its weights, maybe many gigabytes, are read.
+    config = read_config(spec, source)
     location, revision = model_files(source)
     try:
         with _without_progress_bar():
-            return AutoModelForCausalLM.from_pretrained(
+            return _auto_class(config).from_pretrained(
                 location,
                 revision=revision,
                 trust_remote_code=spec.trust_remote_code,
@@ -164,6 +164,21 @@ def load_weights(spec: ModelSpec, source: ModelSource, **placement: Any) -> PreT
             f"model {spec.id!r} cannot be loaded: its weights are not of the sizes that its configuration states "
             f"({_first_line(error)})"
         ) from error
+
+
+def _auto_class(config: PretrainedConfig) -> Any:
+    """Return the class of transformers that loads a model of this configuration with its unembedding."""
+    from transformers import (
+        MODEL_FOR_CAUSAL_LM_MAPPING,
+        MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
+        AutoModelForCausalLM,
+        AutoModelForImageTextToText,
+    )
+
+    # Some multimodal models are known under one name, some under both.
+    kind = type(config)
+    multimodal = kind in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING and kind not in MODEL_FOR_CAUSAL_LM_MAPPING
+    return AutoModelForImageTextToText if multimodal else AutoModelForCausalLM
 
 
 @contextmanager

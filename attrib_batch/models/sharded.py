@@ -42,9 +42,12 @@ def check_degree(spec: ModelSpec, config: PretrainedConfig, shards: int) -> None
     from nnsight.modeling.tp import SIDES, max_tp_size
 
     most = max_tp_size(config)
-    if most is None:
+    whole_because = architecture_of(config).whole_because
+    if most is None or whole_because is not None:
         plan = getattr(config, "base_model_tp_plan", None) or {}
-        if not plan:
+        if whole_because is not None:
+            reason = whole_because
+        elif not plan:
             reason = f"{config.model_type} has no tensor-parallel plan in transformers"
         elif unknown := sorted(set(plan.values()) - SIDES.keys()):
             reason = f"its tensor-parallel plan uses {', '.join(unknown)}, whose activations nnsight cannot gather"

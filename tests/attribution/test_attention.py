@@ -13,7 +13,7 @@ from tests.support.demo_pairs import random_pairs
 from tests.support.hooked_run import run
 from tests.support.near import assert_near
 from tests.support.scored import tiny_model
-from tests.support.tiny_models import ARCHITECTURES, N_HEADS, N_KV_HEADS, N_LAYERS, SHORT_WINDOW
+from tests.support.tiny_models import ARCHITECTURES, EVERY_ARCHITECTURE, N_HEADS, N_KV_HEADS, N_LAYERS, SHORT_WINDOW
 
 LENGTH = 11
 ROWS = [tuple(prompt) for pair in random_pairs(2, LENGTH, 4) for prompt in (pair.clean, pair.corrupted)]
@@ -33,7 +33,7 @@ def read(name: str, prefix: int) -> list[Attention]:
 @cache
 def eager(name: str) -> tuple[Tensor, ...]:
     """The probabilities of every layer, [row, head, position, source], as transformers' plain attention gives them."""
-    model = ARCHITECTURES[name]()
+    model = EVERY_ARCHITECTURE[name]()
     model.set_attn_implementation("eager")
     with torch.no_grad():
         found: tuple[Tensor, ...] = model(torch.tensor(ROWS), output_attentions=True).attentions
@@ -100,6 +100,19 @@ def test_keys_and_values_are_repeated_for_the_query_heads_that_they_serve(name: 
             groups = of_head.unflatten(1, (n_kv_heads, served))
             assert (groups == groups[:, :, :1]).all()
             assert not torch.equal(groups[:, 0], groups[:, 1])
+
+
+@pytest.mark.parametrize("prefix", PREFIXES)
+@pytest.mark.parametrize("name", ["gpt_oss", "llama4_not_normed", "opt"])
+def test_sinks_chunks_and_scaled_queries_are_those_of_eager_attention(name: str, prefix: int) -> None:
+    """Sinks come first, take a share of the probabilities, and give nothing."""
+    for layer, theirs in zip(read(name, prefix), eager(name), strict=True):
+        n_sinks = int(name == "gpt_oss")
+        assert layer.key.shape[2] == layer.value.shape[2] == layer.mask.shape[3] == layer.n_cached + LENGTH - prefix
+        assert not layer.value[:, :, :n_sinks].any()
+        ours = probabilities(layer)[..., n_sinks:]
+        assert_near(ours, theirs[:, :, prefix:, -ours.shape[-1] :], size_of(layer))
+        assert bool(n_sinks) == bool(ours.sum(-1).min() < 1 - 1e-3)
 
 
 def test_a_soft_cap_bounds_the_scores_before_the_mask() -> None:

@@ -217,7 +217,7 @@ def test_a_component_the_model_lacks(verb: str, parallel: TinyJob, tmp_path: Pat
     [
         ({"quantization_config": {"quant_method": "awq"}}, "its weights are quantised, quantization_config says awq"),
         ({"is_causal": False}, "its configuration says is_causal: false, so its attention sees later positions"),
-        ({"model_type": "opt"}, "architecture 'opt' is not known; known: gemma2"),
+        ({"model_type": "mpt"}, "architecture 'mpt' is not known; known: bloom, cohere"),
     ],
 )
 def test_what_a_configuration_rules_out(changes: dict[str, Any], expected: str, job: TinyJob, tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from attrib_batch.models.sharded import load_shard
 from attrib_batch.spec import ModelSpec
 from tests.support.ports import LOOPBACK, free_ports
 from tests.support.shards import model_job
-from tests.support.tiny_models import save_tiny
+from tests.support.tiny_models import EVERY_ARCHITECTURE, save_tiny
 
 
 def check_degree(job: ModelSpec, shards: int) -> None:
@@ -47,6 +47,20 @@ def test_a_model_without_a_plan_is_refused_with_what_to_do(tiny: Callable[[str],
     config.write_text(config.read_text().replace('"num_key_value_heads": 2', '"num_key_value_heads": 1'))
     with pytest.raises(ModelError, match=r"key/value heads \(1\), MLP width \(96\) have no common divisor"):
         check_degree(model_job(folder), 2)
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("olmo_clipped", "in place, where no gradient passes"),
+        ("llama4", "in place, where no gradient passes"),
+        ("cohere_normed", "the plan splits the heads and not their norms"),
+    ],
+)
+def test_a_plan_by_which_the_model_does_not_compute_is_refused(name: str, reason: str) -> None:
+    config = EVERY_ARCHITECTURE[name]().config
+    with pytest.raises(ModelError, match=f"cannot be split into shards: .*{reason}.*Use workers of kind replica"):
+        sharded.check_degree(model_job("m"), config, 2)
 
 
 def test_a_plan_that_cannot_be_traced_is_refused(tiny: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch) -> None:

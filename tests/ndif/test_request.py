@@ -22,6 +22,7 @@ from attrib_batch.tables import FailureReason
 from tests.support.demo_pairs import random_pairs
 from tests.support.jobs import in_words
 from tests.support.near import assert_near, assert_same_scores
+from tests.support.scored import encoded, score, tiny_model
 from tests.support.terms import terms_of
 from tests.support.tiny_models import save_tiny
 
@@ -80,6 +81,18 @@ def test_a_request_scores_what_the_engine_scores(model: LoadedModel, case: str) 
                 for batch in (mine, theirs)
             )
             assert_same_scores(scores, others, terms)
+
+
+def test_a_family_with_views_that_copy_and_outputs_that_change_travels() -> None:
+    model, pairs = tiny_model("falcon"), encoded(random_pairs(2, 9, 4))
+    job = MethodSpec.model_validate({"id": "exact", "components": ["q", "mlp_out"]})
+    [(_, outcome)] = remote.outcomes(simulated(model, pairs, [job]), pairs, [job])
+    assert isinstance(outcome, ScoredBatch), outcome
+    here = score(model, pairs, job)
+    for index, pair in enumerate(outcome.pairs):
+        there = {of: values[index] for of, values in outcome.result.scores.items()}
+        mine = {of: values[..., pair.first_difference :] for of, values in here[pair.pair_id].items()}
+        assert_same_scores(there, mine, terms_of(model.module, pair))
 
 
 @pytest.mark.parametrize("case", METHODS)

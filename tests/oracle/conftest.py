@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.support.tiny_models import ARCHITECTURES
+from tests.support.tiny_models import EVERY_ARCHITECTURE
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -14,4 +14,4 @@ if TYPE_CHECKING:
 
 @pytest.fixture
 def model(request: pytest.FixtureRequest) -> PreTrainedModel:
-    return ARCHITECTURES[request.param]()
+    return EVERY_ARCHITECTURE[request.param]()

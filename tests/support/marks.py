@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.support.tiny_models import ARCHITECTURES
+from tests.support.tiny_models import EVERY_ARCHITECTURE
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -33,11 +33,13 @@ SLOW_FIXTURES = {
     "unpacked_wheel",
 }
 FAST_ARCHITECTURES = {
+    "tests/attribution/test_more_families.py": {"falcon", "gpt_oss"},
     "tests/attribution/methods/": {"gpt2"},
     "tests/attribution/": {"gpt2", "llama"},
     "tests/test_near.py": {"gpt2"},
 }
-"""By folder. GPT-2 has learned positions and layer norms, Llama rotary ones and root mean squares."""
+"""By folder. GPT-2 has learned positions and layer norms, Llama rotary ones and root mean squares; Falcon computes its
+attention itself, and GPT-OSS has sinks, windows and experts."""
 SLOW_FOLDERS = (
     "tests/attribution/test_rotary_variants.py",
     "tests/cluster/",
@@ -64,7 +66,9 @@ def _is_of_another_architecture(item: pytest.Item) -> bool:
     callspec = getattr(item, "callspec", None)
     if fast is None or callspec is None:
         return False
-    return any(isinstance(value, str) and value in ARCHITECTURES.keys() - fast for value in callspec.params.values())
+    return any(
+        isinstance(value, str) and value in EVERY_ARCHITECTURE.keys() - fast for value in callspec.params.values()
+    )
 
 
 def starts_no_process(item: pytest.Item, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,8 +10,9 @@ A saturated place, where the gradient of the base prompt alone vanishes, is left
 embeddings themselves the scores of a pair add up to M(other) - M(base) as S grows (completeness); midpoints converge to
 that with the square of S.
 
-The path is laid through what enters the first layer. Between it and the embeddings stand at most a constant factor
-and position embeddings that both prompts share, so a straight line through one is a straight line through the other.
+The path is laid through what enters the first layer. Between it and the embeddings stand at most a constant factor, a
+linear map and position embeddings that both prompts share, so a straight line through one is a straight line through
+the other. BLOOM alone normalises its embeddings; there the path is one of normalised embeddings.
 """
 
 from __future__ import annotations

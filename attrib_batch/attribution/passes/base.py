@@ -16,7 +16,7 @@ from torch import Tensor
 from attrib_batch.attribution.batches import Tokens
 from attrib_batch.attribution.metrics import at_least_float32
 from attrib_batch.attribution.passes.places import Index, on_device, ranges
-from attrib_batch.models.activations import activation_at, put_back
+from attrib_batch.models.activations import activation_at, put_back, replace_heads, skip_layer
 from attrib_batch.models.families import Dimensions, Site, SiteKey
 from attrib_batch.models.load import LoadedModel
 
@@ -98,11 +98,10 @@ class Edit:
     head: Index
     value: Float[Tensor, "edit feature"]
 
-    def apply(self, activation: Float[Tensor, "..."], dimensions: Dimensions) -> None:
+    def apply(self, model: LoadedModel, activation: Float[Tensor, "..."]) -> None:
         """Replace them in the tensor of the site."""
-        by_head = self.site.view(activation, dimensions)
         row, position, head = (of.on(activation.device) for of in (self.row, self.position, self.head))
-        by_head[row, position, head] = self.value.to(activation.device, by_head.dtype)
+        replace_heads(model, self.site, activation, (row, position, head), self.value.to(activation))
 
 
 class Passes(ABC):
@@ -185,11 +184,11 @@ class Passes(ABC):
                 layers[0].input[:] = start.view(*layout.shape, -1)
             elif start is not None:
                 for below in layers[:first_layer]:
-                    below.skip(start.view(*layout.shape, -1))
+                    skip_layer(model, below, start.view(*layout.shape, -1))
             for edit in edits:
                 activation = activation_at(model, layers[first_layer], edit.site)
                 # In place: where the activation is also the skip connection's, both paths must take the edit.
-                edit.apply(activation, model.dimensions)
+                edit.apply(model, activation)
                 put_back(model, layers[first_layer], edit.site, activation)
             for layer in layers[first_layer:] if by_key else []:
                 found = {}

@@ -11,6 +11,7 @@ import torch
 from attrib_batch.attribution.passes.base import Row
 from attrib_batch.attribution.passes.packed import PackedPasses
 from attrib_batch.models.checks.causality import LEAST_TOLERANCE, ROUNDINGS
+from attrib_batch.models.families.dimensions import text_config
 from attrib_batch.models.load import LoadedModel
 from attrib_batch.models.rotary import angles_follow_from_positions
 
@@ -41,7 +42,7 @@ def may_pack(model: LoadedModel) -> bool:
 
 def why_not_packed(model: LoadedModel) -> str | None:
     """Return why suffixes of a model cannot be packed; None if they can."""
-    config = model.module.config
+    config = text_config(model.module.config)
     odd = sorted(set(getattr(config, "layer_types", None) or ()) - _LAYERS)
     most = max(map(max, _PROMPTS))
     reasons = {
@@ -67,7 +68,7 @@ def _try(model: LoadedModel) -> str | None:
     passes = PackedPasses(model)
     layout = passes.layout([Row(prompt, _PREFIX) for prompt in prompts])
     packed = passes.forward(layout, [], graph=False).logits.double().cpu()
-    if passes.windows != (expected := _windows(model.module.config, model.dimensions.n_layers)):
+    if passes.windows != (expected := _windows(text_config(model.module.config), model.dimensions.n_layers)):
         return f"its attention is not told of its windows: {passes.windows}, expected {expected}"
     with torch.no_grad():
         whole = torch.cat(

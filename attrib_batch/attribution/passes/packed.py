@@ -24,6 +24,7 @@ from attrib_batch.attribution.passes.cascade import Scale, Seen, Stretch, attend
 from attrib_batch.attribution.passes.places import on_device
 from attrib_batch.attribution.passes.tree import Node, in_depth_order, prefix_tree
 from attrib_batch.models.families import Site
+from attrib_batch.models.families.dimensions import text_config
 from attrib_batch.models.load import LoadedModel
 from attrib_batch.pairs.encoding.encode import EncodedPair
 
@@ -327,7 +328,7 @@ def _parts(nodes: Sequence[Node], most: int) -> Iterator[list[Node]]:
 @contextmanager
 def _attention_of(model: LoadedModel) -> Iterator[None]:
     """Have a model's layers call the attention function of this package."""
-    config = model.module.config
+    config = text_config(model.module.config)
     before = config._attn_implementation
     config._attn_implementation = ATTENTION
     try:

@@ -49,6 +49,7 @@ def check_models(
     *,
     workers_here: bool,
     given: Mapping[str, LoadedModel] = MappingProxyType({}),
+    verifies: bool = False,
 ) -> None:
     """Check that every model can be attributed as every method asks, from its configuration alone.
 
@@ -59,13 +60,15 @@ def check_models(
         sources: its models, found.
         workers_here: whether the workers run on this machine, so that its devices are theirs.
         given: models that are in memory already, by name.
+        verifies: whether activation patching is to follow, though the job does not say ``verify``.
 
     Raises:
         RequestError: naming the model and what is wrong.
     """
     # It brings transformers and torch, which a run with nothing left to do need not wait for.
     with collector_paused():
-        _check_models(spec, sources, workers_here=workers_here, given=given)
+        verifies = verifies or spec.verify is not None
+        _check_models(spec, sources, workers_here=workers_here, given=given, verifies=verifies)
 
 
 def _check_models(
@@ -74,9 +77,10 @@ def _check_models(
     *,
     workers_here: bool,
     given: Mapping[str, LoadedModel],
+    verifies: bool,
 ) -> None:
     from attrib_batch.attribution.metrics import try_metrics
-    from attrib_batch.models.checks.capabilities import check_config, check_methods
+    from attrib_batch.models.checks.capabilities import check_config, check_methods, check_verification
     from attrib_batch.models.devices import choose_device
     from attrib_batch.models.families import dimensions_of
     from attrib_batch.models.load import read_config
@@ -88,6 +92,8 @@ def _check_models(
         else:
             config = read_config(model, sources[model.name])
         check_methods(model, config, spec.methods)
+        if verifies:
+            check_verification(model, config)
         if model.workers.shards is not None:
             # It brings nnsight.
             from attrib_batch.models.sharded import check_degree

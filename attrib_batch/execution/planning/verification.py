@@ -250,7 +250,7 @@ def open_verification(
     spec = with_ndif_host(find_inputs(manifest, spec, locations, given=given or {}), ndif_host)
     if not verification.is_committed(store, manifest, spec):
         sources, _ = find_fingerprints(spec, given or {})
-        check_models(spec, sources, workers_here=workers_here, given=given or {})
+        check_models(spec, sources, workers_here=workers_here, given=given or {}, verifies=True)
     lease = Lease.take(store)
     resumed = manifest.stage(verification.name) is not None
     return OpenRun(spec, store, read_manifest(store), lease, pins={}, resumed=resumed, stages=(verification,))

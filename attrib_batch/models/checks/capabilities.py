@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from attrib_batch.errors import ModelError
-from attrib_batch.models.families import architecture_of
+from attrib_batch.models.families import architecture_of, dimensions_of, text_config
+from attrib_batch.models.rotary import keeps_a_state
 from attrib_batch.spec.registries.methods import method_entry
 
 if TYPE_CHECKING:
@@ -53,7 +54,7 @@ def check_config(spec: ModelSpec, config: Any) -> None:
     except ModelError as error:
         raise ModelError(f"model {spec.id!r}: {error}") from error
     for key, value in _LOOKS_AHEAD.items():
-        if getattr(config, key, None) is value:
+        if getattr(text_config(config), key, None) is value:
             raise ModelError(
                 f"model {spec.id!r}: its configuration says {key}: {str(value).lower()}, so its attention sees later "
                 "positions; scores are computed for causal attention alone. Choose a causal model"
@@ -65,7 +66,8 @@ def check_config(spec: ModelSpec, config: Any) -> None:
         package = f" (transformers reads them with the package {_PACKAGES[scheme]})" if scheme in _PACKAGES else ""
         raise ModelError(
             f"model {spec.id!r}: its weights are quantised, quantization_config says {scheme}{package}; scores are "
-            "computed from full weights alone. Name the model they were made from, with dtype float32 or bfloat16"
+            "computed from full weights alone. Name the model they were made from, or a copy with full weights, with "
+            "dtype float32 or bfloat16"
         )
 
 
@@ -86,14 +88,40 @@ def check_methods(spec: ModelSpec, config: Any, methods: Iterable[MethodSpec]) -
         for component in method.components:
             if component not in architecture.sites:
                 raise ModelError(f"{where}: {architecture.missing(component, config.model_type)}")
-        check_layers(method, config.num_hidden_layers, where=where)
-        hidden = method_entry(method.kind).reads_attention_for & set(method.components)
-        if hidden and _hides_attention(spec, config):
+        check_layers(method, dimensions_of(config).n_layers, where=where)
+        entry = method_entry(method.kind)
+        hidden = entry.reads_attention_for & set(method.components)
+        if hidden and (why := _hides_attention(spec, config)):
             names = " and ".join(component for component in method.components if component in hidden)
             raise ModelError(
                 f"{where}: {method.kind} cannot read the attention of this model for {names}, which computes it in a "
-                "way of its own (reorder_and_upcast_attn with attention: eager). Set attention: sdpa"
+                f"way of its own {why}"
             )
+        if entry.passes_by_skip_connections and not architecture.plain_skip:
+            raise ModelError(
+                f"{where}: {method.kind} lets gradients pass a layer by its skip connection alone, and layers of this "
+                f"{config.model_type} model normalise the residual stream itself. Use atp or atp_ig"
+            )
+        if entry.begins_within_prompts:
+            _check_keys(config, where=where, what=method.kind, instead="Use atp or atp_ig")
+
+
+def check_verification(spec: ModelSpec, config: Any) -> None:
+    """Check that activation patching can be done on a model, for a verification.
+
+    Raises:
+        ModelError: it cannot.
+    """
+    where = f"model {spec.name or spec.id!r}, verify"
+    _check_keys(config, where=where, what="what it measures", instead="Leave out verify")
+
+
+def _check_keys(config: Any, *, where: str, what: str, instead: str) -> None:
+    if keeps_a_state(config):
+        raise ModelError(
+            f"{where}: {what} begins at the position that is replaced, from the keys of those before it; layers of "
+            f"{config.model_type} with linear attention keep a state instead. {instead}"
+        )
 
 
 def check_layers(method: MethodSpec, n_layers: int, *, where: str) -> None:
@@ -116,11 +144,15 @@ def check_layers(method: MethodSpec, n_layers: int, *, where: str) -> None:
         )
 
 
-def _hides_attention(spec: ModelSpec, config: Any) -> bool:
-    """Return whether attention is computed outside the function that transformers has for it."""
+def _hides_attention(spec: ModelSpec, config: Any) -> str:
+    """Say how attention is computed outside the function that transformers has for it, and what helps; else nothing."""
     # A configuration may have asked for eager attention itself (output_attentions does).
     eager = "eager" in {spec.attention, getattr(config, "_attn_implementation", None)}
-    return eager and bool(getattr(config, "reorder_and_upcast_attn", False))
+    if eager and getattr(config, "reorder_and_upcast_attn", False):
+        return "(reorder_and_upcast_attn with attention: eager). Set attention: sdpa"
+    if not architecture_of(config).attention_interface:
+        return f"({config.model_type} does not use transformers' attention functions). Use atp, or exact"
+    return ""
 
 
 def _scheme(quantised: Any) -> str:

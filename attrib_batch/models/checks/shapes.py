@@ -32,13 +32,13 @@ def check_shapes(model: nn.Module, architecture: Architecture, dimensions: Dimen
         if end == "input":
 
             def keep_input(_m: Any, args: Any, kwargs: Any, key: Any = (module, end)) -> None:
-                seen[key] = args[0] if args else kwargs["hidden_states"]
+                seen[key] = _as_read(args[0] if args else kwargs["hidden_states"])
 
             handles.append(target.register_forward_pre_hook(keep_input, with_kwargs=True))
         else:
 
             def keep_output(_m: Any, _args: Any, out: Any, key: Any = (module, end)) -> None:
-                seen[key] = out
+                seen[key] = _as_read(out)
 
             handles.append(target.register_forward_hook(keep_output))
     device = next(model.parameters()).device
@@ -49,6 +49,12 @@ def check_shapes(model: nn.Module, architecture: Architecture, dimensions: Dimen
         for handle in handles:
             handle.remove()
     compare_shapes(seen, architecture, dimensions)
+
+
+def _as_read(value: Any) -> Float[Tensor, "1 ..."]:
+    """Return a tensor as `activation_at` does: the first of a tuple, with the one row on an axis of its own."""
+    tensor: Tensor = value[0] if isinstance(value, tuple) else value
+    return tensor.unsqueeze(0) if tensor.shape[0] == CHECKED_TOKENS else tensor
 
 
 def check_modules(model: nn.Module, architecture: Architecture, dimensions: Dimensions) -> None:
@@ -75,6 +81,11 @@ def compare_shapes(
         ModelError: a shape is not what the architecture says.
     """
     for component, site in architecture.sites.items():
+        if site.key not in seen:
+            raise ModelError(
+                f"{component}: the model does not use its module {site.module!r}; its configuration or this "
+                "transformers version lets it compute in another way"
+            )
         n_heads = dimensions.heads_of(component)
         expected = (1, CHECKED_TOKENS, n_heads or 1, dimensions.head_dim if n_heads else dimensions.d_model)
         found = tuple(site.view(seen[site.key], dimensions).shape)

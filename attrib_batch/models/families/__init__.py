@@ -14,11 +14,12 @@ from attrib_batch.models.families.base import (
     llama_like,
     separate,
 )
-from attrib_batch.models.families.dimensions import Dimensions, dimensions_of
+from attrib_batch.models.families.dimensions import Dimensions, text_config
 from attrib_batch.models.families.registry import (
     FAMILIES,
     FAMILY_GROUP,
     architecture_of,
+    dimensions_of,
     known_model_types,
 )
 
@@ -38,4 +39,5 @@ __all__ = [
     "layer_sites",
     "llama_like",
     "separate",
+    "text_config",
 ]

@@ -27,15 +27,6 @@ class Dimensions:
         return self.n_kv_heads if component in {Component.K, Component.V} else self.n_heads
 
 
-def dimensions_of(config: Any) -> Dimensions:
-    """Read the sizes that a transformers configuration states."""
-    n_heads = config.num_attention_heads
-    return Dimensions(
-        n_layers=config.num_hidden_layers,
-        n_heads=n_heads,
-        n_kv_heads=getattr(config, "num_key_value_heads", None) or n_heads,
-        head_dim=getattr(config, "head_dim", None) or config.hidden_size // n_heads,
-        d_model=config.hidden_size,
-        d_vocab=config.vocab_size,
-        max_tokens=config.max_position_embeddings,
-    )
+def text_config(config: Any) -> Any:
+    """Return the configuration of a model's text model: a part of a multimodal one, or the configuration itself."""
+    return getattr(config, "text_config", None) or config

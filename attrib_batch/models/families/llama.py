@@ -1,4 +1,11 @@
-"""Llama, and what is built like it: Mistral, Qwen2."""
+"""Llama, and what has its parts in the same places.
+
+What differs is inside them: Gemma scales the embedding; Granite multiplies what attention and MLP add to the residual
+stream by a constant, behind the modules that are read here, so that ``attn_out`` and ``mlp_out`` are theirs before it
+(a score is the same before and after a multiplication by a constant); SmolLM3 has layers without a rotary embedding;
+Starcoder 2 has another MLP; Mixtral, Qwen2-MoE and GPT-OSS have experts, and GPT-OSS attention sinks. Mistral Small 3
+is multimodal (``mistral3``): its text model stands one level deeper.
+"""
 
 from __future__ import annotations
 
@@ -7,8 +14,16 @@ from typing import Any
 from attrib_batch.models.families.base import Architecture, Family, layer_sites, llama_like, separate
 
 
-def _architecture(_config: Any) -> Architecture:
-    return llama_like(layer_sites(separate(), resid_mid="post_attention_layernorm"))
+def _architecture(config: Any) -> Architecture:
+    text = llama_like(layer_sites(separate(), resid_mid="post_attention_layernorm"))
+    return text.within("model.language_model") if config.model_type == "mistral3" else text
 
 
-FAMILY = Family("Llama", ("llama", "mistral", "qwen2"), _architecture)
+FAMILY = Family(
+    "Llama",
+    (
+        "llama", "mistral", "mistral3", "qwen2", "gemma", "glm", "granite", "smollm3", "starcoder2", "mixtral",
+        "qwen2_moe", "gpt_oss",
+    ),
+    _architecture,
+)  # fmt: skip

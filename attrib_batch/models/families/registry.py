@@ -1,4 +1,4 @@
-"""The registry of model families, by the ``model_type`` of their transformers configurations.
+"""The registry of model families, by the ``model_type`` of their transformers configurations, and a model's sizes.
 
 A family of one's own is a function that an installed package offers in the entry-point group ``attrib_batch.families``,
 under the ``model_type``: it takes the configuration and returns an `Architecture`.
@@ -11,8 +11,30 @@ from types import MappingProxyType
 from typing import Any
 
 from attrib_batch.errors import JobError, ModelError
-from attrib_batch.models.families import gemma2, gemma3, gpt2, gpt_neox, llama, olmo2, phi, qwen3
+from attrib_batch.models.families import (
+    bloom,
+    cohere,
+    falcon,
+    gemma2,
+    gemma3,
+    glm4,
+    gpt2,
+    gpt_neo,
+    gpt_neox,
+    gptj,
+    llama,
+    llama4,
+    olmo,
+    olmo2,
+    opt,
+    phi,
+    phi3,
+    qwen3,
+    qwen3_next,
+    stablelm,
+)
 from attrib_batch.models.families.base import Architecture, Family
+from attrib_batch.models.families.dimensions import Dimensions, text_config
 from attrib_batch.spec.registries.entry_points import load_offered, offered
 
 FAMILY_GROUP = "attrib_batch.families"
@@ -21,7 +43,28 @@ FAMILY_GROUP = "attrib_batch.families"
 FAMILIES: Mapping[str, Family] = MappingProxyType(
     {
         model_type: module.FAMILY
-        for module in (gpt2, gpt_neox, llama, qwen3, gemma2, gemma3, phi, olmo2)
+        for module in (
+            bloom,
+            cohere,
+            falcon,
+            gemma2,
+            gemma3,
+            glm4,
+            gpt2,
+            gpt_neo,
+            gpt_neox,
+            gptj,
+            llama,
+            llama4,
+            olmo,
+            olmo2,
+            opt,
+            phi,
+            phi3,
+            qwen3,
+            qwen3_next,
+            stablelm,
+        )
         for model_type in module.FAMILY.model_types
     }
 )
@@ -31,6 +74,26 @@ FAMILIES: Mapping[str, Family] = MappingProxyType(
 def known_model_types() -> list[str]:
     """Return every ``model_type`` that can be attributed, in alphabetical order."""
     return sorted(FAMILIES.keys() | offered(FAMILY_GROUP).keys())
+
+
+NO_LIMIT = 2**31 - 1
+"""The largest position that tables can hold: the longest prompt of a model that states no limit (ALiBi has none)."""
+
+
+def dimensions_of(config: Any) -> Dimensions:
+    """Read the sizes that a transformers configuration states; those of its text model, where it has several models."""
+    text = text_config(config)
+    n_heads = text.num_attention_heads
+    n_kv_heads = architecture_of(config).n_kv_heads or getattr(text, "num_key_value_heads", None) or n_heads
+    return Dimensions(
+        n_layers=text.num_hidden_layers,
+        n_heads=n_heads,
+        n_kv_heads=n_kv_heads,
+        head_dim=getattr(text, "head_dim", None) or text.hidden_size // n_heads,
+        d_model=text.hidden_size,
+        d_vocab=text.vocab_size,
+        max_tokens=getattr(text, "max_position_embeddings", None) or getattr(text, "seq_length", None) or NO_LIMIT,
+    )
 
 
 def architecture_of(config: Any) -> Architecture:

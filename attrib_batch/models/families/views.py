@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import torch
 from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor
@@ -59,5 +60,34 @@ def interleaved_by_head(part: int) -> HeadsView:
             part=3,
             feature=d.head_dim,
         )[part]
+
+    return view
+
+
+def one_after_another(part: int) -> HeadsView:
+    """Return a view of one part of a projection that gives all queries, then all keys, then all values."""
+
+    def view(x: Float[Tensor, "pair position features"], d: Dimensions) -> Float[Tensor, "pair position head feature"]:
+        heads = rearrange(x, "pair position (head feature) -> pair position head feature", feature=d.head_dim)
+        return torch.split(heads, [d.n_heads, d.n_kv_heads, d.n_kv_heads], dim=2)[part]
+
+    return view
+
+
+def interleaved_by_group(part: int) -> HeadsView:
+    """Return a view of one part of Falcon's projection: for each key/value head its queries, its key and its value."""
+
+    def view(x: Float[Tensor, "pair position features"], d: Dimensions) -> Float[Tensor, "pair position head feature"]:
+        grouped = rearrange(
+            x,
+            "pair position (group member feature) -> pair position group member feature",
+            group=d.n_kv_heads,
+            feature=d.head_dim,
+        )
+        served = grouped.shape[3] - 2
+        return rearrange(
+            torch.split(grouped, [served, 1, 1], dim=3)[part],
+            "pair position group member feature -> pair position (group member) feature",
+        )
 
     return view

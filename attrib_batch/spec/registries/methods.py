@@ -75,6 +75,10 @@ class MethodEntry:
     """Whether all methods of this kind, of any direction, metric and components, are computed together."""
     mixes_shapes: bool = False
     """Whether its function takes pairs of any lengths and first differences at once."""
+    begins_within_prompts: bool = False
+    """Whether its rows begin at positions of a prompt, from the keys of those before; a state instead will not do."""
+    passes_by_skip_connections: bool = False
+    """Whether it lets gradients pass a layer by its skip connection alone, which must then change nothing."""
     least_layers: int = 1
     """How many layers a model must have."""
     least_layers_reason: str = ""
@@ -153,6 +157,7 @@ BUILT_IN_METHODS: Mapping[str, MethodEntry] = MappingProxyType(
                 gradient_at=GradientAt.BASE,
                 mixes_shapes=True,
                 magnitudes=True,
+                passes_by_skip_connections=True,
                 least_layers=2,
                 least_layers_reason="its scores are means over the other layers",
                 reads_attention_for=frozenset({Component.Q, Component.K}),
@@ -170,6 +175,7 @@ BUILT_IN_METHODS: Mapping[str, MethodEntry] = MappingProxyType(
                 parameters=AtPositions,
                 measured=True,
                 mixes_shapes=True,
+                begins_within_prompts=True,
             ),
         )
     }

@@ -15,7 +15,7 @@ from attrib_batch.models.checks.causality import check_prefixes
 from attrib_batch.models.load import load_model, read_config, wrap_model
 from attrib_batch.spec import ModelSpec
 from tests.support.scored import method
-from tests.support.tiny_models import ARCHITECTURES, save_tiny, tiny_tokenizer
+from tests.support.tiny_models import ARCHITECTURES, EVERY_ARCHITECTURE, save_tiny, tiny_tokenizer
 
 CPU = torch.device("cpu")
 
@@ -66,6 +66,14 @@ def test_the_check_finds_attention_that_looks_ahead_in_every_type(dtype: torch.d
     module = ARCHITECTURES["llama"]().to(dtype)
     module.config.is_causal = False
     with pytest.raises(ModelError, match="cached prefix"):
+        check_prefixes(module, CPU)
+
+
+def test_the_check_finds_attention_that_looks_ahead_where_no_prefix_is_cached() -> None:
+    module = EVERY_ARCHITECTURE["qwen3_next"]()
+    check_prefixes(module, CPU)
+    module.config.is_causal = False
+    with pytest.raises(ModelError, match="other logits than its prefix alone"):
         check_prefixes(module, CPU)
 
 
