@@ -68,6 +68,10 @@ class Budget(Protocol):
         """Allow at most half of a micro-batch that did not fit from now on; return whether that is less than before."""
         ...
 
+    def halved(self, times: int) -> Budget:
+        """Return the budget of smaller micro-batches; itself for none."""
+        ...
+
 
 @dataclass
 class TokenBudget:
@@ -92,6 +96,10 @@ class TokenBudget:
         before = self.tokens
         self.tokens = max(1, min(before, suffix_tokens(batch) // 2))
         return self.tokens < before
+
+    def halved(self, times: int) -> TokenBudget:
+        """Return a budget of fewer positions."""
+        return TokenBudget(max(1, self.tokens >> times)) if times else self
 
 
 Outcome = ScoredBatch | FailedPair

@@ -105,7 +105,7 @@ def budget_for(
     """Return the budget that a job asks for; see `MemoryBudget`."""
     if batch_tokens == "auto":
         return MemoryBudget(device, share=share, ran_out=ran_out, agreed=agreed)
-    return TokenBudget(max(1, batch_tokens >> ran_out))
+    return TokenBudget(batch_tokens).halved(ran_out)
 
 
 class MemoryBudget:
@@ -140,6 +140,14 @@ class MemoryBudget:
     def ran_out_at(self, batch: Sequence[EncodedPair]) -> bool:
         """Allow at most half of a micro-batch that did not fit from now on; return whether that is less than before."""
         return self._tokens.ran_out_at(batch)
+
+    def halved(self, times: int) -> MemoryBudget:
+        """Return a budget of less memory; what methods take need not be measured again."""
+        if not times:
+            return self
+        budget = MemoryBudget(self._device, share=self._share, ran_out=self._ran_out + times, agreed=self._agreed)
+        budget._models, budget._tokens = self._models, self._tokens.halved(times)
+        return budget
 
 
 def measure(passes: Passes, group: MethodGroup) -> MemoryModel:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -35,6 +35,8 @@ class Assignment:
     """Pairs of the task that go into failures untried."""
     probe: tuple[int, int] | None = None
     """The rows [start, stop) to probe; None: the whole task, to be committed."""
+    halvings: int = field(default=0, compare=False)
+    """How often its micro-batches are halved, which changes no result: the worker before may have run out of memory."""
 
     @property
     def rows(self) -> tuple[int, int]:

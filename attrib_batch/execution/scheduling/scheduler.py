@@ -263,7 +263,10 @@ class Scheduler:
             suspect = self._known.setdefault(assignment.task, Suspect(assignment.task))
             suspect.hung += hung
             suspect.lost(message)
-            if (pairs := suspect.given_up) is None:
+            if (reason := suspect.only_together) is not None:
+                self._suspects.append(assignment.task)
+                self._give_up_run(reason, message)
+            elif (pairs := suspect.given_up) is None:
                 self._suspects.append(assignment.task)
             else:
                 del self._known[assignment.task]

@@ -1,5 +1,8 @@
 """A task with which a worker was lost: try it again, then find the pairs that end workers, and leave those out.
 
+The second worker computes the task in smaller micro-batches: the kernel ends a process that runs out of memory without a
+word, and then no pair is to blame. Where that does not help, pairs are searched.
+
 The search is a bisection. A range of pairs that ended a worker is halved; a half that a worker survives is clean, and
 then the other half is to blame without being tried whole. A pair that ends ``PAIR_ATTEMPTS`` workers on its own is left
 out for good. What ended one worker by chance (a lost node) is found out at the end of the search: the pair it leads to
@@ -24,7 +27,9 @@ PAIR_ATTEMPTS = 2
 MAX_LEFT_OUT = 16
 """Pairs of one task that are searched for; with more, the rest of the task is given up."""
 FRUITLESS_SEARCHES = 2
-"""Searches of one task that may find no pair; a task that still ends workers then is given up."""
+"""Searches of one task that may find no pair; a task that still ends workers then ends the run."""
+HALVINGS = 3
+"""How often micro-batches are halved after the first loss, and once more after every search that found no pair."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +66,20 @@ class Suspect:
     def next(self) -> Assignment:
         """Return what to try next: the whole task, or a probe of a part of it."""
         probe = (self._search[-1].start, self._search[-1].stop) if self._search else None
-        return Assignment(self.task, tuple(self._left_out.values()), probe)
+        halvings = HALVINGS * (1 + self._fruitless) if self._lost else 0
+        return Assignment(self.task, tuple(self._left_out.values()), probe, halvings)
+
+    @property
+    def only_together(self) -> str | None:
+        """Say that no pair ends a worker alone and all of them do together, if that is so."""
+        if not self._hopeless or self._left_out:
+            return None
+        start, stop = self._whole
+        return (
+            f"{len(self._lost)} workers were lost with pairs of rows {start} to {stop - 1} in hand, in micro-batches "
+            f"of 1/{2 ** (HALVINGS * (1 + self._fruitless))} of their size too, and none with one of these pairs alone: "
+            "memory seems to be too short for this model"
+        )
 
     @property
     def given_up(self) -> tuple[LeftOut, ...] | None:

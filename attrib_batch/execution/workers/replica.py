@@ -109,7 +109,8 @@ class ReplicaWorker:
         pairs, results = self._reader.begin(assignment, work)
 
         def score(pairs: Sequence[EncodedPair]) -> Iterator[tuple[MethodSpec, Outcome]]:
-            return watched(score_pairs(self._model, pairs, results.methods, self._budget), on_batch)
+            budget = self._budget.halved(assignment.halvings)
+            return watched(score_pairs(self._model, pairs, results.methods, budget), on_batch)
 
         with self._scoring, computing(self.model_spec, shares_process=self.shares_process):
             scoring = time.perf_counter()

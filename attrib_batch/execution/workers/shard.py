@@ -113,7 +113,8 @@ class ShardWorker:
         pairs, results = self._reader.begin(assignment, work)
 
         def score(pairs: Sequence[EncodedPair]) -> Iterator[tuple[MethodSpec, Outcome]]:
-            return score_pairs(self._model, pairs, results.methods, self._budget, agree=self._agreement.agree)
+            budget = self._budget.halved(assignment.halvings)
+            return score_pairs(self._model, pairs, results.methods, budget, agree=self._agreement.agree)
 
         scoring = time.perf_counter()
         with computing(self.model_spec):

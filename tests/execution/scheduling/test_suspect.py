@@ -7,7 +7,7 @@ import random
 import pytest
 
 from attrib_batch.execution.scheduling.assignment import Assignment
-from attrib_batch.execution.scheduling.suspect import MAX_LEFT_OUT, PAIR_ATTEMPTS, WHOLE_ATTEMPTS, Suspect
+from attrib_batch.execution.scheduling.suspect import HALVINGS, MAX_LEFT_OUT, PAIR_ATTEMPTS, WHOLE_ATTEMPTS, Suspect
 from tests.support.scheduler_world import LEFT_OUT, SCORED, World, task, touched
 
 
@@ -59,21 +59,48 @@ def test_a_task_of_poison_alone_is_given_up_and_says_how_often_it_was_tried() ->
     assert all("no worker survived the pairs of rows 0 to 19 together" in pair.message for pair in rest)
 
 
-def test_a_task_that_only_kills_whole_is_given_up() -> None:
+def test_the_second_worker_computes_a_task_in_smaller_micro_batches() -> None:
+    """The kernel ends a process that runs out of memory without a word; then no pair is searched, and none is lost."""
     world = World.of(8, 8)
     world.obey()
+    tried: list[int] = []
+    while not world.scheduler.finished:
+        for worker in list(world.loading):
+            world.start(worker)
+        world.obey()
+        (worker,) = world.ready
+        assert world.ready[worker][0].probe is None
+        tried.append(world.ready[worker][0].halvings)
+        if tried[-1] == 0:
+            world.lose(worker)
+        else:
+            world.finish(worker)
+        world.obey()
+    assert tried == [0, HALVINGS]
+    assert world.scheduler.stopped is None
+    assert not world.rows(LEFT_OUT)
+
+
+def test_a_task_that_only_kills_whole_ends_the_run_and_costs_no_pair() -> None:
+    world = World.of(8, 8)
+    world.obey()
+    halvings: list[int] = []
     while not world.scheduler.finished:
         for worker in list(world.loading):
             world.start(worker)
         world.obey()
         (worker,) = world.ready
         if world.ready[worker][0].probe is None:
+            halvings.append(world.ready[worker][0].halvings)
             world.lose(worker)
         else:
             world.finish(worker)
         world.obey()
-    assert world.rows(LEFT_OUT) == set(range(8))
-    assert world.n_losses <= 5
+    assert not world.rows(LEFT_OUT)
+    assert halvings == [0, HALVINGS, 2 * HALVINGS, 3 * HALVINGS]
+    assert world.scheduler.stopped is not None
+    assert "memory seems to be too short" in world.scheduler.stopped
+    assert "rows 0 to 7" in world.scheduler.stopped
 
 
 def test_suspects_wait_for_what_is_certain_and_are_tried_alone() -> None:
