@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickletools
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,8 @@ import pytest
 from nnsight.intervention.backends.local import LocalSimulationBackend
 from nnsight.schema.request import RequestModel
 
-from attrib_batch.attribution.engine import FailedPair, ScoredBatch, TokenBudget, score_pairs
+from attrib_batch.attribution.engine import FailedPair, Outcome, ScoredBatch, TokenBudget, score_pairs
+from attrib_batch.attribution.scores import BatchScores
 from attrib_batch.models.load import LoadedModel, load_model
 from attrib_batch.ndif import request as remote
 from attrib_batch.ndif.model import RemoteModel, open_remote_model
@@ -64,23 +66,32 @@ def test_a_request_scores_what_the_engine_scores(model: LoadedModel, case: str) 
     pairs, methods = pairs_for(model), [MethodSpec.model_validate(method) for method in METHODS[case]]
     answer = simulated(model, pairs, methods)
     assert answer["dtype"] == "float32"
-    here = list(score_pairs(model, pairs, methods, TokenBudget(BATCH_TOKENS)))
-    there = list(remote.outcomes(answer, pairs, methods))
-    assert [method.id for method, _ in there] == [method.id for method, _ in here]
-    for (method, mine), (_, theirs) in zip(there, here, strict=True):
-        assert isinstance(mine, ScoredBatch)
-        assert isinstance(theirs, ScoredBatch)
-        assert mine.pairs == theirs.pairs
-        np.testing.assert_equal(theirs.result.positions, mine.result.positions)
-        for index, pair in enumerate(mine.pairs):
+    here = by_method(score_pairs(model, pairs, methods, TokenBudget(BATCH_TOKENS)))
+    there = by_method(remote.outcomes(answer, pairs, methods))
+    assert {key: set(of) for key, of in there.items()} == {key: set(of) for key, of in here.items()}
+    for method in methods:
+        for pair in pairs:
+            (mine, at), (theirs, where) = there[method.id][pair.pair_id], here[method.id][pair.pair_id]
             terms = terms_of(model.module, pair, method.metric)
             for metric in ("clean_metric", "corrupted_metric"):
-                assert_near(getattr(mine.result, metric)[index], getattr(theirs.result, metric)[index], terms)
+                assert_near(getattr(mine, metric)[at], getattr(theirs, metric)[where], terms)
+            if mine.positions is not None:
+                np.testing.assert_equal(theirs.positions[where], mine.positions[at])
             scores, others = (
-                {component: values[index] for component, values in batch.result.scores.items()}
-                for batch in (mine, theirs)
+                {component: values[index] for component, values in batch.scores.items()}
+                for batch, index in ((mine, at), (theirs, where))
             )
             assert_same_scores(scores, others, terms)
+
+
+def by_method(outcomes: Iterable[tuple[MethodSpec, Outcome]]) -> dict[str, dict[int, tuple[BatchScores, int]]]:
+    """The result that holds each pair, and where in it: a server puts pairs together in its own way."""
+    found: dict[str, dict[int, tuple[BatchScores, int]]] = {}
+    for method, outcome in outcomes:
+        assert isinstance(outcome, ScoredBatch), outcome
+        of_method = found.setdefault(method.id, {})
+        of_method |= {pair.pair_id: (outcome.result, index) for index, pair in enumerate(outcome.pairs)}
+    return found
 
 
 def test_a_family_with_views_that_copy_and_outputs_that_change_travels() -> None:

@@ -201,7 +201,8 @@ class _Prompts:
                 layout,
                 [],
                 graph=False,
-                start=source.take(self.base.at(layer, _INTO_LAYER, dimensions).squeeze(1)),
+                # A copy: what is replaced is replaced in place.
+                start=source.take(self.base.at(layer, _INTO_LAYER, dimensions).squeeze(1)).clone(),
                 first_layer=layer,
                 edits=edits,
                 vocabulary=self.vocabulary,

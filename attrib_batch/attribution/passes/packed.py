@@ -233,16 +233,19 @@ class PackedPasses(Passes):
                 inputs, calling = self._arguments(
                     [(node.tokens, node.first, node.parent) for node in part], record=record
                 )
-                traced = self.model.traced
-                last = traced.get(self.model.architecture.layers)[-1].get(self.model.architecture.attention)
-                with torch.no_grad(), calling, traced.trace(**inputs) as tracer:
-                    # Nothing after the last layer's keys and values is needed.
-                    last.output  # noqa: B018 - reading it is the event the pass stops at
-                    tracer.stop()
+                with torch.no_grad(), calling:
+                    self._run_attention(inputs)
                 start = 0
                 for node in part:
                     self._held[node] = Held(record, start)
                     start += len(node.tokens)
+
+    def _run_attention(self, inputs: dict[str, Any]) -> None:
+        """Call the model as far as the attention of its last layer: keys and values are recorded by then."""
+        last = self.model.traced.get(self.model.architecture.layers)[-1].get(self.model.architecture.attention)
+        with self.model.traced.trace(**inputs) as tracer:
+            last.output  # noqa: B018 - reading it is the event the pass stops at
+            tracer.stop()
 
     def _arguments(
         self, stretches: Sequence[tuple[Tokens, int, Node | None]], *, record: Keys | None

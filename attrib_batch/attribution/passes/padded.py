@@ -38,7 +38,7 @@ class PaddedPasses(Passes):
 
     def __init__(self, model: LoadedModel) -> None:
         """Pass suffixes through any model."""
-        super().__init__(model)
+        Passes.__init__(self, model)  # not by super(), which does not travel to a server
         self._length = 0
         self._prompts: list[Tokens] = []
         self._prefix: PrefixCache | WholeCache | None = None

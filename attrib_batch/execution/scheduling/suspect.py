@@ -1,7 +1,7 @@
 """A task with which a worker was lost: try it again, then find the pairs that end workers, and leave those out.
 
-The second worker computes the task in smaller micro-batches: the kernel ends a process that runs out of memory without a
-word, and then no pair is to blame. Where that does not help, pairs are searched.
+The second worker computes the task in smaller micro-batches: the kernel ends a process that runs out of memory without
+a word, and then no pair is to blame. Where that does not help, pairs are searched.
 
 The search is a bisection. A range of pairs that ended a worker is halved; a half that a worker survives is clean, and
 then the other half is to blame without being tried whole. A pair that ends ``PAIR_ATTEMPTS`` workers on its own is left
@@ -77,8 +77,8 @@ class Suspect:
         start, stop = self._whole
         return (
             f"{len(self._lost)} workers were lost with pairs of rows {start} to {stop - 1} in hand, in micro-batches "
-            f"of 1/{2 ** (HALVINGS * (1 + self._fruitless))} of their size too, and none with one of these pairs alone: "
-            "memory seems to be too short for this model"
+            f"of 1/{2 ** (HALVINGS * (1 + self._fruitless))} of their size too, and none with one of these pairs "
+            "alone: memory seems to be too short for this model"
         )
 
     @property

@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 
 from attrib_batch.attribution.engine import ScoredBatch, TokenBudget, score_pairs
-from attrib_batch.attribution.methods import exact
 from attrib_batch.attribution.methods.exact import activation_patching
+from attrib_batch.attribution.passes import Layout
+from attrib_batch.attribution.passes.packed import PackedPasses
 from attrib_batch.spec import Component
 from attrib_batch.spec.positions import positions_asked
 from tests.support import oracle
@@ -151,17 +152,18 @@ def test_only_the_positions_asked_for_are_scored(at: str | list[str], batch_toke
 def test_the_last_position_against_plain_hooks_costs_one_token_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
     model, plain = _double("gemma3"), ARCHITECTURES["gemma3"]().double()
     [pair] = random_pairs(1, 9, 4)
-    computed: list[int] = []
-    original = exact._Prompts.patched
+    computed: list[tuple[int, int]] = []
+    forward = PackedPasses.forward
 
-    def patched(self: exact._Prompts, layer: int, position: int, *rest: object) -> object:
-        computed.append(position)
-        return original(self, layer, position, *rest)
+    def counted(self: PackedPasses, layout: Layout, sites: object, **options: object) -> object:
+        if "edits" in options:
+            computed.append((len(layout.rows), layout.n_tokens))
+        return forward(self, layout, sites, **options)
 
-    monkeypatch.setattr(exact._Prompts, "patched", patched)
+    monkeypatch.setattr(PackedPasses, "forward", counted)
     job = method(id="exact", components=["z", "mlp_out"], at="last")
     [(_, outcome)] = score_pairs(model, encoded([pair]), [job], TokenBudget(4096))
-    assert set(computed) == {8}
+    assert computed == [(5, 5)] * 3, "four heads and one MLP, of one token each, at each layer"
     assert isinstance(outcome, ScoredBatch)
     ours = {name: values[0] for name, values in outcome.result.scores.items()}
     metric = oracle.logit_diff(pair.answers, pair.wrong_answers)
