@@ -182,6 +182,9 @@ def test_a_result_that_is_held_no_more_is_computed_again(
     assert_same_as_replica(tmp_path / "out", replica, tmp_path)
 
 
+WAITS = "QUEUED (Added to Queue at position 1)"
+
+
 def test_the_api_dies_with_one_job_running_and_one_waiting(
     ndif_server: NdifServer, job: TinyJob, replica: Path, tmp_path: Path
 ) -> None:
@@ -189,7 +192,8 @@ def test_the_api_dies_with_one_job_running_and_one_waiting(
     entry = model(job, ndif_server.url, count=2, timeout_seconds=20) | {"batch_tokens": 1}
     path = job.write("dies.yaml", models=[entry], methods=[SLOW], chunk_pairs=CHUNK)
     with begin(path, out) as driver:
-        until(lambda: states(out) == {"RUNNING": 1, "QUEUED": 1}, driver)
+        # A line of progress comes every few seconds: until one has told of it, jobs may end and others begin.
+        until(lambda: WAITS in driver.said() and states(out) == {"RUNNING": 1, "QUEUED": 1}, driver)
         sent = ndif_server.jobs_received()[before:]
         ndif_server.stop_api()
         try:
@@ -199,12 +203,11 @@ def test_the_api_dies_with_one_job_running_and_one_waiting(
             ndif_server.start_api()
         said, _ = driver.communicate(timeout=150)
     assert driver.returncode == 0, said
-    assert len(sent) == 2
+    assert 2 <= len(sent) <= N_JOBS
     received = ndif_server.jobs_received()[before:]
-    assert received[:2] == sent
+    assert received[: len(sent)] == sent
     assert len(received) == N_JOBS + 1  # the one that waited is lost by the server, and no other
     assert "NDIF jobs: " in said
-    assert "QUEUED (Added to Queue at position 1)" in said
     assert jobs_of(out) == []
     assert_same_as_replica(out, replica, tmp_path, method="atp_ig")
 

@@ -1,8 +1,8 @@
 """A metric that is the logit difference, except for pairs with an answer that is poison: those it reacts to.
 
 TEST_FAULTS_FILE names a JSON file: ``poison`` leads from token ids to ``raise``, ``break``, ``nan``, ``exit``,
-``segfault``, ``hang`` or ``hold``, which waits for the file ``gate`` in ``folder``; ``slow`` are seconds that every call
-takes.
+``segfault``, ``hang`` or ``hold``, which waits until there is a file ``gate`` in ``folder``; ``slow`` are seconds that
+every call takes.
 """
 
 import ctypes

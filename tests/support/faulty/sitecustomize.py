@@ -27,7 +27,8 @@ from pathlib import Path
 _FILE = os.environ.get("TEST_FAULTS_FILE")
 _IS_WORKER = any("default_worker.py" in argument for argument in sys.orig_argv) and not any(
     # It prepares what a job brings, and then becomes the worker.
-    "setup_worker.py" in argument for argument in sys.orig_argv
+    "setup_worker.py" in argument
+    for argument in sys.orig_argv
 )
 _IS_DRIVER = "attrib_batch" in sys.orig_argv
 
