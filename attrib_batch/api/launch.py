@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from attrib_batch.execution.driver import RunResult
     from attrib_batch.execution.executor import Executor
+    from attrib_batch.execution.local import LastModel
     from attrib_batch.execution.planning.inputs import InputLocations
     from attrib_batch.execution.planning.stages import OpenRun
     from attrib_batch.models.load import LoadedModel
@@ -37,6 +38,7 @@ def run_to_end(opened: OpenRun, executor: Executor, progress: bool | ProgressVie
 def measure(
     store: Store,
     models: Mapping[str, LoadedModel],
+    last: LastModel,
     *,
     pairs: int,
     seed: int,
@@ -51,7 +53,7 @@ def measure(
         positions = check_at(at if isinstance(at, str) else list(at))
     except ValueError as error:
         raise RequestError(f"at: {error}") from error
-    executor = executor or LocalExecutor(models)
+    executor = executor or LocalExecutor(models, last)
     opened = open_verification(
         store,
         Verification(pairs, seed, positions),

@@ -34,11 +34,36 @@ JOIN_SECONDS = 60.0
 
 
 @dataclass
+class LastModel:
+    """The model that was loaded last, for the next execution that asks for the same one."""
+
+    _asked: str = field(default="", init=False)
+    _model: LoadedModel | None = field(default=None, init=False)
+
+    def keep(self, spec: ModelSpec, model: LoadedModel) -> None:
+        """Keep a model, and no other."""
+        self._asked, self._model = _loading(spec), model
+
+    def take(self, spec: ModelSpec) -> LoadedModel | None:
+        """Return the model if it is the one that is asked for; then it is kept no longer: the next worker loads it."""
+        found = self._model if self._asked == _loading(spec) else None
+        self._asked, self._model = "", None
+        return found
+
+
+def _loading(spec: ModelSpec) -> str:
+    """Return what decides which model is loaded, and how; which weights it has is checked when a run is opened."""
+    return spec.model_dump_json(exclude={"name", "prepend_bos", "batch_tokens", "workers"})
+
+
+@dataclass
 class LocalExecutor:
     """Runs one worker at a time in a thread of this process."""
 
     given: Mapping[str, LoadedModel] = field(default_factory=dict)
     """Models that are in memory already, by name."""
+    last: LastModel = field(default_factory=LastModel)
+    """What an earlier execution left; this one leaves its own."""
     depth: int = field(default=1, init=False)
     ends_hung_workers: bool = field(default=False, init=False)
     grace_seconds: float = field(default=GRACE_SECONDS, init=False)
@@ -88,7 +113,8 @@ class LocalExecutor:
         if model.workers.kind == "ndif":
             owner = NdifWorker(model, work.spec.methods, ndif_key(os.environ))
         else:
-            owner = ReplicaWorker(model, work.spec.methods, given=self.given.get(model.name), shares_process=True)
+            here = self.given.get(model.name) or self.last.take(model)
+            owner = ReplicaWorker(model, work.spec.methods, given=here, shares_process=True)
         self._threads[worker] = _WorkerThread(worker, owner, self._events)
 
     def give(self, worker: WorkerId, assignment: Assignment, work: StageWork) -> None:
@@ -96,8 +122,11 @@ class LocalExecutor:
         self._threads[worker].give(assignment, work)
 
     def end(self, worker: WorkerId) -> None:
-        """End a thread after the micro-batch at work."""
-        self._threads.pop(worker).end()
+        """End a thread after the micro-batch at work; keep its model, unless it was given."""
+        thread = self._threads.pop(worker)
+        thread.end()
+        if worker.model not in self.given and (model := thread.idle_model()) is not None:
+            self.last.keep(*model)
 
     def wait(self, seconds: float) -> list[Event]:
         """Return the next event; see `Executor.wait`."""
@@ -109,7 +138,7 @@ class LocalExecutor:
         if event.worker not in self._threads:
             return []
         if not isinstance(event, WorkerPlaced | WorkerReady | TaskDone | TaskUnreadable):
-            self.end(event.worker)
+            self._threads.pop(event.worker).end()  # the next worker loads the model anew
         return [event]
 
     def pairs_in_hand(self) -> int:
@@ -142,6 +171,15 @@ class _WorkerThread:
         self._stopped.set()
         self._todo.put(None)
         self._thread.join(JOIN_SECONDS)
+
+    def idle_model(self) -> tuple[ModelSpec, LoadedModel] | None:
+        """Return the model that the worker has loaded and computes with no more."""
+        from attrib_batch.execution.workers.replica import ReplicaWorker
+
+        if self._thread.is_alive() or not isinstance(self._owner, ReplicaWorker):
+            return None
+        model = self._owner.loaded()
+        return None if model is None else (self._owner.model_spec, model)
 
     def _work(self) -> None:
         self._report(lambda: WorkerPlaced(self._worker))

@@ -76,6 +76,10 @@ class ReplicaWorker:
             seconds=time.perf_counter() - started,
         )
 
+    def loaded(self) -> LoadedModel | None:
+        """Return the model if it is loaded, for the next worker in this process."""
+        return getattr(self, "_model", None)
+
     def score(self, assignment: Assignment, work: StageWork, on_batch: OnBatch = on_batch_ignored) -> TaskReport:
         """Score and commit chunks of the same pairs, one for each method; every pair ends in scores or failures.
 
