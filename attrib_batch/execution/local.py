@@ -35,7 +35,10 @@ JOIN_SECONDS = 60.0
 
 @dataclass
 class LastModel:
-    """The model that was loaded last, for the next execution that asks for the same one."""
+    """The model that was loaded last, for the next execution on the same run that asks for the same one.
+
+    For no other run: that the weights are still those is checked only where a run is opened again.
+    """
 
     _asked: str = field(default="", init=False)
     _model: LoadedModel | None = field(default=None, init=False)
@@ -52,7 +55,7 @@ class LastModel:
 
 
 def _loading(spec: ModelSpec) -> str:
-    """Return what decides which model is loaded, and how; which weights it has is checked when a run is opened."""
+    """Return what decides which model is loaded, and how."""
     return spec.model_dump_json(exclude={"name", "prepend_bos", "batch_tokens", "workers"})
 
 
@@ -62,8 +65,8 @@ class LocalExecutor:
 
     given: Mapping[str, LoadedModel] = field(default_factory=dict)
     """Models that are in memory already, by name."""
-    last: LastModel = field(default_factory=LastModel)
-    """What an earlier execution left; this one leaves its own."""
+    last: LastModel | None = None
+    """What an earlier execution on the same run left; this one leaves its own."""
     depth: int = field(default=1, init=False)
     ends_hung_workers: bool = field(default=False, init=False)
     grace_seconds: float = field(default=GRACE_SECONDS, init=False)
@@ -113,7 +116,7 @@ class LocalExecutor:
         if model.workers.kind == "ndif":
             owner = NdifWorker(model, work.spec.methods, ndif_key(os.environ))
         else:
-            here = self.given.get(model.name) or self.last.take(model)
+            here = self.given.get(model.name) or (self.last.take(model) if self.last else None)
             owner = ReplicaWorker(model, work.spec.methods, given=here, shares_process=True)
         self._threads[worker] = _WorkerThread(worker, owner, self._events)
 
@@ -122,10 +125,10 @@ class LocalExecutor:
         self._threads[worker].give(assignment, work)
 
     def end(self, worker: WorkerId) -> None:
-        """End a thread after the micro-batch at work; keep its model, unless it was given."""
+        """End a thread after the micro-batch at work; its model is kept where the next execution may ask for it."""
         thread = self._threads.pop(worker)
         thread.end()
-        if worker.model not in self.given and (model := thread.idle_model()) is not None:
+        if self.last and worker.model not in self.given and (model := thread.idle_model()) is not None:
             self.last.keep(*model)
 
     def wait(self, seconds: float) -> list[Event]:
