@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from attrib_batch.analysis import write_agreement
 from attrib_batch.api.launch import run_to_end
 from attrib_batch.api.run import Run
-from attrib_batch.execution.local import LastModel, LocalExecutor
+from attrib_batch.execution.local import LastModel, executor_of_run
 from attrib_batch.execution.planning.opening import open_run as open_for_execution
 from attrib_batch.spec import load_spec, parse_spec
 from attrib_batch.tables import VERIFICATION
@@ -61,7 +61,7 @@ class Job:
             KeyboardInterrupt: likewise, by Ctrl-C.
         """
         last = LastModel()
-        executor = executor or LocalExecutor(self.models, last)
+        executor = executor or executor_of_run(self.models, last)
         opened = open_for_execution(
             self.spec,
             out,

@@ -9,7 +9,7 @@ from rich.console import Console
 
 from attrib_batch.errors import RequestError, StoppedError
 from attrib_batch.execution.driver import run_stages
-from attrib_batch.execution.local import LocalExecutor
+from attrib_batch.execution.local import executor_of_run
 from attrib_batch.execution.planning.verification import Verification, open_verification
 from attrib_batch.observe.progress import NoProgress, make_progress
 from attrib_batch.spec.positions import check_at
@@ -53,7 +53,7 @@ def measure(
         positions = check_at(at if isinstance(at, str) else list(at))
     except ValueError as error:
         raise RequestError(f"at: {error}") from error
-    executor = executor or LocalExecutor(models, last)
+    executor = executor or executor_of_run(models, last)
     opened = open_verification(
         store,
         Verification(pairs, seed, positions),

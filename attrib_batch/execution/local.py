@@ -65,7 +65,7 @@ class LocalExecutor:
 
     given: Mapping[str, LoadedModel] = field(default_factory=dict)
     """Models that are in memory already, by name."""
-    last: LastModel | None = None
+    last: LastModel | None = field(default=None, init=False)
     """What an earlier execution on the same run left; this one leaves its own."""
     depth: int = field(default=1, init=False)
     ends_hung_workers: bool = field(default=False, init=False)
@@ -150,6 +150,13 @@ class LocalExecutor:
 
     def given_up(self, model: str, n_pairs: int) -> None:
         """Do nothing: no metrics are exported here."""
+
+
+def executor_of_run(given: Mapping[str, LoadedModel], last: LastModel) -> LocalExecutor:
+    """Return an executor for one execution on a run, which takes and leaves the model that was loaded last."""
+    executor = LocalExecutor(given)
+    executor.last = last
+    return executor
 
 
 class _Stopped(BaseException):
