@@ -8,6 +8,9 @@ PYTEST := $(BIN)/python -m pytest --dist loadfile --no-loadscope-reorder
 FAST := -m 'not slow'
 SLOWEST := --durations=25
 
+# Dozens of processes import the same modules: what the first ones compile is kept, whatever the environment says.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: demo check test test-rest coverage test-kernels lint bench bench-scale clean
 
 demo: $(STAMP)

@@ -1,26 +1,18 @@
-"""Fixtures shared by all tests: the bundled model, loaded once, and a command line in a process of its own."""
+"""What all tests have in common: marks, order, threads, and the bundled model, loaded once."""
 
 from __future__ import annotations
 
 import gc
 import os
+import sys
 from typing import TYPE_CHECKING, Any
 
 import beartype  # noqa: F401 - it cannot be imported any more once nnsight is, which gives every object a method
 import pytest
 from hypothesis import settings
 
-from tests.support.browser import browser  # noqa: F401 - a fixture
-from tests.support.faulty_runs import runs, undisturbed  # noqa: F401 - fixtures
-from tests.support.google_store import google_conditions, google_store  # noqa: F401 - fixtures
 from tests.support.groups import Groups, sort_long_first
 from tests.support.marks import mark_by_needs, starts_no_process
-from tests.support.ndif_server import ndif_server  # noqa: F401 - a fixture
-from tests.support.near import most_used
-from tests.support.object_store import object_store, object_store_server  # noqa: F401 - fixtures
-from tests.support.shared_ray import shared_ray  # noqa: F401 - a fixture
-from tests.support.travelling import without_shape_checks  # noqa: F401 - a fixture
-from tests.support.wheel import unpacked_wheel  # noqa: F401 - a fixture
 
 if TYPE_CHECKING:
     from attrib_batch.models.load import LoadedModel
@@ -41,6 +33,12 @@ settings.register_profile("any-machine", deadline=None)
 settings.load_profile("any-machine")
 
 SMOLLM2 = "smollm2-135m"
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Import the shared fixtures, and with them torch, unless this process only hands tests out to others."""
+    if hasattr(config, "workerinput") or config.getoption("dist", "no") == "no":
+        config.pluginmanager.import_plugin("tests.support.fixtures")
 
 
 @pytest.hookimpl(optionalhook=True)  # xdist may be switched off
@@ -65,7 +63,8 @@ def pytest_collection_finish() -> None:
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Say how near the comparisons of scores came to their tolerance; with several processes nobody knows."""
-    if line := most_used():
+    near = sys.modules.get("tests.support.near")
+    if near and (line := near.most_used()):
         terminalreporter.write_line(line)
 
 

@@ -72,7 +72,7 @@ def attribute(
         progress: whether to show how far it is.
 
     Returns:
-        The run: tables, summaries, figures.
+        The run: tables, summaries, figures. It holds on to a model that was loaded here, for `Run.verify`.
 
     Raises:
         RequestError: the model, the pairs or the methods do not allow it; the message says what to do.

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from attrib_batch.analysis import write_agreement
 from attrib_batch.api.launch import run_to_end
 from attrib_batch.api.run import Run
-from attrib_batch.execution.local import LocalExecutor
+from attrib_batch.execution.local import LastModel, executor_of_run
 from attrib_batch.execution.planning.opening import open_run as open_for_execution
 from attrib_batch.spec import load_spec, parse_spec
 from attrib_batch.tables import VERIFICATION
@@ -60,7 +60,8 @@ class Job:
             RunInterruptedError: the run could not finish. What is committed stays, and the same call goes on.
             KeyboardInterrupt: likewise, by Ctrl-C.
         """
-        executor = executor or LocalExecutor(self.models)
+        last = LastModel()
+        executor = executor or executor_of_run(self.models, last)
         opened = open_for_execution(
             self.spec,
             out,
@@ -70,7 +71,7 @@ class Job:
             given=self.models,
         )
         result = run_to_end(opened, executor, progress)
-        run = Run(opened.store, models=self.models, result=result)
+        run = Run(opened.store, models=self.models, last=last, result=result)
         if VERIFICATION in result.stages and self.spec.verify is not None:
             write_agreement(opened.store, seed=self.spec.verify.seed)
         return run

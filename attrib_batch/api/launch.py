@@ -9,7 +9,7 @@ from rich.console import Console
 
 from attrib_batch.errors import RequestError, StoppedError
 from attrib_batch.execution.driver import run_stages
-from attrib_batch.execution.local import LocalExecutor
+from attrib_batch.execution.local import executor_of_run
 from attrib_batch.execution.planning.verification import Verification, open_verification
 from attrib_batch.observe.progress import NoProgress, make_progress
 from attrib_batch.spec.positions import check_at
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from attrib_batch.execution.driver import RunResult
     from attrib_batch.execution.executor import Executor
+    from attrib_batch.execution.local import LastModel
     from attrib_batch.execution.planning.inputs import InputLocations
     from attrib_batch.execution.planning.stages import OpenRun
     from attrib_batch.models.load import LoadedModel
@@ -37,6 +38,7 @@ def run_to_end(opened: OpenRun, executor: Executor, progress: bool | ProgressVie
 def measure(
     store: Store,
     models: Mapping[str, LoadedModel],
+    last: LastModel,
     *,
     pairs: int,
     seed: int,
@@ -51,7 +53,7 @@ def measure(
         positions = check_at(at if isinstance(at, str) else list(at))
     except ValueError as error:
         raise RequestError(f"at: {error}") from error
-    executor = executor or LocalExecutor(models)
+    executor = executor or executor_of_run(models, last)
     opened = open_verification(
         store,
         Verification(pairs, seed, positions),

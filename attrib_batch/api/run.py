@@ -11,6 +11,7 @@ from attrib_batch.analysis.places import rows_of
 from attrib_batch.analysis.tables import CELL, read_manifest
 from attrib_batch.analysis.top import components_of, rows_at, strongest
 from attrib_batch.api.display import run_html
+from attrib_batch.execution.local import LastModel
 from attrib_batch.observe.status import read_status
 from attrib_batch.report import export, write_report
 from attrib_batch.report.drawing.single_map import draw_map
@@ -47,6 +48,7 @@ class Run:
         out: str | Path | Store,
         *,
         models: Mapping[str, LoadedModel] | None = None,
+        last: LastModel | None = None,
         result: RunResult | None = None,
     ) -> None:
         """Open a directory.
@@ -54,6 +56,7 @@ class Run:
         Args:
             out: the run's directory, or s3:// or gs://bucket/folder.
             models: models in memory that the run was made with, by name; `verify` needs them.
+            last: the model that was loaded last to make it, which `verify` need not load again.
             result: how the execution ended that made it, if one in this process did.
 
         Raises:
@@ -61,6 +64,7 @@ class Run:
         """
         self._store = Store.parse(out)
         self._models = dict(models or {})
+        self._last = last or LastModel()
         self.result = result
         """How the execution in this process ended; None for a run that was only opened."""
         self.manifest  # noqa: B018 - it raises for what is no run
@@ -292,6 +296,7 @@ class Run:
         self.result = measure(
             self._store,
             self._models,
+            self._last,
             pairs=pairs,
             seed=seed,
             at=at,

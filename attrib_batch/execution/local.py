@@ -34,11 +34,39 @@ JOIN_SECONDS = 60.0
 
 
 @dataclass
+class LastModel:
+    """The model that was loaded last, for the next execution on the same run that asks for the same one.
+
+    For no other run: that the weights are still those is checked only where a run is opened again.
+    """
+
+    _asked: str = field(default="", init=False)
+    _model: LoadedModel | None = field(default=None, init=False)
+
+    def keep(self, spec: ModelSpec, model: LoadedModel) -> None:
+        """Keep a model, and no other."""
+        self._asked, self._model = _loading(spec), model
+
+    def take(self, spec: ModelSpec) -> LoadedModel | None:
+        """Return the model if it is the one that is asked for; then it is kept no longer: the next worker loads it."""
+        found = self._model if self._asked == _loading(spec) else None
+        self._asked, self._model = "", None
+        return found
+
+
+def _loading(spec: ModelSpec) -> str:
+    """Return what decides which model is loaded, and how."""
+    return spec.model_dump_json(exclude={"name", "prepend_bos", "batch_tokens", "workers"})
+
+
+@dataclass
 class LocalExecutor:
     """Runs one worker at a time in a thread of this process."""
 
     given: Mapping[str, LoadedModel] = field(default_factory=dict)
     """Models that are in memory already, by name."""
+    last: LastModel | None = field(default=None, init=False)
+    """What an earlier execution on the same run left; this one leaves its own."""
     depth: int = field(default=1, init=False)
     ends_hung_workers: bool = field(default=False, init=False)
     grace_seconds: float = field(default=GRACE_SECONDS, init=False)
@@ -88,7 +116,8 @@ class LocalExecutor:
         if model.workers.kind == "ndif":
             owner = NdifWorker(model, work.spec.methods, ndif_key(os.environ))
         else:
-            owner = ReplicaWorker(model, work.spec.methods, given=self.given.get(model.name), shares_process=True)
+            here = self.given.get(model.name) or (self.last.take(model) if self.last else None)
+            owner = ReplicaWorker(model, work.spec.methods, given=here, shares_process=True)
         self._threads[worker] = _WorkerThread(worker, owner, self._events)
 
     def give(self, worker: WorkerId, assignment: Assignment, work: StageWork) -> None:
@@ -96,8 +125,11 @@ class LocalExecutor:
         self._threads[worker].give(assignment, work)
 
     def end(self, worker: WorkerId) -> None:
-        """End a thread after the micro-batch at work."""
-        self._threads.pop(worker).end()
+        """End a thread after the micro-batch at work; its model is kept where the next execution may ask for it."""
+        thread = self._threads.pop(worker)
+        thread.end()
+        if self.last and worker.model not in self.given and (model := thread.idle_model()) is not None:
+            self.last.keep(*model)
 
     def wait(self, seconds: float) -> list[Event]:
         """Return the next event; see `Executor.wait`."""
@@ -109,7 +141,7 @@ class LocalExecutor:
         if event.worker not in self._threads:
             return []
         if not isinstance(event, WorkerPlaced | WorkerReady | TaskDone | TaskUnreadable):
-            self.end(event.worker)
+            self._threads.pop(event.worker).end()  # the next worker loads the model anew
         return [event]
 
     def pairs_in_hand(self) -> int:
@@ -118,6 +150,13 @@ class LocalExecutor:
 
     def given_up(self, model: str, n_pairs: int) -> None:
         """Do nothing: no metrics are exported here."""
+
+
+def executor_of_run(given: Mapping[str, LoadedModel], last: LastModel) -> LocalExecutor:
+    """Return an executor for one execution on a run, which takes and leaves the model that was loaded last."""
+    executor = LocalExecutor(given)
+    executor.last = last
+    return executor
 
 
 class _Stopped(BaseException):
@@ -142,6 +181,15 @@ class _WorkerThread:
         self._stopped.set()
         self._todo.put(None)
         self._thread.join(JOIN_SECONDS)
+
+    def idle_model(self) -> tuple[ModelSpec, LoadedModel] | None:
+        """Return the model that the worker has loaded and computes with no more."""
+        from attrib_batch.execution.workers.replica import ReplicaWorker
+
+        if self._thread.is_alive() or not isinstance(self._owner, ReplicaWorker):
+            return None
+        model = self._owner.loaded()
+        return None if model is None else (self._owner.model_spec, model)
 
     def _work(self) -> None:
         self._report(lambda: WorkerPlaced(self._worker))

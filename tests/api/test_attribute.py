@@ -13,6 +13,8 @@ import pytest
 
 import attrib_batch as ab
 from attrib_batch.errors import DatasetError, JobError, ModelError, RequestError
+from attrib_batch.models import load
+from attrib_batch.models.load import load_model
 from attrib_batch.pairs.reading.reader import PairTable
 from attrib_batch.spec import MethodSpec
 from tests.support.jobs import TinyJob, attrib_batch_here, run_script, start_script
@@ -88,6 +90,20 @@ def test_an_nnsight_model(job: TinyJob, by_command: Tables, tmp_path: Path) -> N
     run = attribute(model, job.pairs, tmp_path)
     same(tmp_path, by_command, run.manifest.job["models"][0]["name"])
     assert run.verify(2, progress=False).height, "the run keeps the model that it was made with"
+
+
+def test_a_model_is_loaded_once_for_a_run_and_what_verifies_it(
+    job: TinyJob, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded: list[str] = []
+    monkeypatch.setattr(load, "load_model", lambda spec: loaded.append(spec.id) or load_model(spec))
+    run = attribute(str(job.model), job.pairs, tmp_path, limit=8, verify=2)
+    for pairs in (4, 6):  # groups are of two
+        run.verify(pairs, progress=False)
+        assert run.result.tally.scored == 2
+    assert loaded == [str(job.model)]
+    ab.open_run(tmp_path).verify(8, progress=False)
+    assert len(loaded) == 2, "another object has nothing in memory"
 
 
 def test_methods_of_any_form(job: TinyJob, tmp_path: Path) -> None:

@@ -8,40 +8,31 @@ from pathlib import Path
 import pytest
 
 from attrib_batch.execution.ray.head import RAY_PATIENCE
-from tests.support.faulty_runs import assert_same_tables, committed
-from tests.support.jobs import TinyJob, attrib_batch, attrib_batch_here, environment, start
+from tests.support.faulty_runs import CHUNK, N_PAIRS, Runs, assert_same_tables, committed
+from tests.support.jobs import TinyJob, attrib_batch, start
 from tests.support.ports import LOOPBACK, free_ports
 from tests.support.ray_cluster import RayCluster
-from tests.support.shared_ray import SharedRay
 
 pytestmark = pytest.mark.slow
 
-N_PAIRS, CHUNK = 600, 2
 START_SECONDS = 120
+SLOW = 2.5
+"""Seconds that a chunk takes: the run is not over before the head is given up."""
 PATIENCE = 20
 """Seconds that Ray waits for a head that is gone; its own minute is only longer to wait for."""
 
 
-def joining(cluster: RayCluster) -> dict[str, str]:
-    return environment() | cluster.joining | {RAY_PATIENCE: str(PATIENCE)}
-
-
 @pytest.mark.timeout(600)  # two clusters are started
 def test_a_run_that_loses_the_head_says_so_and_is_resumed_on_another_cluster(
-    shared_ray: SharedRay, tmp_path: Path
+    runs: Runs, undisturbed: Path, tmp_path: Path
 ) -> None:
-    job, out = TinyJob.make(tmp_path / "job", n_pairs=N_PAIRS), tmp_path / "out"
-    path = job.write(chunk_pairs=CHUNK)
-    undisturbed = tmp_path / "undisturbed"
-    ended = attrib_batch_here("run", job.write("undisturbed.yaml", chunk_pairs=100), "--out", undisturbed)
-    assert ended.code == 0, ended.said
-
-    (tmp_path / "first").mkdir()
-    with RayCluster(tmp_path / "first") as cluster:
+    path, out = runs.write(), runs.job.folder / "head-lost"
+    with RayCluster(tmp_path, variables=runs.shared.variables) as cluster:
         cluster.add_node()
-        with start("run", path, "--out", out, "--address", cluster.gcs_address, env=joining(cluster)) as driver:
+        env = runs.environment(slow=SLOW) | cluster.joining | {RAY_PATIENCE: str(PATIENCE)}
+        with start("run", path, "--out", out, "--address", cluster.gcs_address, env=env) as driver:
             deadline = time.monotonic() + START_SECONDS
-            while len(committed(out)) < 3:
+            while not committed(out):
                 assert driver.poll() is None, driver.said()
                 assert time.monotonic() < deadline, "no chunk was committed"
                 time.sleep(0.01)
@@ -55,8 +46,8 @@ def test_a_run_that_loses_the_head_says_so_and_is_resumed_on_another_cluster(
         assert not (out / "lease.json").exists()
         assert 0 < len(committed(out)) < N_PAIRS // CHUNK
 
-        assert shared_ray.cluster.gcs_address != cluster.gcs_address
-        ended = shared_ray.run("run", path, "--out", out, env=joining(shared_ray.cluster))
+        assert runs.shared.cluster.gcs_address != cluster.gcs_address
+        ended = runs.run(out)
     assert ended.code == 0, ended.said
     assert "resuming" in ended.said
     assert_same_tables(out, undisturbed)

@@ -9,15 +9,17 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.support.faulty_runs import assert_same_tables, committed
-from tests.support.jobs import TinyJob, attrib_batch_here, environment, start
+from tests.support.faults import open_gate
+from tests.support.faulty_runs import CHUNK, HANGS, N_PAIRS, RAISES, Runs, assert_same_tables, committed, poison
+from tests.support.jobs import start
 from tests.support.ray_cluster import RayCluster
 
 pytestmark = pytest.mark.slow
 
-N_PAIRS, CHUNK = 600, 4
 START_SECONDS, RESUMED_SECONDS = 120, 60
 HUNG_SECONDS = 20
+HELD = poison({RAISES: "hold", HANGS: "hold"})
+"""Pairs far apart, so that each of two workers meets one and neither can do all of the work before the other comes."""
 
 
 def named(processes: list[psutil.Process], title: str) -> psutil.Process | None:
@@ -30,31 +32,27 @@ def named(processes: list[psutil.Process], title: str) -> psutil.Process | None:
 
 
 @pytest.mark.timeout(600)  # three nodes are started
-def test_a_chunk_that_two_workers_commit_is_there_once(tmp_path: Path) -> None:
+def test_a_chunk_that_two_workers_commit_is_there_once(runs: Runs, undisturbed: Path, tmp_path: Path) -> None:
     """The node's raylet stays frozen, so that nobody can end the worker that was given up."""
-    job, out = TinyJob.make(tmp_path / "job", n_pairs=N_PAIRS), tmp_path / "out"
-    undisturbed = tmp_path / "undisturbed"
-    ended = attrib_batch_here("run", job.write("undisturbed.yaml", chunk_pairs=100), "--out", undisturbed)
-    assert ended.code == 0, ended.said
-    workers = {"count": 2, "timeout_seconds": HUNG_SECONDS}
-    models = [{"id": str(job.model), "name": "tiny", "prepend_bos": False, "workers": workers}]
-    path = job.write("two.yaml", models=models, chunk_pairs=CHUNK)
-    with RayCluster(tmp_path) as cluster:
+    out = runs.job.folder / "partition"
+    path = runs.write("two.yaml", count=2, timeout_seconds=HUNG_SECONDS)
+    with RayCluster(tmp_path, variables=runs.shared.variables) as cluster:
         nodes = [cluster.add_node(cpus=1), cluster.add_node(cpus=1)]
-        env = environment() | cluster.joining
+        env = runs.environment(poison=HELD) | cluster.joining
         with start("run", path, "--out", out, "--address", cluster.gcs_address, env=env) as driver:
             deadline = time.monotonic() + START_SECONDS
-            there: list[psutil.Process] = []
-            while len(committed(out)) < 3 or named(there, "ray::ReplicaWorker.score") is None:
+            while not all(named(cluster.processes(node), "ray::ReplicaWorker.score") for node in nodes):
                 assert driver.poll() is None, driver.said()
-                assert time.monotonic() < deadline, "no chunk was committed"
-                there = cluster.processes(nodes[1])
+                assert time.monotonic() < deadline, "the workers did not begin"
+                time.sleep(0.1)
+            there = cluster.processes(nodes[1])
             raylet, worker = named(there, "raylet"), named(there, "ray::ReplicaWorker.score")
             assert raylet is not None
             assert worker is not None
             raylet.suspend()
             worker.suspend()
             at_loss = len(committed(out))
+            open_gate(env)
             said, _ = driver.communicate(timeout=300)
         assert driver.returncode == 0, said
         assert "a worker was lost" in said

@@ -18,7 +18,7 @@ import pytest
 from attrib_batch._version import __version__
 from tests.support.faulty_runs import assert_same_tables
 from tests.support.forked import ForkedCommand
-from tests.support.jobs import ROOT, Ended, TinyJob, attrib_batch, environment, read_table, start
+from tests.support.jobs import ROOT, Ended, TinyJob, attrib_batch, environment, read_table, start, with_forked_workers
 from tests.support.ports import LOOPBACK
 from tests.support.ray_cluster import RayCluster
 from tests.support.worker_here import score_here
@@ -45,7 +45,9 @@ def undisturbed(job: TinyJob) -> Path:
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RayCluster]:
-    with RayCluster(tmp_path_factory.mktemp("cluster")) as running:
+    """Its drivers and workers are forks that have not imported the package: they find the one that travels."""
+    variables = with_forked_workers({}, bare=True)
+    with RayCluster(tmp_path_factory.mktemp("cluster"), dashboard=True, variables=variables) as running:
         running.add_node(cpus=2)
         yield running
 
@@ -167,7 +169,7 @@ def test_ctrl_c_leaves_the_job_alone_and_says_how_to_stop_it(cluster: RayCluster
 
 
 def test_a_node_is_lost_and_another_comes(cluster: RayCluster, job: TinyJob, undisturbed: Path, tmp_path: Path) -> None:
-    path, out = with_workers(job, "moving.yaml", chunk_pairs=2, count="auto", resources={"mine": 1}), tmp_path / "out"
+    path, out = with_workers(job, "moving.yaml", chunk_pairs=4, count="auto", resources={"mine": 1}), tmp_path / "out"
     first = cluster.add_node(cpus=2, mine=2)
     with start_submit(cluster, path, out) as process:
         wait_for_chunks(out, 5, process)
@@ -176,7 +178,7 @@ def test_a_node_is_lost_and_another_comes(cluster: RayCluster, job: TinyJob, und
         cluster.add_node(cpus=2, mine=1)
         said, _ = process.communicate(timeout=SUBMIT_SECONDS)
     assert process.returncode == 0, said
-    assert at_loss < N_PAIRS // 2
+    assert at_loss < N_PAIRS // 4
     assert "a worker was lost" in said
     # Ray may take longer to see that the first node is gone than the second one takes to come.
     assert re.search(r"tiny: workers [13], as there is room now", said), said

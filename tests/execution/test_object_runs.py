@@ -20,7 +20,6 @@ from tests.support.forked import ForkedCommand
 from tests.support.jobs import (
     SCORE_KEYS,
     TinyJob,
-    attrib_batch,
     attrib_batch_here,
     environment,
     start,
@@ -109,7 +108,7 @@ def test_everything_works_on_urls(
     assert "there is no manifest.json" in refused.said
     store.write_bytes("manifest.json", (local / "manifest.json").read_bytes())  # the content is the same, so is the run
 
-    ended = attrib_batch("run", job_file, "--out", out, env=with_forked_workers(environment()))
+    ended = attrib_batch_here("run", job_file, "--out", out)
     assert ended.code == 0, ended.said
     assert f"{N_PAIRS} of {N_PAIRS} pairs scored" in ended.output
     assert ended.output.rstrip().endswith(f"-> {out}")
@@ -208,7 +207,7 @@ def test_a_store_that_fails_for_good_ends_the_run_resumably(
 def test_a_store_that_hangs_ends_the_run_and_is_blamed_on_no_pair(
     object_store: ObjectStore, job: TinyJob, bucket: str, local: Path, tmp_path: Path
 ) -> None:
-    """A worker has less time for its work than the store may take to be given up."""
+    """Ray's worker has less time for its work than the store may take to be given up."""
     out = f"s3://{bucket}/hangs"
     models = [{"id": str(job.model), "name": "tiny", "prepend_bos": False, "workers": {"timeout_seconds": 30}}]
     path = job.write("hangs.yaml", models=models, chunk_pairs=CHUNK)
@@ -230,9 +229,11 @@ def test_a_store_that_hangs_ends_the_run_and_is_blamed_on_no_pair(
     assert "Traceback" not in said
     assert 0 < len(store.parts(Table.SCORES, CELL.partition)) < N_PAIRS // CHUNK
     assert store.list(Table.FAILURES, recursive=True) == []
+    files = [path for path in download(out, tmp_path / "all").rglob("*") if path.is_file()]
+    assert SECRET.encode() not in said.encode() + b"".join(path.read_bytes() for path in files)
     ended = attrib_batch_here("run", path, "--out", out)
     assert ended.code == 0, ended.said
-    assert_same_tables(out, local, tmp_path)
+    assert_same_tables(out, local, tmp_path / "tables")
 
 
 def test_buckets_that_cannot_be_used_are_refused_at_once(

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import os
+import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from threading import Barrier
 
+import gguf
+import numpy as np
 import pytest
 import torch
 from transformers import AutoConfig
 
 from attrib_batch.errors import ModelError
-from attrib_batch.models import load, sources
+from attrib_batch.models import bundled, load, sources
 from attrib_batch.models.families import FAMILIES
 from attrib_batch.models.load import load_model, load_tokenizer, read_dimensions
 from attrib_batch.models.sources import find_model
@@ -87,23 +92,66 @@ def test_an_unknown_architecture_is_refused_with_the_known_ones(tmp_path: Path) 
     assert len(FAMILIES) == 38
 
 
-def _convert(cache: str) -> str:
+def write_tiny_gguf(path: Path) -> np.ndarray:
+    """Write a Llama of one layer, quantised as the bundled model is; return its embedding, dequantised by gguf."""
+    kind, width, tokens = gguf.GGMLQuantizationType.Q4_1, 32, ["<unk>", "<s>", "a", "b", "ab"]
+    random = np.random.default_rng(0)
+    writer = gguf.GGUFWriter(path, "llama")
+    for name, number in (
+        ("block_count", 1), ("context_length", 32), ("embedding_length", width), ("feed_forward_length", width),
+        ("head_count", 2), ("head_count_kv", 2), ("layer_norm_rms_eps", 1e-5), ("vocab_size", len(tokens)),
+        ("rope_dimension_count", width // 2), ("bos_token_id", 1), ("eos_token_id", 1), ("unk_token_id", 0),
+    ):  # fmt: skip
+        getattr(writer, f"add_{name}")(number)
+    writer.add_tokenizer_model("gpt2")
+    writer.add_token_list(tokens)
+    writer.add_token_merges(["a b"])
+    matrices = ["attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down"]
+    embedding = gguf.quantize(random.standard_normal((len(tokens), width), np.float32), kind)
+    writer.add_tensor("token_embd.weight", embedding, raw_dtype=kind)
+    for name in matrices:
+        values = gguf.quantize(random.standard_normal((width, width), np.float32), kind)
+        writer.add_tensor(f"blk.0.{name}.weight", values, raw_dtype=kind)
+    for name in ("blk.0.attn_norm", "blk.0.ffn_norm", "output_norm"):
+        writer.add_tensor(f"{name}.weight", np.ones(width, np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    dequantised: np.ndarray = gguf.dequantize(embedding, kind)
+    return dequantised
+
+
+def _convert(folder: Path) -> Path:
+    """Have a bundled model of a package in a folder converted, in no less than a second; leave a mark for each time."""
     import platformdirs
 
-    platformdirs.user_cache_dir = lambda *_: cache  # type: ignore[assignment]  # a stand-in
-    from attrib_batch.models.bundled import bundled_folder
+    platformdirs.user_cache_dir = lambda *_: str(folder)  # type: ignore[assignment]  # a stand-in
+    sys.path.insert(0, str(folder))
+    sources.BUNDLED["tiny"] = sources.BundledModel("tiny_package", "tiny==1", "tiny.gguf")
+    convert = bundled._convert
 
-    return str(bundled_folder(find_model(job("smollm2-135m"))))
+    def mark(source: Path, target: Path) -> None:
+        (folder / f"converted-by-{os.getpid()}").touch()
+        time.sleep(1)
+        convert(source, target)
+
+    bundled._convert = mark
+    return bundled.bundled_folder(find_model(job("tiny")))
 
 
 @pytest.mark.slow
-def test_processes_that_start_at_once_convert_the_bundled_model_once(tmp_path: Path) -> None:
+def test_processes_that_start_at_once_convert_a_bundled_model_once(tmp_path: Path) -> None:
+    (tmp_path / "tiny_package").mkdir()
+    (tmp_path / "tiny_package/__init__.py").touch()
+    embedding = write_tiny_gguf(tmp_path / "tiny_package/tiny.gguf")
     with forking().Pool(2) as pool:
-        folders = pool.map(_convert, [str(tmp_path)] * 2)
-    [models] = {Path(folder).parent for folder in folders}
+        folders = pool.map(_convert, [tmp_path] * 2, chunksize=1)
+    assert len(list(tmp_path.glob("converted-by-*"))) == 1
     assert len(set(folders)) == 1
-    assert [path.name for path in models.iterdir() if path.is_dir()] == [Path(folders[0]).name]
-    assert (Path(folders[0]) / "model.safetensors").stat().st_size > 5e8
+    assert [path for path in folders[0].parent.iterdir() if path.is_dir()] == [folders[0]]
+    model = load_model(job(folders[0], dtype="float32"))
+    assert torch.equal(model.module.get_input_embeddings().weight, torch.from_numpy(embedding))
 
 
 def test_two_that_hash_a_file_at_once_do_not_share_a_temporary_file(

@@ -316,7 +316,7 @@ def test_watch_follows_a_run_to_its_end(tmp_path: Path) -> None:
     job, packages = TinyJob.make(tmp_path, n_pairs=24), tmp_path / "packages"
     install_metric(packages)
     path, out = job.write(methods=[{"id": "atp", "metric": "faulty"}], chunk_pairs=4), tmp_path / "out"
-    slow = faulty_environment(packages, slow=0.1)
+    slow = faulty_environment(packages, slow=0.5)  # long enough for a watch on a busy machine
     with start("run", path, "--out", out, "--local", env=slow) as driver:
         deadline = time.monotonic() + 100
         while not (out / "manifest.json").exists():

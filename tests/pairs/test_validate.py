@@ -3,6 +3,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+import pytest
+
 from attrib_batch.pairs.encoding.encode import PairWarning
 from attrib_batch.pairs.making.ioi import generate_ioi
 from attrib_batch.pairs.making.writer import write_pairs
@@ -16,7 +18,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 
-def damaged_table(path: Path) -> PairTable:
+@pytest.fixture(scope="module")
+def damaged(tmp_path_factory: pytest.TempPathFactory) -> PairTable:
+    path = tmp_path_factory.mktemp("pairs") / "p.parquet"
     pairs = list(generate_ioi(4500, 0))
     for row in (3, 2500, 2501, 4499):
         pairs[row] = replace(pairs[row], clean=None)
@@ -26,8 +30,8 @@ def damaged_table(path: Path) -> PairTable:
     return PairTable.open(path)
 
 
-def test_every_row_is_counted_once(tmp_path: Path, words: PreTrainedTokenizerFast) -> None:
-    report = validate(damaged_table(tmp_path / "p.parquet"), words, prepend_bos=False, examples=2)
+def test_every_row_is_counted_once(damaged: PairTable, words: PreTrainedTokenizerFast) -> None:
+    report = validate(damaged, words, prepend_bos=False, examples=2)
     assert report.counts == {
         FailureReason.NULL_VALUE: 4,
         FailureReason.NO_ANSWER: 1,
@@ -50,8 +54,8 @@ def test_shapes_and_lengths_count_the_bos(tmp_path: Path, words: PreTrainedToken
     assert short.counts[FailureReason.TOO_LONG] == sum(n for (t, _), n in plain.shapes.items() if t == longest)
 
 
-def test_the_text_names_reasons_rows_and_shapes(tmp_path: Path, words: PreTrainedTokenizerFast) -> None:
-    report = validate(damaged_table(tmp_path / "p.parquet"), words, prepend_bos=False, examples=1)
+def test_the_text_names_reasons_rows_and_shapes(damaged: PairTable, words: PreTrainedTokenizerFast) -> None:
+    report = validate(damaged, words, prepend_bos=False, examples=1)
     text = render_validation(report)
     assert "4,494 of 4,500 pairs can be scored." in text
     assert "null_value: 4\n  row 3, pair_id 3: clean is null\n  and 3 more" in text

@@ -44,6 +44,11 @@ IMPORTED = (
 )
 FORKER = "TEST_FORKER"
 """Variable that leads Ray's workers to the process that they are forked from."""
+BARE = "TEST_FORKER_BARE"
+"""Variable that says that forks are to find the package by themselves, as where a job brings its own."""
+FORK = "TEST_FORK"
+"""Variable that holds the number of a process that is a fork; what it starts inherits a number that is another's."""
+PACKAGE = "attrib_batch"
 _POLL_SECONDS = 0.02
 
 
@@ -127,6 +132,15 @@ class Forker:
         """What is forked from it and runs, and what that has started."""
         return psutil.Process(self._process.pid).children(recursive=True)
 
+    def forked_for(self, folder: Path) -> list[psutil.Process]:
+        """What is forked from it and runs, of those whose arguments name something in a folder."""
+        found = []
+        for record in self.folder.glob("fork-*"):
+            with contextlib.suppress(FileNotFoundError, psutil.NoSuchProcess):  # it has just ended
+                if f"{folder}/" in record.read_text():
+                    found.append(psutil.Process(int(record.name.removeprefix("fork-"))))
+        return found
+
     def start(
         self, arguments: Sequence[str], env: dict[str, str], cwd: Path, *, script: Path | None = None
     ) -> ForkedCommand:
@@ -176,21 +190,25 @@ def serve(path: str) -> None:
         if os.fork() == 0:
             server.close()
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-            _supervise(connection)
+            _supervise(connection, Path(path).parent)
         connection.close()
 
 
-def _supervise(connection: socket.socket) -> None:
-    """Fork the command, tell its number, and at its end how it ended."""
+def _supervise(connection: socket.socket, folder: Path) -> None:
+    """Fork the command, tell its number, and at its end how it ended; its arguments are on record while it runs."""
     message, descriptors, _, _ = socket.recv_fds(connection, 1 << 20, 2)
     while not message.endswith(b"\n"):
         message += connection.recv(1 << 20)
+    request = json.loads(message)
     pid = os.fork()
     if pid == 0:
         connection.close()
-        _become(json.loads(message), *descriptors)
+        _become(request, *descriptors)
+    record = folder / f"fork-{pid}"
+    record.write_text(json.dumps(request["arguments"]))
     connection.sendall(str(pid).encode())
     _, status = os.waitpid(pid, 0)
+    record.unlink(missing_ok=True)
     with contextlib.suppress(OSError):
         connection.sendall(str(status).encode())
     os._exit(0)
@@ -205,8 +223,10 @@ def _become(request: dict[str, Any], output: int, messages: int) -> None:
     sys.stdout = open(1, "w", encoding="utf-8", closefd=False)  # noqa: SIM115 - as a new process has it
     sys.stderr = open(2, "w", buffering=1, encoding="utf-8", closefd=False)  # noqa: SIM115
     os.environ.clear()
-    os.environ.update(request["env"])
+    os.environ.update(request["env"] | {FORK: str(os.getpid())})
     os.chdir(request["cwd"])
+    if BARE in os.environ:
+        _forget_package(request)
     script = request.get("script")
     sys.argv = [script or "attrib_batch", *request["arguments"]]
     sys.orig_argv = [sys.executable, *([script] if script else ["-m", "attrib_batch"]), *request["arguments"]]
@@ -235,6 +255,15 @@ def _become(request: dict[str, Any], output: int, messages: int) -> None:
         sys.stderr.flush()
     _run_exit_handlers()
     os._exit(code)
+
+
+def _forget_package(request: dict[str, Any]) -> None:
+    """Make the process import the package anew, from where one that has just started would find it."""
+    for name in [name for name in sys.modules if name.partition(".")[0] == PACKAGE]:
+        del sys.modules[name]
+    sys.path[:] = [folder for folder in sys.path if folder and Path(folder) != ROOT]
+    if not request.get("script"):
+        sys.path.insert(0, request["cwd"])  # as `python -m` has it
 
 
 def _run_exit_handlers() -> None:

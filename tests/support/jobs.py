@@ -23,7 +23,7 @@ from attrib_batch.cli import main
 from attrib_batch.pairs.making.writer import write_pairs
 from attrib_batch.pairs.reading.reader import Pair, Role
 from tests.support.demo_pairs import TokenPair, random_pairs
-from tests.support.forked import FORKER, ForkedCommand, Forker
+from tests.support.forked import BARE, FORKER, ForkedCommand, Forker
 from tests.support.tiny_models import VOCABULARY, save_tiny
 
 ROOT = Path(__file__).parents[2]
@@ -158,9 +158,13 @@ def in_words(pairs: list[TokenPair], *, first_id: int = 0) -> list[Pair]:
     return rows
 
 
-def with_forked_workers(env: dict[str, str]) -> dict[str, str]:
-    """An environment in which a Ray that a command starts has its workers forked, as commands are."""
-    return env | {"PYTHONPATH": f"{env['PYTHONPATH']}{os.pathsep}{FAULTY}", FORKER: str(forker().path)}
+def with_forked_workers(env: dict[str, str], *, bare: bool = False) -> dict[str, str]:
+    """An environment in which a Ray that a command starts has its workers forked, as commands are.
+
+    Where they are bare, they import the package from where they find it themselves.
+    """
+    path = os.pathsep.join([*filter(None, [env.get("PYTHONPATH")]), str(FAULTY)])
+    return env | {"PYTHONPATH": path, FORKER: str(forker().path)} | ({BARE: "1"} if bare else {})
 
 
 @dataclass(frozen=True)

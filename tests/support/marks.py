@@ -14,8 +14,6 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.support.tiny_models import EVERY_ARCHITECTURE
-
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
@@ -62,6 +60,8 @@ def mark_by_needs(item: pytest.Item) -> None:
 
 def _is_of_another_architecture(item: pytest.Item) -> bool:
     """Whether a test runs a model, of an architecture that is not among the fast ones."""
+    from tests.support.tiny_models import EVERY_ARCHITECTURE  # here, since it imports torch
+
     fast = next((names for folder, names in FAST_ARCHITECTURES.items() if item.nodeid.startswith(folder)), None)
     callspec = getattr(item, "callspec", None)
     if fast is None or callspec is None:

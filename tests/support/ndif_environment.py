@@ -84,3 +84,8 @@ def _run(log: Path, *command: str | Path) -> None:
     if done.returncode:
         end = log.read_text(encoding="utf-8", errors="replace")[-3000:]
         raise RuntimeError(f"building the test environment {log.stem} failed; the end of its log:\n{end}")
+
+
+if __name__ == "__main__":  # ahead of the tests, for example while others run
+    for build in (ndif_environment, moto_environment, google_store_environment):
+        build()

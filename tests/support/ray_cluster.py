@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING
 
 import psutil
 
+from tests.support.forked import FORKER
+from tests.support.jobs import forker
 from tests.support.ports import LOOPBACK, N_WORKER_PORTS, RAY_PORTS, free_ports, listens
 from tests.support.processes import Guard, Service, end, members_of
 
@@ -24,6 +26,8 @@ if TYPE_CHECKING:
 START_SECONDS = 90
 HEAD_ALONE = {"port", "ray-client-server-port", "dashboard-port"}
 """The ports that a head listens on and other nodes do not."""
+STARTED = "Ray runtime started"
+"""What a node prints when all of it is there: it listens before the head knows of it."""
 OBJECT_STORE_BYTES = 100 << 20
 JOIN = """
 import ray._private.services as services
@@ -38,11 +42,28 @@ listens there; the variable that keeps the head from doing so makes it refuse to
 class RayCluster:
     """Every process is a service of its own: killing one with all it started is the loss of a node."""
 
-    def __init__(self, folder: Path, *, head_cpus: int = 0, variables: Mapping[str, str] | None = None) -> None:
-        """Take a folder for logs, the processors of the head, and variables of every node's environment."""
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        head_cpus: int = 0,
+        dashboard: bool = False,
+        variables: Mapping[str, str] | None = None,
+    ) -> None:
+        """Take what the cluster is to be like.
+
+        Args:
+            folder: for logs.
+            head_cpus: the processors of the head.
+            dashboard: with a dashboard, to which jobs are submitted.
+            variables: variables of every node's environment; those of ``with_forked_workers`` among them, or workers
+                are started as always.
+        """
         self._folder = folder
         self._head_cpus = head_cpus
+        self._dashboard = dashboard
         self._variables = dict(variables or {})
+        self._temporary: dict[str, Path] = {}
         self._nodes: dict[str, Service] = {}
         self._n_started = 0
         self._stopping = ExitStack()
@@ -68,11 +89,13 @@ class RayCluster:
                 ports,
                 "--head",
                 f"--num-cpus={self._head_cpus}",
+                f"--include-dashboard={str(self._dashboard).lower()}",
                 f"--dashboard-host={LOOPBACK}",
                 "--no-monitor",
                 "--include-log-monitor=false",
             )
-            head.wait_until(lambda: listens(ports["dashboard-port"]), START_SECONDS)
+            if self._dashboard:
+                head.wait_until(lambda: listens(ports["dashboard-port"]), START_SECONDS)
             self._stopping = stack.pop_all()
         return self
 
@@ -93,7 +116,7 @@ class RayCluster:
         self._n_started += 1
         name = f"node-{self._n_started}"
         ports = _take_ports([port for port in RAY_PORTS if port not in HEAD_ALONE])
-        node = self._start(
+        self._start(
             name,
             ports,
             f"--address={self.gcs_address}",
@@ -101,19 +124,27 @@ class RayCluster:
             f"--num-gpus={gpus}",
             f"--resources={json.dumps(resources)}",
         )
-        # It listens before the head knows of it.
-        node.wait_until(lambda: "Ray runtime started" in node.log.read_text(errors="replace"), START_SECONDS)
         return name
 
     def kill_node(self, name: str) -> None:
         """Kill a node's processes, the workers on it included."""
-        service = self._nodes.pop(name)
+        service, forked = self._nodes.pop(name), self._forked(name)
+        for process in forked:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.suspend()
         end([service])
+        for process in forked:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
         self._guard.release(service)
 
     def processes(self, name: str) -> list[psutil.Process]:
         """A node's processes, its raylet and its workers among them."""
-        return members_of({self._nodes[name].process.pid})
+        return members_of({self._nodes[name].process.pid}) + self._forked(name)
+
+    def _forked(self, name: str) -> list[psutil.Process]:
+        """The workers of a node that are forked: they are no descendants of its raylet."""
+        return forker().forked_for(self._temporary[name]) if FORKER in self._variables else []
 
     def listening(self) -> set[str]:
         """The addresses that the cluster's processes listen on."""
@@ -138,6 +169,7 @@ class RayCluster:
         # Of its own, as on a machine of its own: a node that unpacks a job's folder replaces one that is there.
         temporary = self._ray_folder / str(len(list(self._ray_folder.iterdir())))
         temporary.mkdir()
+        self._temporary[name] = temporary
         service = Service.start(
             name,
             [
@@ -157,10 +189,11 @@ class RayCluster:
         )
         self._nodes[name] = service
         self._guard.watch(service)
+        service.wait_until(lambda: STARTED in service.log.read_text(errors="replace"), START_SECONDS)
         return service
 
     def _environment(self) -> dict[str, str]:
-        """No PYTHONPATH: what jobs run has to come with them."""
+        """No PYTHONPATH that leads to the package: what jobs run has to come with them."""
         return {
             **{name: os.environ[name] for name in ("LANG", "LC_ALL", "TMPDIR") if name in os.environ},
             "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",

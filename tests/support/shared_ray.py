@@ -11,8 +11,17 @@ import psutil
 import pytest
 
 from tests.support.faults import FAULTS_FILE, install_metric, write_faults
-from tests.support.forked import FORKER, ForkedCommand
-from tests.support.jobs import COMMAND_SECONDS, FAULTY, ROOT, Ended, attrib_batch, environment, forker, start
+from tests.support.forked import ForkedCommand
+from tests.support.jobs import (
+    COMMAND_SECONDS,
+    ROOT,
+    Ended,
+    attrib_batch,
+    environment,
+    forker,
+    start,
+    with_forked_workers,
+)
 from tests.support.ray_cluster import RayCluster
 
 
@@ -23,6 +32,8 @@ class SharedRay:
     cluster: RayCluster
     packages: Path
     """Where the faulty metric is installed, and what is to go wrong is written."""
+    variables: dict[str, str]
+    """The environment of its nodes, in which workers go wrong."""
 
     @property
     def options(self) -> tuple[str, str]:
@@ -62,11 +73,12 @@ def shared_ray(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SharedRay]:
     packages = folder / "packages"
     install_metric(packages)
     write_faults(packages)
-    variables = {
-        "PYTHONPATH": f"{ROOT}:{FAULTY}:{packages}",
-        "TEST_FAULTS_FILE": str(packages / FAULTS_FILE),
-        "OMP_NUM_THREADS": "1",
-        FORKER: str(forker().path),
-    }
+    variables = with_forked_workers(
+        {
+            "PYTHONPATH": f"{ROOT}:{packages}",
+            "TEST_FAULTS_FILE": str(packages / FAULTS_FILE),
+            "OMP_NUM_THREADS": "1",
+        }
+    )
     with RayCluster(folder, head_cpus=2, variables=variables) as cluster:
-        yield SharedRay(cluster, packages)
+        yield SharedRay(cluster, packages, variables)

@@ -92,6 +92,10 @@ class ReplicaWorker:
         # Workers of a machine take its processors, and as large a part of its memory.
         return 1.0 if self.shares_process else min(1.0, self.model_spec.workers.cpus / (os.cpu_count() or 1))
 
+    def loaded(self) -> LoadedModel | None:
+        """Return the model if it is loaded, for the next worker in this process."""
+        return getattr(self, "_model", None)
+
     def score(self, assignment: Assignment, work: StageWork, on_batch: OnBatch = on_batch_ignored) -> TaskReport:
         """Score and commit chunks of the same pairs, one for each method; every pair ends in scores or failures.
 

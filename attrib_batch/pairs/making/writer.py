@@ -6,10 +6,9 @@ import io
 import os
 import tempfile
 import uuid
-from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -103,7 +102,12 @@ def _write(file: BinaryIO, pairs: Iterable[Pair], schema: pa.Schema, row_group_r
     rows = iter(pairs)
     with pq.ParquetWriter(file, schema, compression="zstd", write_page_checksum=True) as writer:
         while group := list(islice(rows, row_group_rows)):
-            table = pa.Table.from_pylist([asdict(pair) for pair in group], schema=schema)
+            table = pa.Table.from_pylist([_as_row(pair) for pair in group], schema=schema)
             writer.write_table(table, row_group_size=row_group_rows)
             n_rows += len(group)
     return n_rows
+
+
+def _as_row(pair: Pair) -> dict[str, Any]:
+    """Return a pair as a dict; `dataclasses.asdict` copies every value, which takes longer than to write it."""
+    return {**vars(pair), "roles": [vars(role) for role in pair.roles]}

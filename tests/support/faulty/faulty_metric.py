@@ -1,7 +1,8 @@
 """A metric that is the logit difference, except for pairs with an answer that is poison: those it reacts to.
 
 TEST_FAULTS_FILE names a JSON file: ``poison`` leads from token ids to ``raise``, ``break``, ``nan``, ``exit``,
-``segfault`` or ``hang``; ``slow`` are seconds that every call takes.
+``segfault``, ``hang`` or ``hold``, which waits until there is a file ``gate`` in ``folder``; ``slow`` are seconds that
+every call takes.
 """
 
 import ctypes
@@ -31,6 +32,10 @@ def faulty(logits, clean_logits, answers):
             ctypes.string_at(0)
         if how == "hang":
             time.sleep(3600)
+        if how == "hold":
+            while not Path(_FAULTS["folder"], "gate").exists():
+                time.sleep(0.02)
+            continue
         if how == "raise":
             raise ArithmeticError("this pair has no metric")
         if how == "break":

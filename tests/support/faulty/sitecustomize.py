@@ -11,10 +11,11 @@ in the first process that comes to it. A worker may be started before the run be
     {"at": "start"}
         A worker imports torch: it fails.
 
-Where TEST_FORKER names a socket, what was to become a worker has that process fork one, which need not import torch
-again, and stays until it ends: Ray counts the worker by the process that registers.
+Where TEST_FORKER names a socket, what was to become a worker, or the driver of a submitted job, has that process fork
+one, which need not import torch again, and stays until it ends: Ray counts the worker by the process that registers.
 """
 
+import contextlib
 import json
 import os
 import re
@@ -24,7 +25,11 @@ import sys
 from pathlib import Path
 
 _FILE = os.environ.get("TEST_FAULTS_FILE")
-_IS_WORKER = any("default_worker.py" in argument for argument in sys.orig_argv)
+_IS_WORKER = any("default_worker.py" in argument for argument in sys.orig_argv) and not any(
+    # It prepares what a job brings, and then becomes the worker.
+    "setup_worker.py" in argument
+    for argument in sys.orig_argv
+)
 _IS_DRIVER = "attrib_batch" in sys.orig_argv
 
 
@@ -87,20 +92,26 @@ class _NoTorch:
                     raise ImportError("libcudart.so.99: cannot open shared object file")
 
 
-def _fork_worker(forker):
-    """Have the worker forked that this process was to become, with its streams; end as it ends."""
-    is_worker = [argument.endswith("/default_worker.py") for argument in sys.orig_argv]
-    at = is_worker.index(True)
+def _fork(forker):
+    """Have the process forked that this one was to become, with its streams; end as it ends."""
+    script = next((argument for argument in sys.orig_argv if argument.endswith("/default_worker.py")), None)
     request = {
-        "script": sys.orig_argv[at],
-        "arguments": sys.orig_argv[at + 1 :],
-        "env": {name: value for name, value in os.environ.items() if name != "TEST_FORKER"},
+        "script": script,
+        "arguments": sys.orig_argv[sys.orig_argv.index(script or "attrib_batch") + 1 :],
+        "env": dict(os.environ),
         "cwd": str(Path.cwd()),
     }
     with socket.socket(socket.AF_UNIX) as connection:
         connection.connect(forker)
         socket.send_fds(connection, [json.dumps(request).encode() + b"\n"], [1, 2])
-        connection.recv(16)
+        pid = int(connection.recv(16))
+
+        def pass_on(number, _frame):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, number)
+
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, pass_on)
         ended = connection.recv(64)
     os._exit(os.waitstatus_to_exitcode(int(ended)) % 256 if ended else 1)
 
@@ -114,8 +125,9 @@ def _is_to_fail_at_start():
     )
 
 
-if _IS_WORKER and "TEST_FORKER" in os.environ and not _is_to_fail_at_start():
-    _fork_worker(os.environ["TEST_FORKER"])
+_IS_FORK = os.environ.get("TEST_FORK") == str(os.getpid())
+if (_IS_WORKER or _IS_DRIVER) and "TEST_FORKER" in os.environ and not _IS_FORK and not _is_to_fail_at_start():
+    _fork(os.environ["TEST_FORKER"])
 if _FILE and (_IS_WORKER or (_IS_DRIVER and _AT_START["faults"])):
     os.replace, os.link = _faulty(os.replace), _faulty(os.link)
 if _FILE and _IS_WORKER:
