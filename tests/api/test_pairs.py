@@ -97,7 +97,7 @@ def test_answers_are_texts_or_token_ids_one_or_several(
     answers: Any, kept: tuple[object, ...], ids: set[str], tmp_path: Path
 ) -> None:
     table = written([{**ROW, "answers": answers}], tmp_path)
-    assert table.id_columns == ids
+    assert table.form.id_columns == ids
     assert table.rows(0, 1)[0].answers == kept
 
 

@@ -12,6 +12,7 @@ from polars.testing import assert_frame_equal
 from attrib_batch.execution.scheduling.assignment import Assignment
 from attrib_batch.execution.workers.task import TaskReport
 from attrib_batch.pairs.making.writer import write_pairs
+from attrib_batch.pairs.reading.columns import TableForm
 from attrib_batch.pairs.reading.reader import Pair, PairTable, Role
 from attrib_batch.spec import Cell, load_spec
 from attrib_batch.storage.store import Store
@@ -34,7 +35,7 @@ def work(
 ) -> TaskReport:
     """Score rows as one task of two methods; their ids are their numbers."""
     rows = [replace(row, pair_id=number) for number, row in enumerate(rows)]
-    write_pairs(job.pairs, rows, id_columns=("answers", "wrong_answers") if ids else ())
+    write_pairs(job.pairs, rows, form=TableForm(id_columns=("answers", "wrong_answers") if ids else ()))
     models = [{"id": str(job.model), "name": "tiny", "prepend_bos": prepend_bos}]
     spec = load_spec(job.write(methods=list(METHODS), models=models, **keys))
     worker = replica_here(spec, Store(out), {"random": PairTable.open(job.pairs).fingerprint()})

@@ -13,6 +13,7 @@ from attrib_batch.errors import DatasetError, OutputError, RequestError
 from attrib_batch.pairs.making import writer
 from attrib_batch.pairs.making.ioi import generate_ioi
 from attrib_batch.pairs.making.writer import write_pairs
+from attrib_batch.pairs.reading.columns import TableForm
 from attrib_batch.pairs.reading.reader import Pair, PairTable, Role
 from attrib_batch.tables import PAIRS
 from tests.support.tiny_models import save_tiny
@@ -40,12 +41,12 @@ def test_what_is_written_is_read_back(tmp_path: Path) -> None:
 
 def test_token_ids_are_written_and_read_back_as_integers(tmp_path: Path) -> None:
     pairs = [Pair(3, "a b", "a c", None, (" e",)), Pair(4, "a", "b", (5, None, 6), None)]
-    write_pairs(tmp_path / "p.parquet", pairs, id_columns=["answers"], row_group_rows=1)
+    write_pairs(tmp_path / "p.parquet", pairs, form=TableForm(id_columns=["answers"]), row_group_rows=1)
     table = PairTable.open(tmp_path / "p.parquet")
     assert table.rows(0, 2) == pairs
-    assert table.id_columns == {"answers"}
+    assert table.form.id_columns == {"answers"}
     assert pq.read_schema(tmp_path / "p.parquet").field("answers").type == pa.list_(pa.int64())
-    assert writer.serialize_pairs(table.rows(0, 2), id_columns=table.id_columns).startswith(b"PAR1")
+    assert writer.serialize_pairs(table.rows(0, 2), form=table.form).startswith(b"PAR1")
 
 
 def test_rows_are_in_row_groups_of_the_schema(tmp_path: Path) -> None:
