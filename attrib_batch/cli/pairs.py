@@ -7,11 +7,11 @@ from typing import Annotated
 
 import typer
 
+from attrib_batch.cli.make import OutFile, make
 from attrib_batch.cli.named import named_values
 from attrib_batch.cli.tokenizer import given_tokenizer
 from attrib_batch.errors import ExitCode, RequestError
 from attrib_batch.pairs.importing.options import Corrupt, LeadingSpace, Positions  # noqa: TC001 - typer reads them
-from attrib_batch.pairs.making.ioi import Counterfactual
 from attrib_batch.pairs.reading.columns import AnswerKind
 
 app = typer.Typer(
@@ -19,36 +19,11 @@ app = typer.Typer(
     no_args_is_help=True,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-make = typer.Typer(help="Generate pairs.", no_args_is_help=True)
 app.add_typer(make, name="make")
 
 Table = Annotated[
     str, typer.Argument(metavar="FILE", help="A Parquet table of prompt pairs: a path, s3://, gs:// or hf://datasets/.")
 ]
-OutFile = Annotated[
-    str, typer.Option("--out", metavar="FILE", help="The Parquet file to write: a path, s3:// or gs://bucket/file.")
-]
-
-
-@make.command("ioi")
-def make_ioi(
-    out: OutFile,
-    count: Annotated[int, typer.Option(min=1, help="Rows to write, mirrors counted.")] = 1000,
-    seed: Annotated[int, typer.Option(help="The same seed gives the same bytes.")] = 0,
-    counterfactual: Annotated[
-        Counterfactual, typer.Option(help="What the corrupted prompt changes.")
-    ] = Counterfactual.S2_TO_IO,
-    *,
-    mirror: Annotated[
-        bool, typer.Option(help="Follow each pair by the pair with clean and corrupted exchanged.")
-    ] = True,
-) -> None:
-    """Make pairs of indirect object identification: "... John and Mary ...; John gave a drink to" -> " Mary"."""
-    from attrib_batch.pairs.making.ioi import generate_ioi
-    from attrib_batch.pairs.making.writer import write_pairs
-
-    written = write_pairs(out, generate_ioi(count, seed, counterfactual, mirror=mirror))
-    typer.echo(f"{written:,} pairs -> {out}")
 
 
 @app.command("import")
