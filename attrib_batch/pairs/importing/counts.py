@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
     from attrib_batch.pairs.reading.reader import Pair
 
-REPEATS_LOOKED_FOR = 1 << 20
+REPEATS_LOOKED_FOR = 1 << 18
 """Among so many first rows repeats are counted: what is remembered of a row must not grow with the file."""
 _HASH_BYTES = 8
 

@@ -17,6 +17,8 @@ _READ_CHARACTERS = 1 << 18
 _LONGEST_VALUE = 1 << 26
 """Characters of one element. What is longer is no row, but a document that cannot be read piece by piece."""
 _SPACE = re.compile(r"[ \t\r\n]*")
+_GOES_ON = ".eE"
+"""What may follow digits of a number and is left over where the rest is not there yet; nothing else begins with it."""
 
 JSON_ERRORS = (ValueError, RecursionError)
 """What the json module raises: its own error is a ValueError, and so is that of a number with too many digits."""
@@ -68,8 +70,8 @@ class JsonStream:
                 if self._ended or isinstance(error, RecursionError):
                     raise DatasetError(f"{self._path} is not JSON, or it is cut off ({one_line(error)}).") from error
             else:
-                # A number that ends with the buffer may go on.
-                if end < len(self._buffer) or self._ended:
+                # A number at the end of the buffer may go on behind it: 1 as 1.5, 10, or 1e3.
+                if self._ended or (end < len(self._buffer) and self._buffer[end] not in _GOES_ON):
                     self._at = end
                     return value
             if len(self._buffer) - self._at > _LONGEST_VALUE:
