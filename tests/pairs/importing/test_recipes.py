@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +23,7 @@ from attrib_batch.pairs.importing.options import (
     LeadingSpace,
     Positions,
 )
+from attrib_batch.pairs.importing.recipes import blimp
 from attrib_batch.pairs.importing.registry import RECIPES
 from attrib_batch.pairs.reading.columns import AnswerKind
 from attrib_batch.pairs.reading.notes import TokenizerNote
@@ -152,10 +154,8 @@ def test_an_object_of_prompts_states_its_roles_once(tmp_path: Path, words: PreTr
     assert pairs[0].corrupted == "The strike lasted from 1401 to 14"
     assert pairs[2].roles == (Role("subject", 1, 2, by_token=True), Role("end", -1, 0, by_token=True))
     assert imported.counts.unused == ("seq_labels",)
-    rows = [
-        {"clean": "When Mary met Anna", "corrupt": "When Jane met Anna", "answers": [" Jo"], "wrong_answers": ["Jo"]}
-    ]
-    rows[0]["wrong_answers"] = [" Jane"]
+    prompts = {"clean": "When Mary met Anna", "corrupt": "When Jane met Anna"}
+    rows = [{**prompts, "answers": [" Jo"], "wrong_answers": [" Jane"]}]
     source = tmp_path / "p.json"
     source.write_text(json.dumps({"word_idxs": {"name": 1, "end": -1}, "prompts": rows}), encoding="utf-8")
     for options, names in (
@@ -322,10 +322,7 @@ def test_a_minimal_pair_gets_the_prefix_of_another_row(tmp_path: Path) -> None:
         (3, "a b", "a c"),
     ]
     assert imported.counts.refused == {"no other prefix of the same length": 1}
-    assert (
-        imported.counts.changed["a counterfactual whose right word is not this row's wrong one, for want of another"]
-        == 3
-    )
+    assert imported.counts.changed[blimp.SAME_ANSWER] == 3
 
 
 def test_seeds_draw_other_partners_and_a_window_bounds_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -334,12 +331,7 @@ def test_seeds_draw_other_partners_and_a_window_bounds_them(tmp_path: Path, monk
         for n in range(40)
     ]
     source = lines(tmp_path / "p.jsonl", rows)
-    drawn = {
-        seed: [
-            pair.corrupted for pair in pairs_of(source, tmp_path, ImportOptions(corrupt=Corrupt.SHUFFLE, seed=seed))[0]
-        ]
-        for seed in (0, 1)
-    }
+    drawn = [pairs_of(source, tmp_path, replace(SHUFFLE, seed=seed))[0] for seed in (0, 1)]
     assert drawn[0] != drawn[1]
     monkeypatch.setattr("attrib_batch.pairs.importing.recipes.blimp.WINDOW_ROWS", 10)
     pairs, _ = pairs_of(source, tmp_path, SHUFFLE)
@@ -351,7 +343,8 @@ def test_seeds_draw_other_partners_and_a_window_bounds_them(tmp_path: Path, monk
         assert partner % 2 != pair.pair_id % 2
 
 
-CHAT_WORDS = "<unk> <s> <user> <assistant> Alice Robert gave Who has ? .".split()  # noqa: SIM905
+UNKNOWN, BEGIN = "<unk>", "<s>"
+CHAT_WORDS = [UNKNOWN, BEGIN, "<user>", "<assistant>", "Alice", "Robert", "gave"]
 TEMPLATE = (
     "{{ bos_token }}{% for m in messages %} <{{ m.role }}> {{ m.content }}{% endfor %}"
     "{% if add_generation_prompt %} <assistant>{% endif %}"
@@ -359,9 +352,9 @@ TEMPLATE = (
 
 
 def chat_tokenizer() -> PreTrainedTokenizerFast:
-    tokenizer = Tokenizer(models.WordLevel({word: n for n, word in enumerate(CHAT_WORDS)}, unk_token="<unk>"))
+    tokenizer = Tokenizer(models.WordLevel({word: n for n, word in enumerate(CHAT_WORDS)}, unk_token=UNKNOWN))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    made = PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", unk_token="<unk>")
+    made = PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token=BEGIN, unk_token=UNKNOWN)
     made.chat_template = TEMPLATE
     return made
 
@@ -452,7 +445,9 @@ def test_roles_may_be_stated_by_token(tmp_path: Path, words: PreTrainedTokenizer
         {"start": 1, "end": 2},
         {"name": "x", "start": 1.5, "end": 2},
     ):
-        with pytest.raises(DatasetError, match="a role is .* not an object with name, start and end, or name, start_t"):
+        with pytest.raises(
+            DatasetError, match=r"a role is .* not an object with name, start and end, or name, start_t"
+        ):
             pairs_of(lines(tmp_path / "p.jsonl", [row | {"roles": [wrong]}]), tmp_path)
 
 
@@ -495,9 +490,8 @@ def test_an_option_that_means_nothing_is_refused(tmp_path: Path, options: Import
 
 
 def test_every_recipe_says_what_it_is_for() -> None:
-    assert list(RECIPES) == [
-        "table", "eap_ig", "greater_than", "hypernymy", "auto_circuit", "feature_circuits", "mib", "peap", "blimp", "chat",
-    ]  # fmt: skip
+    published = ["eap_ig", "greater_than", "hypernymy", "auto_circuit", "feature_circuits", "mib", "peap", "blimp"]
+    assert list(RECIPES) == ["table", *published, "chat"]
     for recipe in RECIPES.values():
         assert recipe.explanation
         assert recipe.columns

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 _COLUMNS = ("one_prefix_prefix", "one_prefix_word_good", "one_prefix_word_bad")
 WINDOW_ROWS = 10_000
 """Rows among which partners are looked for."""
-_SAME_ANSWER = "a counterfactual whose right word is not this row's wrong one, for want of another"
+SAME_ANSWER = "a counterfactual whose right word is not this row's wrong one, for want of another"
 
 
 @dataclass(frozen=True)
@@ -119,7 +119,7 @@ def _with_partners(rows: list[_Prefix], rng: random.Random, reading: Reading) ->
             if partner is None:
                 reading.counts.refuse(row.where, "no other prefix of the same length")
                 continue
-            reading.counts.changed[_SAME_ANSWER] += 1
+            reading.counts.changed[SAME_ANSWER] += 1
         pair = Pair(row.number, row.text, partner.text, (row.good,), (row.bad,), template=row.template)
         reading.counts.add(row.where, pair)
         yield pair
