@@ -125,7 +125,7 @@ def test_the_verbs_for_pairs_take_urls(object_store: ObjectStore, bucket: str, t
         return CliRunner().invoke(app, ["pairs", *arguments], catch_exceptions=False).output
 
     assert said("make", "ioi", "--count", "20", "--out", made) == f"20 pairs -> {made}\n"
-    assert said("import", str(tmp_path / "p.csv"), "--out", imported) == f"1 pairs -> {imported}\n"
+    assert said("import", str(tmp_path / "p.csv"), "--out", imported).startswith(f"1 pairs -> {imported}\n")
     assert "20 pairs in 10 sampling units" in said("describe", made)
     assert "1 pairs" in said("validate", imported, "--model", str(model))
 
