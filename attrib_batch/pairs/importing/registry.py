@@ -138,7 +138,7 @@ def look_at(source: Source) -> Look:
     Raises:
         DatasetError: there is no row, or it cannot be read.
     """
-    return Look(first=next(source.rows()).values, head=frozenset(source.head()))
+    return Look(first=next(source.rows()).values, head=frozenset(source.head))
 
 
 def find_recipe(source: Source, look: Look, options: ImportOptions) -> Recipe:

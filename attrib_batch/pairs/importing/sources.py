@@ -6,6 +6,7 @@ import csv
 import json
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -76,10 +77,14 @@ class Source:
         if number < 0:
             raise DatasetError(f"{self.path} has no rows: there is nothing to import.")
 
+    @cached_property
     def head(self) -> dict[str, Any]:
-        """Return what a JSON object holds beside its list of rows; nothing of any other kind of file.
+        """What a JSON object holds beside its list of rows; nothing of any other kind of file.
 
         It may stand behind the rows, so the file is read to its end.
+
+        Raises:
+            DatasetError: the file cannot be read.
         """
         if self.kind is not FileKind.JSON_OBJECT:
             return {}

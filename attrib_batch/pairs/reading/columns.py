@@ -99,7 +99,9 @@ def pairs_schema(form: TableForm) -> pa.Schema:
         schema = schema.set(schema.get_field_index("roles"), pa.field("roles", pa.list_(span)))
     if form.repaired:
         schema = schema.append(pa.field(REPAIRED, pa.string()))
-    return schema.with_metadata(form.notes.metadata() or None)
+    stated = form.notes.metadata()
+    # Empty metadata would be bytes in the file, and tables that say nothing keep the bytes that they always had.
+    return schema.with_metadata(stated) if stated else schema
 
 
 def _is_text(kind: pa.DataType) -> bool:

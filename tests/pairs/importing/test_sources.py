@@ -75,7 +75,7 @@ def test_a_file_is_read_by_what_is_in_it(
     assert [row.values for row in rows] == ROWS[: len(rows)]
     assert len(rows) == (1 if name == "one.json" else 3)
     assert [row.number for row in rows] == list(range(len(rows)))
-    assert source.head() == ({"x": 1, "y": [2]} if kind is FileKind.JSON_OBJECT else {})
+    assert source.head == ({"x": 1, "y": [2]} if kind is FileKind.JSON_OBJECT else {})
 
 
 def test_what_follows_another_compressed_piece_is_read_too(tmp_path: Path) -> None:

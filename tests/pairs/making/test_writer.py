@@ -13,7 +13,7 @@ from attrib_batch.errors import DatasetError, OutputError, RequestError
 from attrib_batch.pairs.making import writer
 from attrib_batch.pairs.making.ioi import generate_ioi
 from attrib_batch.pairs.making.writer import write_pairs
-from attrib_batch.pairs.reading.columns import TableForm
+from attrib_batch.pairs.reading.columns import TableForm, pairs_schema
 from attrib_batch.pairs.reading.reader import Pair, PairTable, Role
 from attrib_batch.tables import PAIRS
 from tests.support.tiny_models import save_tiny
@@ -134,3 +134,7 @@ def test_a_folder_that_cannot_be_made_is_an_output_error(tmp_path: Path) -> None
     (tmp_path / "file").write_text("")
     with pytest.raises(OutputError, match="cannot write"):
         write_pairs(tmp_path / "file" / "p.parquet", generate_ioi(2, 0))
+
+
+def test_a_plain_table_is_written_in_the_plain_schema_to_the_byte() -> None:
+    assert pairs_schema(TableForm()).serialize() == PAIRS.serialize()

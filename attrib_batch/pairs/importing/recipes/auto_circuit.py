@@ -37,7 +37,7 @@ def form(options: ImportOptions, look: Look) -> TableForm:  # noqa: ARG001 - as 
 def read(reading: Reading) -> Iterator[Pair]:
     """Yield the pairs, each with the roles that the file states once."""
     space = reading.options.leading_space or LeadingSpace.KEEP
-    head = reading.source.head()
+    head = reading.source.head
     roles = _roles(head.get(_WORDS) or {}, reading)
     reading.counts.use(head, {_WORDS})
 
