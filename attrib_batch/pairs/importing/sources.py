@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -103,14 +102,15 @@ class Source:
 
 def _read_cells(source: Source) -> Iterator[_Placed]:
     # Line feeds inside of quotes stay as they are.
-    with open_text(source.path, newline="") as file, _cells_of_any_length():
+    with open_text(source.path, newline="") as file:
         reader = csv.reader(file, delimiter="," if source.kind is FileKind.CSV else "\t", strict=True)
         try:
-            header = next(reader, [])
+            rows = _cells(reader)
+            header = next(rows, [])
             names = [name for name in header if name.strip()]
             if len(set(names)) != len(names):
                 raise DatasetError(f"{source.path}: two columns have the same name in {', '.join(names)}.")
-            for cells in reader:
+            for cells in rows:
                 if not cells:
                     continue
                 if len(cells) != len(header):
@@ -124,14 +124,21 @@ def _read_cells(source: Source) -> Iterator[_Placed]:
             raise DatasetError(f"{source.path}, line {reader.line_num}: {error}") from error
 
 
-@contextmanager
-def _cells_of_any_length() -> Iterator[None]:
-    """Raise the csv module's limit for as long as a file is read: it holds for the whole process."""
-    before = csv.field_size_limit(_CELL_CHARACTERS)
-    try:
-        yield
-    finally:
-        csv.field_size_limit(before)
+def _cells(reader: Iterator[list[str]]) -> Iterator[list[str]]:
+    """Yield the cells of each row, of any length.
+
+    The csv module's limit holds for the whole process, and two files may be read in turns: it is raised for a row at a
+    time.
+    """
+    while True:
+        before = csv.field_size_limit(_CELL_CHARACTERS)
+        try:
+            cells = next(reader, None)
+        finally:
+            csv.field_size_limit(before)
+        if cells is None:
+            return
+        yield cells
 
 
 def _read_json_lines(source: Source) -> Iterator[_Placed]:

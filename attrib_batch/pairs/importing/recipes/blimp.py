@@ -85,7 +85,9 @@ def _prefixes(reading: Reading) -> Iterator[_Prefix]:
         reading.counts.read += 1
         try:
             text = required_text(row.values, _COLUMNS[0])
-            (good,), (bad,) = (spaced([row.values[column]], column, space, reading.counts) for column in _COLUMNS[1:])
+            (good,), (bad,) = (
+                spaced([row.values.get(column)], column, space, reading.counts) for column in _COLUMNS[1:]
+            )
         except RowRefusedError as refused:
             reading.counts.refuse(row.where, str(refused))
             continue

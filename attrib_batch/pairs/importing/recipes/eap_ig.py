@@ -29,6 +29,8 @@ ID_COLUMNS = (
 )
 """Names of the columns of right and wrong answers."""
 _PROMPTS = ("clean", "corrupted")
+_PREFIX = "corrupted_"
+"""Of the names of further corrupted prompts."""
 
 
 def recognise(look: Look) -> bool:
@@ -53,13 +55,16 @@ def form(options: ImportOptions, look: Look) -> TableForm:  # noqa: ARG001 - as 
 def read(reading: Reading) -> Iterator[Pair]:
     """Yield the pairs, their answers taken as ids."""
     named = reading.options.counterfactual
-    corrupted = "corrupted" if named is None else f"corrupted_{named}"
+    corrupted = "corrupted" if named is None else _PREFIX + named.removeprefix(_PREFIX)
 
     def convert(row: Row) -> Pair:
         columns = next((columns for columns in ID_COLUMNS if columns[0] in row.values), ID_COLUMNS[0])
         if corrupted not in row.values:
-            others = [name.removeprefix("corrupted_") for name in row.values if name.startswith("corrupted_")]
-            raise reading.error(row, f"no column {corrupted}; --counterfactual may be one of {', '.join(others)}.")
+            found = (name for name in row.values if name.startswith(_PREFIX) and not name.endswith("_idx"))
+            others = [name.removeprefix(_PREFIX) for name in found]
+            raise reading.error(
+                row, f"no column {corrupted}; --counterfactual may be one of {', '.join(others) or 'none'}."
+            )
         if row.number == 0:
             reading.counts.use(row.values, {"clean", corrupted, *columns})
         right, wrong = (_ids(row.values, column) for column in columns)

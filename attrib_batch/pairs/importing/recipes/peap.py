@@ -75,8 +75,8 @@ def read(reading: Reading) -> Iterator[Pair]:
                 row.number,
                 required_text(row.values, "prompt"),
                 required_text(other.values, "prompt"),
-                spaced([row.values["correct_token"]], "correct_token", space, counts),
-                spaced([row.values["wrong_token"]], "wrong_token", space, counts),
+                spaced([row.values.get("correct_token")], "correct_token", space, counts),
+                spaced([row.values.get("wrong_token")], "wrong_token", space, counts),
                 _roles(row.values, other.values, shift),
             )
         except RowRefusedError as refused:

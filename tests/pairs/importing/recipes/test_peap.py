@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 from pathlib import Path
 
 import pytest
@@ -65,3 +66,13 @@ def test_the_files_joined_are_not_written_over(tmp_path: Path) -> None:
     other = cells(tmp_path / "imported.parquet", JOINED, "1,A,x,y,1,2")
     with pytest.raises(DatasetError, match="both source and target"):
         pairs_of(FILES / "joined_clean.csv", tmp_path, ImportOptions(join=other))
+
+
+def test_long_cells_are_read_from_two_files_in_turns(tmp_path: Path) -> None:
+    limit = csv.field_size_limit()
+    long = "word " * 40_000
+    clean = cells(tmp_path / "a.csv", JOINED, "1,a,x,y,1,2")
+    other = cells(tmp_path / "b.csv", JOINED, f"2,{long},x,y,1,2", "3,b,x,y,1,2", f"1,{long},x,y,1,2")
+    pairs, _ = pairs_of(clean, tmp_path, ImportOptions(join=other))
+    assert pairs[0].corrupted == long
+    assert csv.field_size_limit() == limit
