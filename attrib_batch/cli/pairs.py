@@ -35,7 +35,11 @@ def import_table(
     *,
     layout: Annotated[
         str | None,
-        typer.Option("--format", metavar="NAME", help="The file's layout; `pairs formats` lists them. By its columns."),
+        typer.Option(
+            "--format",
+            metavar="NAME",
+            help="The layout, of those that `pairs formats` lists; by default known by columns.",
+        ),
     ] = None,
     columns: Annotated[
         list[str] | None,
