@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from attrib_batch.errors import DatasetError
 from attrib_batch.pairs.making.writer import serialize_pairs
+from attrib_batch.pairs.reading.columns import ANSWER_COLUMNS, ROLE_BOUNDS, TableForm
+from attrib_batch.pairs.reading.notes import TableNotes
 from attrib_batch.pairs.reading.reader import Pair, Role
 from attrib_batch.storage.store import Store
 from attrib_batch.tables import REQUIRED_PAIR_COLUMNS
@@ -17,7 +19,6 @@ if TYPE_CHECKING:
 
 FOLDER = "pairs"
 """Where a run's directory holds pairs that it was given as rows."""
-_ID_COLUMNS = ("answers", "wrong_answers")
 
 
 def pairs_path(pairs: Any, out: str | Path | Store, name: str) -> str:
@@ -36,11 +37,20 @@ def pairs_path(pairs: Any, out: str | Path | Store, name: str) -> str:
     rows = [_pair(index, row) for index, row in enumerate(_rows(pairs))]
     if not rows:
         raise DatasetError("pairs: there is no row, so there is nothing to score")
-    ids = [column for column in _ID_COLUMNS if _holds_ids(column, rows)]
+    form = TableForm(
+        id_columns=[column for column in ANSWER_COLUMNS if _holds_ids(column, rows)],
+        token_roles=any(role.by_token for row in rows for role in row.roles),
+        notes=_notes(pairs),
+    )
     store = Store.parse(out)
     relative = f"{FOLDER}/{name}.parquet"
-    store.write_bytes(relative, serialize_pairs(rows, id_columns=ids))
+    store.write_bytes(relative, serialize_pairs(rows, form=form))
     return str(store.path(relative))
+
+
+def _notes(pairs: Any) -> TableNotes:
+    """Return what an Arrow table's metadata says; frames of other libraries have none."""
+    return TableNotes.of(pairs.schema, "pairs") if hasattr(pairs, "to_pylist") else TableNotes()
 
 
 def _rows(pairs: Any) -> Iterator[Mapping[str, Any]]:
@@ -126,11 +136,18 @@ def _roles(index: int, value: Any) -> Iterable[Role]:
     )
     for item in items:
         try:
-            yield item if isinstance(item, Role) else Role(str(item["name"]), int(item["start"]), int(item["end"]))
+            yield item if isinstance(item, Role) else _role(item)
         except (TypeError, KeyError, ValueError) as error:
             raise DatasetError(
-                f"pairs: row {index}, roles: expected name, start and end of each, not {item!r}"
+                f"pairs: row {index}, roles: expected name, start and end of each (or start_token and end_token), not "
+                f"{item!r}"
             ) from error
+
+
+def _role(item: Any) -> Role:
+    by_token = item.get("start") is None and item.get("start_token") is not None
+    start, end = ROLE_BOUNDS[by_token]
+    return Role(str(item["name"]), int(item[start]), int(item[end]), by_token)
 
 
 def _holds_ids(column: str, rows: list[Pair]) -> bool:

@@ -7,9 +7,11 @@ from typing import Annotated
 
 import typer
 
+from attrib_batch.cli.make import OutFile, make
 from attrib_batch.cli.named import named_values
+from attrib_batch.cli.tokenizer import given_tokenizer
 from attrib_batch.errors import ExitCode, RequestError
-from attrib_batch.pairs.making.ioi import Counterfactual
+from attrib_batch.pairs.importing.options import Corrupt, LeadingSpace, Positions  # noqa: TC001 - typer reads them
 from attrib_batch.pairs.reading.columns import AnswerKind
 
 app = typer.Typer(
@@ -17,63 +19,115 @@ app = typer.Typer(
     no_args_is_help=True,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-make = typer.Typer(help="Generate pairs.", no_args_is_help=True)
 app.add_typer(make, name="make")
 
 Table = Annotated[
     str, typer.Argument(metavar="FILE", help="A Parquet table of prompt pairs: a path, s3://, gs:// or hf://datasets/.")
 ]
-OutFile = Annotated[
-    str, typer.Option("--out", metavar="FILE", help="The Parquet file to write: a path, s3:// or gs://bucket/file.")
-]
-
-
-@make.command("ioi")
-def make_ioi(
-    out: OutFile,
-    count: Annotated[int, typer.Option(min=1, help="Rows to write, mirrors counted.")] = 1000,
-    seed: Annotated[int, typer.Option(help="The same seed gives the same bytes.")] = 0,
-    counterfactual: Annotated[
-        Counterfactual, typer.Option(help="What the corrupted prompt changes.")
-    ] = Counterfactual.S2_TO_IO,
-    *,
-    mirror: Annotated[
-        bool, typer.Option(help="Follow each pair by the pair with clean and corrupted exchanged.")
-    ] = True,
-) -> None:
-    """Make pairs of indirect object identification: "... John and Mary ...; John gave a drink to" -> " Mary"."""
-    from attrib_batch.pairs.making.ioi import generate_ioi
-    from attrib_batch.pairs.making.writer import write_pairs
-
-    written = write_pairs(out, generate_ioi(count, seed, counterfactual, mirror=mirror))
-    typer.echo(f"{written:,} pairs -> {out}")
 
 
 @app.command("import")
 def import_table(
-    source: Annotated[Path, typer.Argument(help="CSV, TSV, JSON lines or Parquet.")],
+    source: Annotated[
+        Path, typer.Argument(help="CSV, TSV, JSON (lines, an array, an object) or Parquet; also .gz and .zst.")
+    ],
     out: OutFile,
+    *,
+    layout: Annotated[
+        str | None,
+        typer.Option(
+            "--format",
+            metavar="NAME",
+            help="The layout, of those that `pairs formats` lists; by default known by columns.",
+        ),
+    ] = None,
     columns: Annotated[
         list[str] | None,
         typer.Option("--column", metavar="OURS=THEIRS", help="Which of the source's columns is which of ours."),
     ] = None,
     answers: Annotated[
-        AnswerKind, typer.Option(help="What answers are: texts, or whole numbers that are token ids.")
-    ] = AnswerKind.TEXT,
-) -> None:
-    """Make a table of prompt pairs from a file with other column names or another format."""
-    from attrib_batch.pairs.making.importer import import_pairs
+        AnswerKind | None,
+        typer.Option(
+            help="What answers are: texts, whole numbers that are token ids, or texts of which the first token counts."
+        ),
+    ] = None,
+    tokenizer: Annotated[
+        str | None,
+        typer.Option(
+            metavar="MODEL",
+            help="Whose token ids or chats they are: a bundled name, a local folder or a Hub id. What lengths are "
+            "counted with.",
+        ),
+    ] = None,
+    leading_space: Annotated[
+        LeadingSpace | None, typer.Option(help="Put a space before answers that have none, or keep them.")
+    ] = None,
+    counterfactual: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Which of a row's counterfactuals.")
+    ] = None,
+    corrupt: Annotated[
+        Corrupt | None, typer.Option(help="Take the corrupted prompt from another row of the same length.")
+    ] = None,
+    join: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="The file of the corrupted prompts, by prompt_id or row by row.")
+    ] = None,
+    positions: Annotated[Positions | None, typer.Option(help="Whether token positions count a BOS.")] = None,
+    seed: Annotated[int, typer.Option(help="Of --corrupt and --repair.")] = 0,
+    chat_template: Annotated[
+        bool, typer.Option("--chat-template", help="Turn lists of messages into text by the tokenizer's own template.")
+    ] = False,
+    repair: Annotated[
+        bool,
+        typer.Option(
+            "--repair", help="Exchange single words for others of the table where prompts are unequal in length."
+        ),
+    ] = False,
+) -> int:
+    """Make a table of prompt pairs from a file of a published layout, or one with other column names.
+
+    Rows that cannot become a pair are counted with their reason; exit code 3 if there are any.
+    """
+    from attrib_batch.pairs.importing.counts import render_counts
+    from attrib_batch.pairs.importing.importer import import_pairs
+    from attrib_batch.pairs.importing.options import ImportOptions
 
     named = named_values("--column", "OURS=THEIRS, for example --column clean=prompt", columns or [])
-    mapping = {theirs: ours for ours, theirs in named}
-    imported = import_pairs(source, out, mapping, answers=answers)
+    needs_it = chat_template or repair or corrupt is not None or answers is AnswerKind.FIRST_TOKEN
+    options = ImportOptions(
+        layout=layout,
+        columns={theirs: ours for ours, theirs in named},
+        answers=answers,
+        leading_space=leading_space,
+        counterfactual=counterfactual,
+        corrupt=corrupt,
+        join=join,
+        positions=positions,
+        tokenizer=None if tokenizer is None else given_tokenizer(tokenizer, needed=needs_it),
+        chat_template=chat_template,
+        repair=repair,
+        seed=seed,
+    )
+    imported = import_pairs(source, out, options)
+    recipe, counts = imported.recipe, imported.counts
     typer.echo(f"{imported.n_pairs:,} pairs -> {out}")
+    typer.echo(f"layout: {recipe.name} ({recipe.explanation})")
+    typer.echo(render_counts(counts))
     if imported.answers_look_like_ids:
         typer.echo(
             "warning: all answers are whole numbers and were taken as text; where they are token ids, import them with "
             "--answers ids",
             err=True,
         )
+    return int(ExitCode.SOME_FAILED if counts.refused else ExitCode.OK)
+
+
+@app.command("formats")
+def list_formats() -> None:
+    """List the layouts that `pairs import` knows, with the columns by which it recognises them."""
+    from attrib_batch.pairs.importing.registry import RECIPES
+
+    for recipe in RECIPES.values():
+        typer.echo(f"{recipe.name}: {recipe.explanation}\n  columns: {recipe.columns}\n  from: {recipe.published}")
 
 
 @app.command()
@@ -95,6 +149,9 @@ def validate(
     allow_boundary: Annotated[
         bool, typer.Option("--allow-boundary", help="As allow_boundary: true in the job file.")
     ] = False,
+    bos_token: Annotated[
+        str | None, typer.Option(metavar="TOKEN", help="As in the job file: what --prepend-bos puts there.")
+    ] = None,
 ) -> int:
     """Tokenise every pair and count, per reason, those that cannot be scored; exit code 3 if there are any.
 
@@ -102,9 +159,11 @@ def validate(
     refused as `run` would refuse it.
     """
     if Path(file).suffix.lower() in {".yaml", ".yml"}:
-        if model or revision or limit or prepend_bos or allow_boundary:
+        if model or revision or limit or prepend_bos or allow_boundary or bos_token:
             raise RequestError(f"{file} is a job file: models and settings are those in it; leave the options out")
         return _validate_job(file)
+    if bos_token and not prepend_bos:
+        raise RequestError("--bos-token is what --prepend-bos prepends; leave it out, or say --prepend-bos too")
     if model is None:
         raise RequestError(f"pairs validate {file}: name the model whose tokenizer counts, with --model")
 
@@ -116,9 +175,10 @@ def validate(
     from attrib_batch.spec import ModelSpec
 
     pairs = PairTable.open(file, limit)
-    job = ModelSpec(id=model, revision=revision, prepend_bos=prepend_bos)
+    job = ModelSpec(id=model, revision=revision, prepend_bos=prepend_bos, bos_token=bos_token)
     tokenizer, dimensions = load_tokenizer(job), read_dimensions(job)
     check_vocabulary(job, tokenizer, dimensions.d_vocab)
+    pairs.form.notes.check(pairs.path, job.id, tokenizer)
     report = validate_table(
         pairs,
         tokenizer,
@@ -126,6 +186,7 @@ def validate(
         max_tokens=dimensions.max_tokens,
         vocabulary_size=dimensions.d_vocab,
         allow_boundary=allow_boundary,
+        bos_token=bos_token,
     )
     typer.echo(render_validation(report))
     return int(ExitCode.OK if report.ok else ExitCode.SOME_FAILED)

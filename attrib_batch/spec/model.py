@@ -38,6 +38,11 @@ class ModelSpec(Strict):
     prepend_bos: bool = Field(
         description="prepend the beginning-of-sequence token; always explicit, it changes results"
     )
+    bos_token: str | None = Field(
+        None,
+        min_length=1,
+        description="the token that prepend_bos prepends, as the vocabulary writes it; by default the tokenizer's own",
+    )
     trust_remote_code: bool = Field(False, description="run code that comes with the model")
     allow_pickle: bool = Field(False, description="read weights that are not safetensors")
     batch_tokens: Literal["auto"] | Annotated[int, Field(ge=1)] = Field(
@@ -64,6 +69,12 @@ class ModelSpec(Strict):
     def _local_files_have_no_revision(self) -> Self:
         if self.revision is not None and Path(self.id).is_dir():
             raise ValueError("revision is for Hub models; a local folder has none")
+        return self
+
+    @model_validator(mode="after")
+    def _a_bos_token_is_prepended(self) -> Self:
+        if self.bos_token is not None and not self.prepend_bos:
+            raise ValueError("bos_token is what prepend_bos: true prepends; leave it out, or set prepend_bos: true")
         return self
 
     def identity(self) -> dict[str, Any]:

@@ -62,7 +62,8 @@ PAIRS = pa.schema(
         # Right continuations of clean, with their leading space; or token ids, as list<int64>.
         pa.field("answers", pa.list_(pa.string())),
         pa.field("wrong_answers", pa.list_(pa.string())),  # wrong continuations of clean, likewise
-        pa.field("roles", pa.list_(ROLE_SPAN)),  # character spans in clean that positions are aligned by
+        # Character spans in clean that positions are aligned by; or spans of its tokens, as start_token and end_token.
+        pa.field("roles", pa.list_(ROLE_SPAN)),
         pa.field("task", pa.string()),  # for grouping
         pa.field("template", pa.string()),  # for grouping
         pa.field("group", pa.int64()),  # pairs that are one sampling unit (a pair and its mirror)

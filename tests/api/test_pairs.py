@@ -15,6 +15,7 @@ import pytest
 
 from attrib_batch.api.pairs import pairs_path
 from attrib_batch.errors import DatasetError
+from attrib_batch.pairs.reading.notes import TableNotes, TokenizerNote
 from attrib_batch.pairs.reading.reader import Pair, PairTable, Role
 
 ROW = {"clean": "w1 w2", "corrupted": "w1 w3", "answers": [" w4", " w5"], "wrong_answers": [" w6"]}
@@ -97,7 +98,7 @@ def test_answers_are_texts_or_token_ids_one_or_several(
     answers: Any, kept: tuple[object, ...], ids: set[str], tmp_path: Path
 ) -> None:
     table = written([{**ROW, "answers": answers}], tmp_path)
-    assert table.id_columns == ids
+    assert table.form.id_columns == ids
     assert table.rows(0, 1)[0].answers == kept
 
 
@@ -130,3 +131,13 @@ def test_rows_that_are_no_pairs_are_refused_by_row_and_column(pairs: Any, says: 
     with pytest.raises(DatasetError, match=re.escape(says)):
         pairs_path(pairs, tmp_path, "mine")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_roles_may_be_by_token_and_an_arrow_table_keeps_its_tokenizer(tmp_path: Path) -> None:
+    row = {**ROW, "answers": [7], "wrong_answers": [8], "roles": [{"name": "a", "start_token": -1, "end_token": 0}]}
+    table = written([row], tmp_path)
+    assert table.rows(0, 1)[0].roles == (Role("a", -1, 0, by_token=True),)
+    notes = TableNotes(TokenizerNote("gpt2"))
+    arrow = pa.Table.from_pylist([row]).replace_schema_metadata(notes.metadata())
+    assert written(arrow, tmp_path).form == replace(table.form, notes=notes)
+    assert written(pl.from_arrow(arrow), tmp_path).form.notes == TableNotes()

@@ -13,6 +13,7 @@ import pytest
 
 from attrib_batch.analysis import read_manifest, read_verified, verified_cells
 from attrib_batch.pairs.making.writer import write_pairs
+from attrib_batch.pairs.reading.columns import TableForm
 from attrib_batch.pairs.reading.reader import PairTable
 from attrib_batch.spec import Component
 from tests.support import oracle
@@ -194,12 +195,12 @@ def test_a_job_of_exact_methods_has_nothing_to_verify(tmp_path: Path) -> None:
 def test_a_sample_of_pairs_whose_answers_are_token_ids_keeps_them(tmp_path: Path) -> None:
     job = TinyJob.make(tmp_path, n_pairs=4)
     rows = [replace(pair, answers=(2,), wrong_answers=(3, 4)) for pair in PairTable.open(job.pairs).rows(0, 4)]
-    write_pairs(job.pairs, rows, id_columns=("answers", "wrong_answers"))
+    write_pairs(job.pairs, rows, form=TableForm(id_columns=("answers", "wrong_answers")))
     ended = attrib_batch_here("run", job.write(verify={"pairs": 4}), "--out", tmp_path / "out")
     assert ended.code == 0, ended.said
     sample = PairTable.open(tmp_path / "out/verification/pairs/random.parquet")
     assert sample.rows(0, 4) == rows
-    assert sample.id_columns == {"answers", "wrong_answers"}
+    assert sample.form.id_columns == {"answers", "wrong_answers"}
 
 
 def test_a_sample_may_be_measured_at_some_positions_and_later_at_all(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import pytest
 from attrib_batch.pairs.encoding.encode import PairWarning
 from attrib_batch.pairs.making.ioi import generate_ioi
 from attrib_batch.pairs.making.writer import write_pairs
+from attrib_batch.pairs.reading.columns import ANSWER_COLUMNS, TableForm
 from attrib_batch.pairs.reading.reader import Pair, PairTable, Role
 from attrib_batch.pairs.validate import render_validation, validate
 from attrib_batch.tables import FailureReason
@@ -105,7 +106,7 @@ def test_ids_are_held_against_the_size_of_the_vocabulary(tmp_path: Path, words: 
     write_pairs(
         tmp_path / "p.parquet",
         [given, replace(given, pair_id=1, answers=(9_999,))],
-        id_columns=("answers", "wrong_answers"),
+        form=TableForm(id_columns=ANSWER_COLUMNS),
     )
     report = validate(PairTable.open(tmp_path / "p.parquet"), words, prepend_bos=False, vocabulary_size=len(words))
     assert report.counts == {FailureReason.OFF_VOCABULARY: 1}

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from attrib_batch.execution.planning.paths import with_absolute_paths
 from attrib_batch.execution.planning.plan import boundaries_of
-from attrib_batch.execution.planning.request import check_models, find_models
+from attrib_batch.execution.planning.request import check_models, check_tables, find_models
 from attrib_batch.models.checks.vocabulary import check_vocabulary
 from attrib_batch.models.families import dimensions_of
 from attrib_batch.models.load import load_tokenizer, read_config
@@ -53,6 +53,7 @@ def estimate_job(spec: SweepSpec) -> list[CellEstimate]:
     tokenizers = {model.name: load_tokenizer(model, sources[model.name]) for model in spec.models}
     for model in spec.models:
         check_vocabulary(model, tokenizers[model.name], sizes[model.name].d_vocab)
+        check_tables(model, tokenizers[model.name], tables.values())
     ats = {method.parameters.get("at", ALL) for method in spec.methods}
     positions = {
         (model.name, name): _mean_positions(
@@ -63,6 +64,7 @@ def estimate_job(spec: SweepSpec) -> list[CellEstimate]:
             max_tokens=sizes[model.name].max_tokens,
             vocabulary_size=sizes[model.name].d_vocab,
             allow_boundary=spec.allow_boundary,
+            bos_token=model.bos_token,
         )
         for model in spec.models
         for name, table in tables.items()

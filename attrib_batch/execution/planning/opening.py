@@ -9,7 +9,7 @@ from attrib_batch.errors import OutputError
 from attrib_batch.execution.planning.inputs import named_paths
 from attrib_batch.execution.planning.paths import with_absolute_paths, with_ndif_host
 from attrib_batch.execution.planning.plan import boundaries_of, uncommitted
-from attrib_batch.execution.planning.request import check_models, find_fingerprints
+from attrib_batch.execution.planning.request import check_models, check_tokenizers, find_fingerprints
 from attrib_batch.execution.planning.stages import OpenRun, Scoring
 from attrib_batch.execution.planning.verification import Verification
 from attrib_batch.pairs.reading.reader import PairTable
@@ -77,6 +77,7 @@ def open_run(
     verified = verification is None or verification.is_committed(store, grown, spec)
     if not verified or uncommitted(store, plans, retry_failures=retry_failures):
         check_models(spec, sources, workers_here=workers_here, given=given or {})
+        check_tokenizers(spec, sources, tables, given or {})
     lease = Lease.take(store)
     try:
         # Another driver may have been there since.

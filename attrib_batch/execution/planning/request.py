@@ -10,10 +10,12 @@ from attrib_batch.execution.imports import collector_paused
 from attrib_batch.models.sources import find_model
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
     from attrib_batch.models.load import LoadedModel
     from attrib_batch.models.sources import ModelSource
+    from attrib_batch.pairs.encoding.tokens import Tokenizer
+    from attrib_batch.pairs.reading.reader import PairTable
     from attrib_batch.spec import ModelSpec, SweepSpec
 
 
@@ -104,6 +106,37 @@ def _check_models(
         elif workers_here and model.workers.kind != "ndif" and model.device not in {"auto", "cpu"}:
             choose_device(model)
         try_metrics(spec.methods, dimensions_of(config).d_vocab)
+
+
+def check_tokenizers(
+    spec: SweepSpec,
+    sources: Mapping[str, ModelSource],
+    tables: Mapping[str, PairTable],
+    given: Mapping[str, LoadedModel],
+) -> None:
+    """Check that tables made for one tokenizer meet models of no other; no tokenizer is loaded where none is.
+
+    Raises:
+        ModelError: naming the table, the model and both tokenizers.
+    """
+    bound = [table for table in tables.values() if table.form.notes.tokenizer is not None]
+    if not bound:
+        return
+    from attrib_batch.models.load import load_tokenizer
+
+    for model in spec.models:
+        tokenizer = given[model.name].tokenizer if model.name in given else load_tokenizer(model, sources[model.name])
+        check_tables(model, tokenizer, bound)
+
+
+def check_tables(model: ModelSpec, tokenizer: Tokenizer, tables: Iterable[PairTable]) -> None:
+    """Check that tables can be read with a model's tokenizer.
+
+    Raises:
+        ModelError: one was made for another tokenizer.
+    """
+    for table in tables:
+        table.form.notes.check(table.path, model.id, tokenizer)
 
 
 def weight_bytes(model: ModelSpec) -> int:

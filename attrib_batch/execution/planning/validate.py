@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from attrib_batch.execution.planning.paths import with_absolute_paths
-from attrib_batch.execution.planning.request import check_models, find_models
+from attrib_batch.execution.planning.request import check_models, check_tables, find_models
 from attrib_batch.models.checks.vocabulary import check_vocabulary
 from attrib_batch.models.families import dimensions_of
 from attrib_batch.models.load import load_tokenizer, read_config
@@ -33,6 +33,7 @@ def validate_job(spec: SweepSpec) -> Iterator[tuple[str, str, ValidationReport]]
         dimensions = dimensions_of(read_config(model, sources[model.name]))
         tokenizer = load_tokenizer(model, sources[model.name])
         check_vocabulary(model, tokenizer, dimensions.d_vocab)
+        check_tables(model, tokenizer, tables.values())
         for dataset, table in tables.items():
             report = validate(
                 table,
@@ -41,5 +42,6 @@ def validate_job(spec: SweepSpec) -> Iterator[tuple[str, str, ValidationReport]]
                 max_tokens=dimensions.max_tokens,
                 vocabulary_size=dimensions.d_vocab,
                 allow_boundary=spec.allow_boundary,
+                bos_token=model.bos_token,
             )
             yield model.name, dataset, report

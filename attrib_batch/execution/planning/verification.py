@@ -74,9 +74,7 @@ class _Sample:
             return
         table = PairTable.open(dataset.path, dataset.limit)
         rows = (pair for batch in table.batches(READ_PAIRS) for pair in batch if pair.pair_id in self.new)
-        store.write_bytes(
-            _sample_name(dataset.id), serialize_pairs(chain(self.kept, rows), id_columns=table.id_columns)
-        )
+        store.write_bytes(_sample_name(dataset.id), serialize_pairs(chain(self.kept, rows), form=table.form))
 
 
 @dataclass(frozen=True)

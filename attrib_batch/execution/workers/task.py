@@ -116,6 +116,7 @@ class TaskReader:
             max_tokens=self.model.dimensions.max_tokens,
             vocabulary_size=self.model.dimensions.d_vocab,
             allow_boundary=work.spec.allow_boundary,
+            bos_token=self.model_spec.bos_token,
         )
         failures = [
             failure_row(item.pair_id, Stage.VALIDATE, item.reason, item.message, attempts=1)

@@ -56,7 +56,7 @@ class AnswerTokens:
         self._tokenizer = tokenizer
         self._unknown = tokenizer.unk_token_id  # a look-up that takes its time
         self._allow_boundary = allow_boundary
-        self._continuations = _continuations(pairs, prompts, tokenizer)
+        self._continuations = continuations(pairs, prompts, tokenizer)
         changing = {answer for (_, answer), found in self._continuations.items() if found.replaced}
         self._alone = _tokens_alone(sorted(changing), tokenizer) if allow_boundary else {}
 
@@ -136,7 +136,7 @@ class AnswerTokens:
         return [*pieces, "..."] if len(tokens) > _TOKENS_SHOWN else pieces
 
 
-def _continuations(
+def continuations(
     pairs: Sequence[Pair], prompts: PromptTokens, tokenizer: Tokenizer
 ) -> dict[tuple[str, str], Continuation]:
     """Tokenise every prompt together with each of its pair's answers, by prompt and answer."""

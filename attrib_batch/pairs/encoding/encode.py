@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
-from attrib_batch.errors import ModelError
 from attrib_batch.pairs.encoding.alignment import AlignedRoles, align_roles
 from attrib_batch.pairs.encoding.answers import AnswerTokens
+from attrib_batch.pairs.encoding.bos import bos_id
 from attrib_batch.pairs.encoding.tokens import PairProblemError, PromptTokens, Tokenizer, tokenize_prompts
 from attrib_batch.tables import FailureReason
 
@@ -64,6 +64,8 @@ class PairProblem:
     pair_id: int
     reason: FailureReason
     message: str
+    longer_by: int = 0
+    """Of prompts of unequal length: how many tokens corrupted has more than clean."""
 
 
 @dataclass(frozen=True)
@@ -87,6 +89,7 @@ def encode_pairs(
     max_tokens: int | None = None,
     vocabulary_size: int | None = None,
     allow_boundary: bool = False,
+    bos_token: str | None = None,
 ) -> list[EncodedPair | PairProblem]:
     """Tokenise and align pairs; one result per pair, in order. Nothing is dropped.
 
@@ -98,13 +101,15 @@ def encode_pairs(
         vocabulary_size: how many tokens the model has; ids from there on are none of its own. Not checked where absent.
         allow_boundary: take an answer that does not follow its prompt's own tokens as the token that it is on its own.
             See `attrib_batch.pairs.encoding.answers`.
+        bos_token: the token that ``prepend_bos`` puts there, as the vocabulary writes it; the tokenizer's own BOS
+            where absent.
 
     Raises:
-        ModelError: ``prepend_bos`` is set and the tokenizer has no BOS token, or the model does not know it.
+        ModelError: ``prepend_bos`` is set and the tokenizer has no such token, or the model does not know it.
     """
     model = _Model(
         tokenizer=tokenizer,
-        bos=_bos(tokenizer, vocabulary_size) if prepend_bos else (),
+        bos=(bos_id(tokenizer, vocabulary_size, bos_token),) if prepend_bos else (),
         unknown=_unknown(tokenizer),
         max_tokens=max_tokens,
         vocabulary_size=vocabulary_size,
@@ -116,20 +121,8 @@ def encode_pairs(
         try:
             results.append(_encode(pair, prompts, answers, model))
         except PairProblemError as problem:
-            results.append(PairProblem(pair.pair_id, problem.reason, str(problem)))
+            results.append(PairProblem(pair.pair_id, problem.reason, str(problem), problem.longer_by))
     return results
-
-
-def _bos(tokenizer: Tokenizer, vocabulary_size: int | None) -> tuple[int, ...]:
-    bos = tokenizer.bos_token_id
-    if bos is None:
-        raise ModelError("prepend_bos is true, but the model's tokenizer has no BOS token: set prepend_bos: false")
-    if vocabulary_size is not None and bos >= vocabulary_size:
-        raise ModelError(
-            f"prepend_bos is true, but the tokenizer's BOS token has the id {bos}, and the model's vocabulary has "
-            f"{vocabulary_size} tokens: set prepend_bos: false"
-        )
-    return (bos,)
 
 
 def _unknown(tokenizer: Tokenizer) -> int | None:
@@ -142,6 +135,9 @@ def _encode(pair: Pair, prompts: PromptTokens, answers: AnswerTokens, model: _Mo
     if pair.clean is None or pair.corrupted is None:
         raise PairProblemError(FailureReason.NULL_VALUE, f"{'clean' if pair.clean is None else 'corrupted'} is null")
     clean, corrupted = prompts.ids[pair.clean], prompts.ids[pair.corrupted]
+    if pair.from_chat and model.bos and model.bos == clean[:1] == corrupted[:1]:
+        # The template has written it.
+        model = replace(model, bos=())
     _check_prompt("clean", pair.clean, clean, model)
     _check_prompt("corrupted", pair.corrupted, corrupted, model)
     right = answers.of("answers", pair.answers, pair.clean, pair.corrupted)
@@ -153,6 +149,7 @@ def _encode(pair: Pair, prompts: PromptTokens, answers: AnswerTokens, model: _Mo
             FailureReason.UNEQUAL_LENGTH,
             f"clean is {len(clean)} tokens and corrupted {len(corrupted)}: positions can be compared only "
             "between prompts of one length",
+            longer_by=len(corrupted) - len(clean),
         )
     n_tokens = len(model.bos) + len(clean)
     if model.max_tokens is not None and n_tokens > model.max_tokens:
@@ -164,7 +161,7 @@ def _encode(pair: Pair, prompts: PromptTokens, answers: AnswerTokens, model: _Mo
     _check_disjoint(pair.answers, right, wrong)
     roles = AlignedRoles((None,) * len(clean), ())
     if pair.roles:
-        roles = align_roles(pair.roles, pair.clean, prompts.offsets[pair.clean])
+        roles = align_roles(pair.roles, pair.clean, prompts.offsets.get(pair.clean, []), len(clean))
     return EncodedPair(
         pair_id=pair.pair_id,
         clean=model.bos + clean,
@@ -183,7 +180,7 @@ def _encode(pair: Pair, prompts: PromptTokens, answers: AnswerTokens, model: _Mo
 def _check_prompt(name: str, text: str, tokens: tuple[int, ...], model: _Model) -> None:
     if not tokens or not text.strip():
         raise PairProblemError(FailureReason.EMPTY_PROMPT, f"{name} is empty: {text!r}")
-    if model.bos == tokens[:1]:
+    if model.bos and model.bos == tokens[:1]:
         (bos,) = model.tokenizer.convert_ids_to_tokens(list(model.bos))
         raise PairProblemError(
             FailureReason.DOUBLE_BOS,

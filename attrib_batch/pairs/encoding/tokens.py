@@ -27,6 +27,13 @@ class Tokenizer(Protocol):
     def unk_token_id(self) -> int | None:
         """The token that stands for unknown text."""
 
+    @property
+    def name_or_path(self) -> str:
+        """Where it was loaded from."""
+
+    def get_vocab(self) -> dict[str, int]:
+        """Return all tokens and their ids."""
+
     def __call__(self, text: list[str], **options: Any) -> Mapping[str, Any]:
         """Tokenise texts: ``input_ids`` and, where asked for, ``offset_mapping``, one list per text."""
 
@@ -40,9 +47,10 @@ class Tokenizer(Protocol):
 class PairProblemError(Exception):
     """A pair cannot be scored; becomes a ``PairProblem`` and never reaches a caller of ``encode_pairs``."""
 
-    def __init__(self, reason: FailureReason, message: str) -> None:
+    def __init__(self, reason: FailureReason, message: str, *, longer_by: int = 0) -> None:
         super().__init__(message)
         self.reason = reason
+        self.longer_by = longer_by
 
 
 @dataclass(frozen=True)
@@ -55,7 +63,11 @@ class PromptTokens:
 
 def tokenize_prompts(pairs: Sequence[Pair], tokenizer: Tokenizer) -> PromptTokens:
     """Tokenise each distinct text once; a pair and its mirror share theirs."""
-    with_roles = dict.fromkeys(pair.clean for pair in pairs if pair.roles and pair.clean is not None)
+    with_roles = dict.fromkeys(
+        pair.clean
+        for pair in pairs
+        if pair.clean is not None and pair.roles and not all(role.by_token for role in pair.roles)
+    )
     others = dict.fromkeys(
         text for pair in pairs for text in (pair.clean, pair.corrupted) if text is not None and text not in with_roles
     )

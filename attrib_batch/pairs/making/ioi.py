@@ -22,13 +22,13 @@ stood.
 
 from __future__ import annotations
 
-import random
 import re
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
 from attrib_batch.errors import DatasetError
+from attrib_batch.pairs.making.draws import Draws
 from attrib_batch.pairs.making.ioi_words import FIRST_NAMES, FRAMES, OBJECTS, PLACES
 from attrib_batch.pairs.reading.reader import Pair, Role
 
@@ -114,17 +114,16 @@ def generate_ioi(
         raise DatasetError(f"count must be at least 1, not {count}")
     if counterfactual not in set(Counterfactual):
         raise DatasetError(f"unknown counterfactual {counterfactual!r}: choose one of {', '.join(Counterfactual)}")
-    rng = random.Random(seed)  # noqa: S311 - no secret depends on it
-    return _generate(count, rng, Counterfactual(counterfactual), mirror)
+    return _generate(count, Draws(seed), Counterfactual(counterfactual), mirror)
 
 
-def _generate(count: int, rng: random.Random, counterfactual: Counterfactual, mirror: bool) -> Iterator[Pair]:
+def _generate(count: int, draws: Draws, counterfactual: Counterfactual, mirror: bool) -> Iterator[Pair]:
     step = 2 if mirror else 1
     for pair_id in range(0, count, step):
-        number = _below(rng, len(FRAMES))
-        order = Order.ABBA if _below(rng, 2) == 0 else Order.BABA
-        io, s, *others = _distinct_names(rng, 5)
-        place, thing = PLACES[_below(rng, len(PLACES))], OBJECTS[_below(rng, len(OBJECTS))]
+        number = draws.below(len(FRAMES))
+        order = Order.ABBA if draws.below(2) == 0 else Order.BABA
+        io, s, *others = draws.distinct(FIRST_NAMES, 5)
+        place, thing = draws.one(PLACES), draws.one(OBJECTS)
         clean_names = (io, s, s) if order is Order.ABBA else (s, io, s)
         corrupted_names = {
             Counterfactual.S2_TO_IO: (*clean_names[:2], io),
@@ -171,20 +170,6 @@ def ioi_pair(
         template=template,
         group=group,
     )
-
-
-def _below(rng: random.Random, n: int) -> int:
-    # Of all of `random`, Python promises only random() the same numbers in every version.
-    return int(rng.random() * n)
-
-
-def _distinct_names(rng: random.Random, n: int) -> list[str]:
-    names: list[str] = []
-    while len(names) < n:
-        name = FIRST_NAMES[_below(rng, len(FIRST_NAMES))]
-        if name not in names:
-            names.append(name)
-    return names
 
 
 def _last_word(text: str) -> tuple[int, int]:

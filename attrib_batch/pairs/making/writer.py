@@ -14,15 +14,17 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from attrib_batch.errors import OutputError, RequestError
-from attrib_batch.pairs.reading.columns import pairs_schema
+from attrib_batch.pairs.reading.columns import ROLE_BOUNDS, TableForm, pairs_schema
 from attrib_batch.storage.local import TEMPORARY_PREFIX
 from attrib_batch.storage.objects import ObjectUrl, is_object_url, put_file
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable
+    from collections.abc import Iterable
 
-    from attrib_batch.pairs.reading.reader import Pair
+    from attrib_batch.pairs.reading.reader import Pair, Role
 
+PLAIN = TableForm()
+"""A table of texts alone."""
 ROW_GROUP_ROWS = 10_000
 """Small enough that a worker that starts in the middle of a table decodes little it does not need."""
 
@@ -31,7 +33,7 @@ def write_pairs(
     path: str | Path,
     pairs: Iterable[Pair],
     *,
-    id_columns: Collection[str] = (),
+    form: TableForm = PLAIN,
     row_group_rows: int = ROW_GROUP_ROWS,
 ) -> int:
     """Write pairs to a Parquet file, and return how many.
@@ -43,7 +45,7 @@ def write_pairs(
     Args:
         path: the file, whose folder is made where it is missing; or s3:// or gs://bucket/file.
         pairs: the rows, in order.
-        id_columns: those of ``answers`` and ``wrong_answers`` whose entries are token ids.
+        form: what the table has beside text, such as token ids.
         row_group_rows: rows in a Parquet row group, the unit that a reader can skip to.
 
     Raises:
@@ -51,7 +53,7 @@ def write_pairs(
         OutputError: the file cannot be written.
     """
     if is_object_url(path):
-        return _write_object(ObjectUrl.parse(str(path)), pairs, pairs_schema(id_columns), row_group_rows)
+        return _write_object(ObjectUrl.parse(str(path)), pairs, pairs_schema(form), row_group_rows)
     if "://" in str(path):
         raise RequestError(f"{path}: pairs are written to local paths, s3:// and gs://")
     path = Path(path)
@@ -60,7 +62,7 @@ def write_pairs(
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             with temporary.open("xb") as file:
-                n_rows = _write(file, pairs, pairs_schema(id_columns), row_group_rows)
+                n_rows = _write(file, pairs, pairs_schema(form), row_group_rows)
                 file.flush()
                 os.fsync(file.fileno())
             temporary.replace(path)
@@ -73,10 +75,10 @@ def write_pairs(
     return n_rows
 
 
-def serialize_pairs(pairs: Iterable[Pair], *, id_columns: Collection[str] = ()) -> bytes:
+def serialize_pairs(pairs: Iterable[Pair], *, form: TableForm = PLAIN) -> bytes:
     """Return the bytes of the Parquet file that :func:`write_pairs` would write, for a few thousand pairs at most."""
     file = io.BytesIO()
-    _write(file, pairs, pairs_schema(id_columns), ROW_GROUP_ROWS)
+    _write(file, pairs, pairs_schema(form), ROW_GROUP_ROWS)
     return file.getvalue()
 
 
@@ -110,4 +112,9 @@ def _write(file: BinaryIO, pairs: Iterable[Pair], schema: pa.Schema, row_group_r
 
 def _as_row(pair: Pair) -> dict[str, Any]:
     """Return a pair as a dict; `dataclasses.asdict` copies every value, which takes longer than to write it."""
-    return {**vars(pair), "roles": [vars(role) for role in pair.roles]}
+    return {**vars(pair), "roles": [_as_span(role) for role in pair.roles]}
+
+
+def _as_span(role: Role) -> dict[str, Any]:
+    start, end = ROLE_BOUNDS[role.by_token]
+    return {"name": role.name, start: role.start, end: role.end}

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
 from attrib_batch.errors import DatasetError
-from attrib_batch.tables import PAIRS, REQUIRED_PAIR_COLUMNS
+from attrib_batch.pairs.reading.notes import TableNotes
+from attrib_batch.tables import PAIRS, REQUIRED_PAIR_COLUMNS, ROLE_SPAN
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
 
 ANSWER_COLUMNS = ("answers", "wrong_answers")
+ROLE_BOUNDS = (("start", "end"), ("start_token", "end_token"))
+"""How a role states its span: by characters of the clean prompt, or by its tokens."""
+REPAIRED = "repaired"
+"""The column that says which words were exchanged to make a pair's prompts equally long; no reader needs it."""
 
 DECODE_ERRORS = (pa.ArrowException, OSError, UnicodeDecodeError)
 """What pyarrow raises for files and pages that cannot be decoded: its own classes, OSError from a codec or a
@@ -26,6 +32,21 @@ class AnswerKind(StrEnum):
     TEXT = "text"
     IDS = "ids"
     """Token ids, as integers."""
+    FIRST_TOKEN = "first-token"  # noqa: S105 - a kind of answer, no secret
+    """Texts of any length, of which the first token counts; in a table they are token ids."""
+
+
+@dataclass(frozen=True)
+class TableForm:
+    """What a table of pairs has beside the columns that all have; known before its first row is written."""
+
+    id_columns: Collection[str] = ()
+    """Those of ``answers`` and ``wrong_answers`` whose entries are token ids."""
+    token_roles: bool = False
+    """Whether there are roles by token position."""
+    repaired: bool = False
+    """Whether there is the column of what was exchanged to make prompts equally long."""
+    notes: TableNotes = field(default_factory=TableNotes)
 
 
 def check_columns(schema: pa.Schema, path: str) -> None:
@@ -56,17 +77,31 @@ def check_columns(schema: pa.Schema, path: str) -> None:
         raise DatasetError(f"{path}: {'; '.join(wrong)}. Cast the column and write the file again.")
 
 
-def id_columns(schema: pa.Schema) -> frozenset[str]:
-    """Return those of the columns of answers that hold token ids, as their types say."""
-    return frozenset(name for name in ANSWER_COLUMNS if name in schema.names and _is_ids(schema.field(name).type))
+def table_form(schema: pa.Schema, path: str) -> TableForm:
+    """Return the form of a table of pairs whose columns were checked.
+
+    Raises:
+        DatasetError: its metadata is not readable.
+    """
+    ids = (name for name in ANSWER_COLUMNS if name in schema.names and _is_ids(schema.field(name).type))
+    roles = schema.field("roles").type if "roles" in schema.names else pa.null()
+    token_roles = not pa.types.is_null(roles) and roles.value_type.get_field_index(ROLE_BOUNDS[True][0]) >= 0
+    return TableForm(id_columns=frozenset(ids), token_roles=token_roles, notes=TableNotes.of(schema, path))
 
 
-def pairs_schema(id_columns: Collection[str]) -> pa.Schema:
-    """Return the schema that a table of pairs is written in, with token ids in ``id_columns`` and text elsewhere."""
+def pairs_schema(form: TableForm) -> pa.Schema:
+    """Return the schema that a table of pairs of this form is written in."""
     schema = PAIRS
-    for name in id_columns:
+    for name in sorted(form.id_columns):
         schema = schema.set(schema.get_field_index(name), pa.field(name, pa.list_(pa.int64())))
-    return schema
+    if form.token_roles:
+        span = pa.struct([*ROLE_SPAN, ("start_token", pa.int32()), ("end_token", pa.int32())])
+        schema = schema.set(schema.get_field_index("roles"), pa.field("roles", pa.list_(span)))
+    if form.repaired:
+        schema = schema.append(pa.field(REPAIRED, pa.string()))
+    stated = form.notes.metadata()
+    # Empty metadata would be bytes in the file, and tables that say nothing keep the bytes that they always had.
+    return schema.with_metadata(stated) if stated else schema
 
 
 def _is_text(kind: pa.DataType) -> bool:
@@ -95,11 +130,16 @@ def _is_roles(kind: pa.DataType) -> bool:
     if not (_is_list(kind) and pa.types.is_struct(kind.value_type)):
         return False
     fields = {field.name: field.type for field in kind.value_type}
+    spans = [[fields[name] for name in span if name in fields] for span in ROLE_BOUNDS]
     return (
         _is_text(fields.get("name", pa.null()))
-        and _is_integer(fields.get("start", pa.null()))
-        and _is_integer(fields.get("end", pa.null()))
+        and any(len(types) == 2 for types in spans)
+        and all(len(types) != 1 and all(map(_is_integer_or_null, types)) for types in spans)
     )
+
+
+def _is_integer_or_null(kind: pa.DataType) -> bool:
+    return _is_integer(kind) or bool(pa.types.is_null(kind))
 
 
 _TEXT = ("string", _is_text)
@@ -111,7 +151,10 @@ _EXPECTED: dict[str, tuple[str, Callable[[pa.DataType], bool]]] = {
     "corrupted": _TEXT,
     "answers": _ANSWERS,
     "wrong_answers": _ANSWERS,
-    "roles": ("a list of structs with name (string), start and end (integers)", _is_roles),
+    "roles": (
+        "a list of structs with name (string) and start and end, or start_token and end_token (integers)",
+        _is_roles,
+    ),
     "task": _TEXT,
     "template": _TEXT,
     "group": _INTEGER,

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from attrib_batch.errors import DatasetError
-from attrib_batch.pairs.reading.columns import DECODE_ERRORS, check_columns, id_columns, one_line
+from attrib_batch.pairs.reading.columns import DECODE_ERRORS, ROLE_BOUNDS, check_columns, one_line, table_form
 from attrib_batch.pairs.reading.files import LocalFile, PairFile, find_file
 from attrib_batch.pairs.reading.groups import moved_boundaries
 from attrib_batch.pairs.reading.ids import check_ids, int64_ids, repeated_id_rows
@@ -28,11 +28,14 @@ _BUFFER_BYTES = 1 << 20
 
 @dataclass(frozen=True)
 class Role:
-    """A named half-open span [start, end) of characters in a clean prompt."""
+    """A named half-open span [start, end) of a clean prompt."""
 
     name: str
     start: int
     end: int
+    by_token: bool = False
+    """Whether the span is of the prompt's own tokens, a prepended BOS not counted, instead of its characters. Where
+    ``start`` is negative both count from the end of the prompt, and an ``end`` of 0 is its end."""
 
 
 Answers = tuple[str | int | None, ...] | None
@@ -52,6 +55,10 @@ class Pair:
     task: str | None = None
     template: str | None = None
     group: int | None = None
+    from_chat: bool = False
+    """Whether the prompts are what a chat template made, with the BOS that it writes."""
+    repaired: str | None = None
+    """Which words were exchanged to make the prompts equally long; is not read back."""
 
 
 class PairTable:
@@ -66,8 +73,8 @@ class PairTable:
         """Where the file is: a path, or a URL."""
         self.n_rows = n_rows
         """How many rows there are to read, after the limit."""
-        self.id_columns = id_columns(file.schema_arrow)
-        """Those of ``answers`` and ``wrong_answers`` that hold token ids."""
+        self.form = table_form(file.schema_arrow, self.path)
+        """What it has beside text, such as token ids; the same form writes rows of it again."""
         self._source = source
         self._file = file
         self._columns = [name for name in PAIRS.names if name in file.schema_arrow.names]
@@ -132,7 +139,7 @@ class PairTable:
             self._seek(start)
             while self._position < stop:
                 batch = self._peek().slice(0, stop - self._position)
-                pairs += _decode(batch, self._position, self.path)
+                pairs += _decode(batch, self._position, self.path, from_chat=self.form.notes.from_chat)
                 self._advance(batch.num_rows)
         except DECODE_ERRORS as error:
             self._position = -1
@@ -222,7 +229,7 @@ class PairTable:
         self._position += n_rows
 
 
-def _decode(batch: pa.RecordBatch, first_row: int, path: str) -> list[Pair]:
+def _decode(batch: pa.RecordBatch, first_row: int, path: str, *, from_chat: bool) -> list[Pair]:
     n = batch.num_rows
     columns: dict[str, list[Any]] = {
         name: batch.column(name).to_pylist() for name in batch.schema.names if name != "pair_id"
@@ -243,6 +250,7 @@ def _decode(batch: pa.RecordBatch, first_row: int, path: str) -> list[Pair]:
             task,
             template,
             group,
+            from_chat,
         )
         for pair_id, clean, corrupted, answers, wrong, roles, task, template, group in zip(
             ids, *(columns.get(name, nothing) for name in PAIRS.names[1:]), strict=True
@@ -261,6 +269,10 @@ def _roles(value: list[dict[str, Any] | None] | None) -> tuple[Role, ...]:
 
 
 def _role(role: dict[str, Any] | None) -> Role:
-    if role is None or role["name"] is None or role["start"] is None or role["end"] is None:
-        return Role((role and role["name"]) or "null", 0, 0)
-    return Role(role["name"], role["start"], role["end"])
+    if role is None or role["name"] is None:
+        return Role("null", 0, 0)
+    name = role["name"]
+    for (start, end), by_token in zip(ROLE_BOUNDS, (False, True), strict=True):
+        if role.get(start) is not None and role.get(end) is not None:
+            return Role(name, role[start], role[end], by_token)
+    return Role(name, 0, 0)

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from attrib_batch.errors import OutputError, ResumeMismatchError
+from attrib_batch.errors import ExitCode, ModelError, OutputError, ResumeMismatchError
+from attrib_batch.execution.planning.estimate import estimate_job
 from attrib_batch.execution.planning.opening import open_run
 from attrib_batch.execution.planning.stages import OpenRun
+from attrib_batch.execution.planning.validate import validate_job
+from attrib_batch.models.load import load_tokenizer
 from attrib_batch.pairs.making.writer import write_pairs
+from attrib_batch.pairs.reading.columns import ANSWER_COLUMNS, TableForm
+from attrib_batch.pairs.reading.notes import TableNotes, TokenizerNote, vocabulary_fingerprint
+from attrib_batch.pairs.reading.reader import Pair
 from attrib_batch.spec import Cell, parse_spec
 from attrib_batch.storage.store import Store
 from attrib_batch.tables import BASELINES, SCORES, Chunk, Table, find_manifest
@@ -92,3 +99,34 @@ def test_other_pairs_under_a_known_name_are_refused(job: TinyJob, store: Store, 
     write_pairs(tmp_path / "other.parquet", in_words(random_pairs(12, 9, 4)))
     with pytest.raises(ResumeMismatchError, match="dataset random, content: was"):
         opened(job, store, datasets=[{"id": "random", "path": str(tmp_path / "other.parquet")}])
+
+
+def test_a_table_made_for_another_tokenizer_is_refused_before_anything_is_written(
+    job: TinyJob, store: Store, tmp_path: Path
+) -> None:
+    rows = [Pair(n, f"w{n} w1", f"w{n} w2", (5,), (6,)) for n in range(3, 6)]
+    tokenizer = load_tokenizer(parse_spec(job.data(), source="job").models[0])
+    tables = {}
+    for name, note in (
+        ("other", TokenizerNote("gpt2")),
+        ("changed", TokenizerNote(str(job.model), "0" * 64)),
+        ("same", TokenizerNote(f"elsewhere/{job.model.name}")),
+        ("known", TokenizerNote("gpt2", vocabulary_fingerprint(tokenizer))),
+    ):
+        path = tmp_path / f"{name}.parquet"
+        write_pairs(path, rows, form=TableForm(id_columns=ANSWER_COLUMNS, notes=TableNotes(note)))
+        tables[name] = [{"id": "random", "path": str(path)}]
+    for name in ("other", "changed"):
+        for ask in (
+            partial(opened, job, store, datasets=tables[name]),
+            lambda name=name: list(validate_job(parse_spec(job.data(datasets=tables[name]), source="job"))),
+            lambda name=name: estimate_job(parse_spec(job.data(datasets=tables[name]), source="job")),
+        ):
+            with pytest.raises(
+                ModelError, match=f"{name}.parquet: its answers are token ids of the tokenizer"
+            ) as raised:
+                ask()
+            assert raised.value.exit_code == ExitCode.BAD_REQUEST
+    assert find_manifest(store) is None
+    for number, name in enumerate(("same", "known")):
+        opened(job, Store(tmp_path / f"out-{number}"), datasets=tables[name])

@@ -11,7 +11,9 @@ from polars.testing import assert_frame_equal
 
 from attrib_batch.execution.scheduling.assignment import Assignment
 from attrib_batch.execution.workers.task import TaskReport
-from attrib_batch.pairs.making.writer import write_pairs
+from attrib_batch.pairs.making.writer import PLAIN, write_pairs
+from attrib_batch.pairs.reading.columns import ANSWER_COLUMNS, TableForm
+from attrib_batch.pairs.reading.notes import TableNotes
 from attrib_batch.pairs.reading.reader import Pair, PairTable, Role
 from attrib_batch.spec import Cell, load_spec
 from attrib_batch.storage.store import Store
@@ -30,13 +32,13 @@ def job(tmp_path_factory: pytest.TempPathFactory) -> TinyJob:
 
 
 def work(
-    job: TinyJob, out: Path, rows: list[Pair], *, ids: bool = False, prepend_bos: bool = False, **keys: Any
+    job: TinyJob, out: Path, rows: list[Pair], *, form: TableForm = PLAIN, prepend_bos: bool = False, **keys: Any
 ) -> TaskReport:
     """Score rows as one task of two methods; their ids are their numbers."""
     rows = [replace(row, pair_id=number) for number, row in enumerate(rows)]
-    write_pairs(job.pairs, rows, id_columns=("answers", "wrong_answers") if ids else ())
+    write_pairs(job.pairs, rows, form=form)
     models = [{"id": str(job.model), "name": "tiny", "prepend_bos": prepend_bos}]
-    spec = load_spec(job.write(methods=list(METHODS), models=models, **keys))
+    spec = load_spec(job.write(**{"methods": list(METHODS), "models": models, **keys}))
     worker = replica_here(spec, Store(out), {"random": PairTable.open(job.pairs).fingerprint()})
     worker.load()
     chunks = (Chunk(Cell("tiny", "random", str(method["id"])), 0, len(rows)) for method in METHODS)
@@ -74,7 +76,7 @@ def test_a_bos_that_would_stand_twice_is_a_failure(job: TinyJob, tmp_path: Path)
 def test_ids_are_held_against_the_models_vocabulary(job: TinyJob, tmp_path: Path) -> None:
     size = len(VOCABULARY)
     rows = [replace(GOOD, answers=(answer,), wrong_answers=(2,)) for answer in (3, size - 1, size, -1)]
-    report = work(job, tmp_path / "out", rows, ids=True)
+    report = work(job, tmp_path / "out", rows, form=TableForm(id_columns=ANSWER_COLUMNS))
     assert failures(tmp_path / "out") == {2: ("validate", "off_vocabulary"), 3: ("validate", "off_vocabulary")}
     assert (report.n_scored, report.n_failed) == (4, 4)
 
@@ -98,3 +100,24 @@ def test_a_probe_counts_no_warnings(job: TinyJob, tmp_path: Path) -> None:
     task = (Chunk(Cell("tiny", "random", "atp"), 0, 1),)
     assert worker.score(Assignment(task, probe=(0, 1))).warnings == {}
     assert worker.score(Assignment(task)).warnings == {"unknown_token": 1}
+
+
+def test_the_bos_token_that_a_job_names_stands_before_both_prompts(job: TinyJob, tmp_path: Path) -> None:
+    word = VOCABULARY[-1]
+    models = [{"id": str(job.model), "name": "tiny", "prepend_bos": True, "bos_token": word}]
+    work(job, tmp_path / "named", [GOOD], models=models)
+    by_hand = replace(GOOD, clean=f"{word} {GOOD.clean}", corrupted=f"{word} {GOOD.corrupted}")
+    work(job, tmp_path / "by-hand", [by_hand])
+    assert_frame_equal(read_scores(tmp_path / "named"), read_scores(tmp_path / "by-hand"))
+    assert read_table(tmp_path / "named", "prompts")["clean_tokens"].to_list()[0][0] == word
+
+
+def test_a_chat_is_scored_with_the_bos_of_its_template_alone(job: TinyJob, tmp_path: Path) -> None:
+    begun = replace(GOOD, clean=f"{BOS} {GOOD.clean}", corrupted=f"{BOS} {GOOD.corrupted}")
+    chat = TableForm(notes=TableNotes(from_chat=True))
+    for out, prepend_bos in (("put", True), ("left", False)):
+        assert work(job, tmp_path / out, [begun], form=chat, prepend_bos=prepend_bos).n_failed == 0
+    work(job, tmp_path / "plain", [GOOD], prepend_bos=True)
+    scores = [read_scores(tmp_path / out) for out in ("put", "left", "plain")]
+    assert_frame_equal(scores[0], scores[1])
+    assert_frame_equal(scores[0], scores[2])

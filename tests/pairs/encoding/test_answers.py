@@ -304,6 +304,15 @@ def test_boundaries_of_the_bundled_tokenizer(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("allow_boundary", [False, True])
+def test_two_digits_are_two_tokens_of_the_bundled_tokenizer(smollm2_tokenizer: Any, allow_boundary: bool) -> None:
+    years = pair("It went on from 1342 to the year 13", "64", "It went on from 1301 to the year 13", "02")
+    found = problem(smollm2_tokenizer, years, allow_boundary=allow_boundary)
+    assert found.reason is FailureReason.MULTI_TOKEN_ANSWER
+    assert found.message == "answers: '64' is 2 tokens ['6', '4'], not one"
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("prompts", "answer", "wrong"),
     [

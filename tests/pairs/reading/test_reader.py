@@ -111,10 +111,10 @@ def test_answers_of_any_text_type_are_lists(table: Callable[..., Path], kind: pa
 def test_answers_of_any_integer_type_are_token_ids(table: Callable[..., Path], kind: pa.DataType) -> None:
     values = pa.array([7, None], kind) if pa.types.is_integer(kind) else pa.array([[7, None], None], kind)
     found = PairTable.open(table(2, answers=values))
-    assert found.id_columns == {"answers"}
+    assert found.form.id_columns == {"answers"}
     assert [p.answers for p in found.rows(0, 2)] == [(7,) if pa.types.is_integer(kind) else (7, None), None]
     assert [p.wrong_answers for p in found.rows(0, 1)] == [(" no",)]
-    assert PairTable.open(table(2)).id_columns == set()
+    assert PairTable.open(table(2)).form.id_columns == set()
 
 
 def test_optional_columns_are_read(table: Callable[..., Path]) -> None:

@@ -11,7 +11,8 @@ from typer.testing import CliRunner
 
 from attrib_batch.cli.app import app
 from attrib_batch.errors import DatasetError
-from attrib_batch.pairs.making.importer import import_pairs
+from attrib_batch.pairs.importing.importer import import_pairs
+from attrib_batch.pairs.importing.options import ImportOptions
 from attrib_batch.pairs.reading.columns import AnswerKind
 from attrib_batch.pairs.reading.reader import Pair, PairTable, Role
 
@@ -24,7 +25,7 @@ HEADER = "prompt,counterfactual,right,wrong"
 
 def imported(source: Path, mapping: dict[str, str]) -> list[Pair]:
     target = source.with_name("imported.parquet")
-    n_rows = import_pairs(source, target, mapping).n_pairs
+    n_rows = import_pairs(source, target, ImportOptions(columns=mapping)).n_pairs
     return PairTable.open(target).rows(0, n_rows)
 
 
@@ -88,7 +89,8 @@ def test_parquet_is_renamed(tmp_path: Path) -> None:
     [
         (f"{HEADER}\n", RENAMING, "no rows"),
         (f"{HEADER}\na,b,c\n", RENAMING, "line 2: 3 cells under 4"),
-        (f"{HEADER}\na,b,c,d\n", {}, "line 2: nothing becomes the column clean; there are prompt, "),
+        (f"{HEADER}\na,b,c,d\n", {}, "its columns are prompt, .*, and no known layout has these"),
+        (f"{HEADER}\na,b,c,d\n", {"right": "answers"}, "line 2: nothing becomes the column clean; there are prompt, "),
         (f"{HEADER}\na,b,c,d\n", {**RENAMING, "x": "task"}, "no column 'x' to rename"),
         (f"{HEADER}\na,b,c,d\n", {**RENAMING, "wrong": "bad"}, "'bad' is no column of a table of pairs"),
         (f"{HEADER},clean\na,b,c,d,e\n", RENAMING, "prompt and clean would both be clean"),
@@ -150,7 +152,7 @@ def test_sources_that_cannot_be_read(tmp_path: Path) -> None:
 def test_a_source_is_not_written_over(tmp_path: Path) -> None:
     source = written(tmp_path, "p.csv", f"{HEADER}\na,b,c,d\n")
     with pytest.raises(DatasetError, match="both source and target"):
-        import_pairs(source, source, RENAMING)
+        import_pairs(source, source, ImportOptions(columns=RENAMING))
 
 
 CELLS = "clean,corrupted,answers,wrong_answers"
@@ -159,15 +161,15 @@ CELLS = "clean,corrupted,answers,wrong_answers"
 def test_ids_are_read_as_ids_where_the_caller_says_so(tmp_path: Path) -> None:
     source = written(tmp_path, "p.csv", f"{CELLS}\na,b,5| 6 ,7\nc,d,,0\n")
     target = tmp_path / "ids.parquet"
-    assert import_pairs(source, target, {}, answers=AnswerKind.IDS).n_pairs == 2
+    assert import_pairs(source, target, ImportOptions(answers=AnswerKind.IDS)).n_pairs == 2
     assert PairTable.open(target).rows(0, 2) == [Pair(0, "a", "b", (5, 6), (7,)), Pair(1, "c", "d", None, (0,))]
-    assert PairTable.open(target).id_columns == {"answers", "wrong_answers"}
+    assert PairTable.open(target).form.id_columns == {"answers", "wrong_answers"}
     rows = [
         {"clean": "a", "corrupted": "b", "answers": 5, "wrong_answers": [6, None]},
         {"clean": "a", "corrupted": "b", "answers": "5", "wrong_answers": ["6"]},
     ]
     lines = written(tmp_path, "p.jsonl", "\n".join(map(json.dumps, rows)))
-    import_pairs(lines, target, {}, answers=AnswerKind.IDS)
+    import_pairs(lines, target, ImportOptions(answers=AnswerKind.IDS))
     assert [(pair.answers, pair.wrong_answers) for pair in PairTable.open(target).rows(0, 2)] == [
         ((5,), (6, None)), ((5,), (6,)),
     ]  # fmt: skip
@@ -177,12 +179,12 @@ def test_ids_are_read_as_ids_where_the_caller_says_so(tmp_path: Path) -> None:
 def test_what_is_no_id_is_refused_with_its_line(tmp_path: Path, cell: str) -> None:
     source = written(tmp_path, "p.csv", f"{CELLS}\na,b,5,6\na,b,5,{cell}\n")
     with pytest.raises(DatasetError, match=r"p\.csv, line 3: wrong_answers holds '.*', which is no token id: with"):
-        import_pairs(source, tmp_path / "out.parquet", {}, answers=AnswerKind.IDS)
+        import_pairs(source, tmp_path / "out.parquet", ImportOptions(answers=AnswerKind.IDS))
     for value in (True, -5, 5.0):
         row = {"clean": "a", "corrupted": "b", "answers": [value], "wrong_answers": 6}
         lines = written(tmp_path, "p.jsonl", json.dumps(row))
         with pytest.raises(DatasetError, match=f"line 1: answers holds {value}, which is no token id"):
-            import_pairs(lines, tmp_path / "out.parquet", {}, answers=AnswerKind.IDS)
+            import_pairs(lines, tmp_path / "out.parquet", ImportOptions(answers=AnswerKind.IDS))
     assert not (tmp_path / "out.parquet").exists()
 
 
@@ -191,7 +193,7 @@ def test_integers_in_parquet_are_refused_without_the_option(tmp_path: Path) -> N
     pq.write_table(pa.table({"clean": ["a"], "corrupted": ["b"], "answers": [[5]], "wrong_answers": [6]}), source)
     with pytest.raises(DatasetError, match=r"row 0: answers is \[5\]: .*--answers ids"):
         imported(source, {})
-    import_pairs(source, tmp_path / "ids.parquet", {}, answers=AnswerKind.IDS)
+    import_pairs(source, tmp_path / "ids.parquet", ImportOptions(answers=AnswerKind.IDS))
     assert PairTable.open(tmp_path / "ids.parquet").rows(0, 1) == [Pair(0, "a", "b", (5,), (6,))]
 
 
@@ -210,8 +212,8 @@ def test_cells_of_whole_numbers_are_text_and_said_to_look_like_ids(
 ) -> None:
     header = CELLS.replace(",", "\t") if name == "p.tsv" else CELLS
     source = written(tmp_path, name, f"{header}\n{rows}")
-    assert import_pairs(source, tmp_path / "out.parquet", {}).answers_look_like_ids is looks
-    assert PairTable.open(tmp_path / "out.parquet").id_columns == set()
+    assert import_pairs(source, tmp_path / "out.parquet").answers_look_like_ids is looks
+    assert PairTable.open(tmp_path / "out.parquet").form.id_columns == set()
 
 
 def test_the_command_line_names_the_option_where_answers_look_like_ids(tmp_path: Path) -> None:

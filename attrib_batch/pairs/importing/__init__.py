@@ -1,0 +1,1 @@
+"""Import pairs from the files that people have: one recipe per published layout."""

@@ -1,0 +1,1 @@
+"""The recipes, one module per published layout; the registry names them."""

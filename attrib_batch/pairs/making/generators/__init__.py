@@ -1,0 +1,1 @@
+"""The generators beside IOI, one module per task; the registry names them."""
