@@ -46,7 +46,7 @@ ANALYSIS = [
 SIGNATURES = {
     "attribute": "(model, pairs, methods=('atp',), *, components=('z',), metric='logit_diff', direction='denoise', "
     "tokenizer=None, prepend_bos=False, dtype='float32', device='auto', limit=None, verify=None, out=None, name=None, "
-    "chunk_pairs=256, batch_tokens=8192, executor=None, progress=True)",
+    "chunk_pairs=256, batch_tokens='auto', executor=None, progress=True)",
     "load_job": "(source)",
     "open_run": "(out)",
     "Job": "(spec, models=<factory>)",

@@ -270,14 +270,16 @@ def test_tables_that_differ_by_more_are_not(scores: dict[int, list[float]], metr
 
 OF_OTHER_NUMBERS = (
     "analysis/",
+    "attribution/test_memory.py",
     "report/",
     "api/test_run.py",
     "execution/test_accounting.py",
     "observe/",
     "test_benchmarks.py",
+    "test_gpu_benchmark.py",
     "test_near.py",
 )
-"""Tests that compare statistics, drawings, speeds and times: none of them runs a model."""
+"""Tests that compare statistics, drawings, bytes, speeds and times, and no scores."""
 
 
 def test_no_comparison_of_scores_has_a_tolerance_of_its_own() -> None:

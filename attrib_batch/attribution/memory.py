@@ -38,6 +38,8 @@ SHARE = 0.6
 FLOAT_BYTES = 4
 MEASURED_KIND = "atp"
 """The kind of method that is measured in place of one that computes no gradient."""
+MEASURED_METRIC = "logit_diff"
+"""The metric that is measured in place of any."""
 LEAST_SHRUNK = 2**-10
 """What is left at least of what memory allows when it ran out again and again."""
 _SMALL, _LARGE = 2, 6
@@ -181,15 +183,13 @@ def measure(passes: Passes, group: MethodGroup) -> MemoryModel:
 def _differentiating(group: MethodGroup) -> MethodGroup:
     """Return what is measured for a group: itself, or attribution patching where it computes no gradient.
 
-    A position takes less without a graph, and to measure every replacement would take long.
+    A position takes less without a graph, and to measure every replacement would take long. The metric is one that
+    works on any pair; what others take of all logits is counted apart.
     """
     if group.differentiates:
-        return group
+        return replace(group, methods=tuple(replace(method, metric=MEASURED_METRIC) for method in group.methods))
     return group_methods(
-        [
-            MethodSpec(id=method.id, kind=MEASURED_KIND, components=method.components, metric=method.metric)
-            for method in group.methods
-        ]
+        [MethodSpec(id=method.id, kind=MEASURED_KIND, components=method.components) for method in group.methods]
     )[0]
 
 

@@ -96,7 +96,7 @@ def test_a_model_is_loaded_once_for_a_run_and_what_verifies_it(
     job: TinyJob, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     loaded: list[str] = []
-    monkeypatch.setattr(load, "load_model", lambda spec: loaded.append(spec.id) or load_model(spec))
+    monkeypatch.setattr(load, "load_model", lambda spec, **given: loaded.append(spec.id) or load_model(spec, **given))
     run = attribute(str(job.model), job.pairs, tmp_path, limit=8, verify=2)
     for pairs in (4, 6):  # groups are of two
         run.verify(pairs, progress=False)

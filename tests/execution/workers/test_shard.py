@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import socket
+from types import SimpleNamespace
 
 import pytest
 import torch
 
+from attrib_batch.attribution.engine import TokenBudget
 from attrib_batch.execution.ray.gangs import Gang
 from attrib_batch.execution.workers.shard import ShardWorker
 from attrib_batch.spec import ModelSpec
@@ -34,11 +36,11 @@ def test_a_gang_after_others_that_ran_out_of_memory_makes_smaller_batches(
 ) -> None:
     monkeypatch.setattr(os, "environ", dict(os.environ))
     monkeypatch.setattr(torch, "set_num_threads", lambda _n: None)
-    monkeypatch.setattr("attrib_batch.models.ranks.join_ranks", lambda *_, **__: object())
+    monkeypatch.setattr("attrib_batch.models.ranks.join_ranks", lambda *_, **__: SimpleNamespace(largest=list))
     monkeypatch.setattr("attrib_batch.models.sharded.load_shard", lambda *_, **__: tiny_model("llama"))
     worker = ShardWorker(SPEC.model_copy(update={"batch_tokens": 100}), (), 0, ran_out)
     report = worker.load((LOOPBACK, 1))
-    assert worker._budget.tokens == tokens
+    assert worker._budget == TokenBudget(tokens)
     assert report.arithmetic["device"] == "cpu"
     assert os.environ["CUDA_VISIBLE_DEVICES"] == "", "it was given no GPU, and must not meet others on one"
 
