@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 
 from attrib_batch.attribution import metrics
+from attrib_batch.attribution.batches import Size
+from attrib_batch.attribution.engine import TokenBudget
 from attrib_batch.attribution.metrics import AnswerSets, logit_diff, register_metric
 from attrib_batch.errors import TaskError
 from attrib_batch.execution.scheduling.assignment import Assignment
@@ -178,6 +180,13 @@ def test_one_pair_among_others_is_blamed_alone(worker: WorkerHere, fault: list[F
     assert (report.n_scored, report.n_failed) == (6, 2)
 
 
+class SixPairs(TokenBudget):
+    """Makes two micro-batches of 8 pairs: the second has 2."""
+
+    def fits(self, size: Size) -> bool:
+        return size.rows <= 2 * 6
+
+
 def test_what_breaks_in_the_middle_of_a_task_is_no_pairs_fault(worker: WorkerHere, fault: list[Fault]) -> None:
     broken = []
 
@@ -187,7 +196,7 @@ def test_what_breaks_in_the_middle_of_a_task_is_no_pairs_fault(worker: WorkerHer
             raise KeyError("missing thing")
 
     fault.append(from_the_second_batch_on)
-    # Of the 8 pairs 2 are of another length: two micro-batches.
+    worker.worker._budget = SixPairs(4096)
     with pytest.raises(TaskError, match=r"2 of 8 pairs of atp, and then one that had been scored, ended in the same"):
         worker.score(Assignment(task(8, 16)))
     assert not worker.store.root.exists()
