@@ -35,6 +35,9 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+WHOLE_BYTES = 1 << 20
+"""Up to this size an object is read whole, whatever is wanted of it."""
+
 
 @dataclass(frozen=True)
 class Store:
@@ -96,8 +99,15 @@ class Store:
 
     def read_table(self, relative: str, columns: list[str] | None = None) -> pa.Table:
         """Read a Parquet file of the run; raises what :meth:`read_bytes` raises."""
-        # Not by a path: pyarrow would take partitions from the names of folders.
-        return self._read(relative, lambda file: pq.ParquetFile(file, pre_buffer=True).read(columns=columns))
+
+        def read(file: Any) -> pa.Table:
+            if self.is_remote and file.size() <= WHOLE_BYTES:
+                # One request; footer and columns would be one each.
+                file = pa.BufferReader(file.read_buffer())
+            # Not by a path: pyarrow would take partitions from the names of folders.
+            return pq.ParquetFile(file, pre_buffer=True).read(columns=columns)
+
+        return self._read(relative, read)
 
     def count_rows(self, relative: str) -> int:
         """Count the rows of a Parquet file from its footer; raises what :meth:`read_bytes` raises."""

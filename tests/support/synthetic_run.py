@@ -17,7 +17,8 @@ from attrib_batch.spec import Cell
 from attrib_batch.spec.positions import ALL
 from attrib_batch.storage.store import Store
 from attrib_batch.tables import SCHEMA_VERSION, Chunk, Table
-from attrib_batch.tables.moments import chunk_moments
+from attrib_batch.tables.shortening import shortened
+from attrib_batch.tables.sums import chunk_moments
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -137,7 +138,7 @@ def write_chunk(
     store.write_table(chunk.path(Table.SCORES), score_table(pairs))
     if at is not None:
         files = (store.file(chunk.path(table)) for table in (Table.SCORES, Table.BASELINES))
-        moments, strata = chunk_moments(read_dense(chunk.cell, Part(*files), at))
+        moments, strata = map(shortened, chunk_moments(read_dense(chunk.cell, Part(*files), at)))
         store.write_table(chunk.path(Table.MOMENTS), moments)
         store.write_table(chunk.path(Table.STRATA), strata)
 

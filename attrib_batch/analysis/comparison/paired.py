@@ -29,7 +29,7 @@ from attrib_batch.analysis.statistics.dense import read_dense
 from attrib_batch.analysis.statistics.moments import HEAD_SCOPES
 from attrib_batch.analysis.tables import scan
 from attrib_batch.tables import Table
-from attrib_batch.tables.moments import pair_values
+from attrib_batch.tables.dense import pair_values
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence

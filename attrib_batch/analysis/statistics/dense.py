@@ -10,7 +10,7 @@ import pyarrow as pa
 from attrib_batch.errors import OutputError
 from attrib_batch.spec.positions import ALL, LAST
 from attrib_batch.tables import SCORES
-from attrib_batch.tables.moments import DenseChunk, DenseScores, PairFacts, units_of
+from attrib_batch.tables.dense import DenseChunk, DenseScores, PairFacts, units_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
