@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from attrib_batch.storage.thrift import Struct, read_struct, write_struct
@@ -61,6 +62,23 @@ def encode_parquet(table: pa.Table, *, level: int = SMALL) -> pa.Buffer:
         write_statistics=statistics,
     )
     return sink.getvalue()
+
+
+def read_between(file: pq.ParquetFile, columns: Sequence[str] | None, name: str, low: int, high: int) -> pa.Table:
+    """Read the rows whose value in a column, which is read too, lies from ``low`` to ``high``."""
+    place = file.schema_arrow.get_field_index(name)
+    wanted, inside = [], True
+    for index in range(file.num_row_groups):
+        column = file.metadata.row_group(index).column(place)
+        known = column.statistics if column.is_stats_set and column.statistics.has_min_max else None
+        if known is None or (known.min <= high and known.max >= low):
+            wanted.append(index)
+            inside &= known is not None and low <= known.min and known.max <= high
+    table = file.read_row_groups(wanted, columns=columns)
+    if inside:
+        return table
+    values = table[name]
+    return table.filter(pc.and_(pc.greater_equal(values, low), pc.less_equal(values, high)))
 
 
 def join_parquet(files: Sequence[pa.Buffer]) -> pa.Buffer:

@@ -203,10 +203,11 @@ def write_run(
 ) -> Path:
     """A finished run; pairs are cut into parts before the given indices; failures go into the first."""
     failed = failures or {}
+    components = list(dict.fromkeys(name for pairs in cells.values() for pair in pairs for name in pair.scores))
     write_manifest(
         out,
         {cell: len(pairs) + len(failed.get(cell, ())) for cell, pairs in cells.items()},
-        method=method,
+        method={"components": components or ["z"], **(method or {})},
     )
     for cell, pairs in cells.items():
         edges = sorted({0, len(pairs), *(cut for cut in cuts if 0 < cut < len(pairs))})
