@@ -44,6 +44,7 @@ CELL = Cell("smollm2-shape", "ioi", "atp")
 TEMPLATES = 34
 MANY_CHUNKS, MANY_CHUNK_PAIRS = 3000, 620
 LENGTHS = (18, 19, 20, 21, 22)
+NO_SECRET = "any"  # noqa: S105 - the benchmark's server asks for none
 FAR_SECONDS = 0.03
 """How long an object store waits before every answer: what one in the same region takes for a small object."""
 AGREE = 1e-6
@@ -151,13 +152,12 @@ def _from_afar(run: Path) -> tuple[float, int]:
         [sys.executable, "-m", "benchmarks.distant_store", str(run.parent), str(FAR_SECONDS)],
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
     ) as server:  # fmt: skip
-        assert server.stdout is not None
-        url = server.stdout.readline().strip()
+        url = server.stdout.readline().strip() if server.stdout else ""
         seconds, _ = _command(
             "moments", f"s3://bucket/{run.name}", AWS_ENDPOINT_URL=url, AWS_ACCESS_KEY_ID="any",
-            AWS_SECRET_ACCESS_KEY="any", AWS_REGION="us-east-1", AWS_EC2_METADATA_DISABLED="true",
+            AWS_SECRET_ACCESS_KEY=NO_SECRET, AWS_REGION="us-east-1", AWS_EC2_METADATA_DISABLED="true",
         )  # fmt: skip
-        with urllib.request.urlopen(f"{url}/-requests") as answer:
+        with urllib.request.urlopen(f"{url}/-requests") as answer:  # noqa: S310 - a server of ours
             return seconds, int(answer.read())
 
 
@@ -229,7 +229,8 @@ def render(where: str, found: Found, n_pairs: int, chunk_pairs: int) -> str:
         f"`compare` with a run of the same pairs, pair by pair, {2 * found.rows / 1e6:,.0f} million rows: "
         f"**{found.compared:.1f} s**, {found.peak['compare']:.2f} GB (target: 10 s).\n\n"
         f"Moments and strata are {found.moment_bytes / found.score_bytes:.1%} of the bytes of the scores "
-        f"(target: at most 5%), with {TEMPLATES} templates. Targets: from moments at least 5 times as fast as DuckDB, from rows no slower.\n"
+        f"(target: at most 5%), with {TEMPLATES} templates. Targets: from moments at least 5 times as fast as DuckDB, "
+        "from rows no slower.\n"
     )
 
 

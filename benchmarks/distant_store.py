@@ -1,7 +1,7 @@
 """A folder as an object store that is far away: every answer comes after a delay.
 
-It answers what reading a run and writing a few small objects takes of S3's protocol, one process, no signatures checked.
-Run as ``python -m benchmarks.distant_store FOLDER SECONDS``; it prints its address, and serves until its input ends.
+It knows of S3's protocol what reading a run and writing a few small objects takes, and checks no signature. Run as
+``python -m benchmarks.distant_store FOLDER SECONDS``; it prints its address, and serves until its input ends.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class DistantStore:
             while line := await reader.readline():
                 method, target, _ = line.decode().split()
                 headers = {}
-                while (header := (await reader.readline()).decode().strip()):
+                while header := (await reader.readline()).decode().strip():
                     name, _, value = header.partition(":")
                     headers[name.lower()] = value.strip()
                 body = await reader.readexactly(int(headers.get("content-length", 0)))
@@ -50,28 +50,20 @@ class DistantStore:
         finally:
             writer.close()
 
-    def _answer(self, method: str, target: str, headers: dict[str, str], body: bytes) -> tuple[int, dict[str, str], bytes]:
+    def _answer(
+        self, method: str, target: str, headers: dict[str, str], body: bytes
+    ) -> tuple[int, dict[str, str], bytes]:
         url = urlsplit(target)
+        path = self.folder / unquote(url.path).lstrip("/").partition("/")[2]
         if url.path == "/-requests":
             return 200, {}, str(self.n_requests).encode()
-        key = unquote(url.path).lstrip("/").partition("/")[2]
-        path = self.folder / key
         if method == "GET" and "list-type=2" in url.query:
             return 200, {"Content-Type": "application/xml"}, self._list(parse_qs(url.query, keep_blank_values=True))
         if method == "PUT":
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(body)
             return 200, {"ETag": '"0"'}, b""
-        if not path.is_file():
-            return 404, {}, b""
-        facts = {"Last-Modified": formatdate(path.stat().st_mtime, usegmt=True), "ETag": '"0"'}
-        if method == "HEAD":
-            return 200, facts | {"Content-Length": str(path.stat().st_size)}, b""
-        data = path.read_bytes()
-        if asked := headers.get("range", "").removeprefix("bytes="):
-            first, _, last = asked.partition("-")
-            return 206, facts, data[int(first) : int(last) + 1]
-        return 200, facts, data
+        return _read(path, headers, with_content=method == "GET") if path.is_file() else (404, {}, b"")
 
     def _list(self, query: dict[str, list[str]]) -> bytes:
         prefix, after = (query.get(name, [""])[0] for name in ("prefix", "continuation-token"))
@@ -101,6 +93,17 @@ class DistantStore:
             f"<?xml version='1.0'?><ListBucketResult><IsTruncated>{str(more).lower()}</IsTruncated><KeyCount>"
             f"{len(page) + len(folders)}</KeyCount>{token}{contents}</ListBucketResult>"
         ).encode()
+
+
+def _read(path: Path, headers: dict[str, str], *, with_content: bool) -> tuple[int, dict[str, str], bytes]:
+    facts = {"Last-Modified": formatdate(path.stat().st_mtime, usegmt=True), "ETag": '"0"'}
+    if not with_content:
+        return 200, facts | {"Content-Length": str(path.stat().st_size)}, b""
+    data = path.read_bytes()
+    if asked := headers.get("range", "").removeprefix("bytes="):
+        first, _, last = asked.partition("-")
+        return 206, facts, data[int(first) : int(last) + 1]
+    return 200, facts, data
 
 
 async def _main(folder: Path, delay: float) -> None:

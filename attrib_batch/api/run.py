@@ -144,10 +144,10 @@ class Run:
             **cell: as for `scores`.
 
         Returns:
-            ``model, dataset, method, component, layer, head, mean, sem, low, high, mean_normalized, survives, n_pairs``:
-            the mean score over pairs, its standard error and its 95 % interval, in metric units; the mean as a share of
-            the gap between the prompts; whether it differs from 0 at a false discovery rate of 5 % among the heads of
-            its map (null for magnitudes and for one unit), as in `heads`.
+            ``model, dataset, method, component, layer, head``; ``mean, sem, low, high``, the mean score over pairs, its
+            standard error and its 95 % interval, in metric units; ``mean_normalized``, the mean as a share of the gap
+            between the prompts; ``survives``, whether it differs from 0 at a false discovery rate of 5 % among the
+            heads of its map (null for magnitudes and for one unit), as in `heads`; ``n_pairs``.
 
         Raises:
             ValueError: no row is there or of that role; the message says what there is.

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from attrib_batch.tables.strata import Range
 
 JOINED_PAIRS = 16_384
-"""Pairs from which on a file of joined strata is long enough: of a few thousand heads in tens of templates it then takes
-a few thousandths of what their scores take."""
+"""Pairs from which on a file of joined strata is long enough: with tens of templates it then takes a few thousandths of
+what the scores take."""
 
 _PENDING_ROWS = 500_000
 

@@ -29,8 +29,8 @@ _PLACES_OF_PAGES = (9, 10, 11, 14)  # of a column chunk's meta data: data, index
 
 
 FAST, SMALL = 1, 9
-"""Levels of zstd. What is beside a chunk's scores is up to a tenth smaller at the latter; scores are not, and take twice
-as long."""
+"""Levels of zstd. What is beside a chunk's scores is up to a tenth smaller at the latter; scores are not, and take
+twice as long."""
 
 
 def encode_parquet(table: pa.Table, *, level: int = SMALL) -> pa.Buffer:

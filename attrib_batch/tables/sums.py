@@ -214,7 +214,7 @@ def _table(groups: Sequence[Sequence[_Rows]], schema: pa.Schema) -> pa.Table:
 
 
 def _coded(names: str | Sequence[str] | None, codes: dict[str, int]) -> np.ndarray:
-    """Return the codes of a name, or of one for each stratum, shape (stratum, 1); -1 for none. New ones get the next."""
+    """Return the codes of a name, or of one for each stratum, shape (stratum, 1); -1 for none."""
     several = [names] if names is None or isinstance(names, str) else names
     found = [-1 if name is None else codes.setdefault(name, len(codes)) for name in several]
     return np.array(found, dtype=np.int32)[:, None]

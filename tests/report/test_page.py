@@ -11,6 +11,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import polars as pl
 import pytest
 import yaml
 
@@ -21,6 +22,7 @@ from attrib_batch.report.page import read_material, render
 from attrib_batch.spec import Cell
 from attrib_batch.spec.job_file import parse_spec
 from attrib_batch.storage.store import Store
+from tests.support.synthetic_report import stability_frame
 from tests.support.synthetic_run import Failure, IoiLike, Pair, write_manifest, write_run
 
 if TYPE_CHECKING:
@@ -125,6 +127,23 @@ def test_maps_of_heads_share_one_colour_scale(page: str) -> None:
     limits = {specs[f"cell-0-z-{name}"]["limit"] for name in ("answer", "role-0", "role-1", "all")}
     assert len(limits) == 1
     assert specs["sweep-z-0"]["limit"] == specs["sweep-z-1"]["limit"]
+
+
+def test_curves_of_stability_stand_side_by_side(out: Path) -> None:
+    """One figure, with a curve for each cell that has one; its numbers are those of the table."""
+    material = read_material(Store(out))
+    table = stability_frame([CELL, OTHER])
+    other = pl.col("method") == OTHER.method
+    table = table.filter(~other | (pl.col("n_pairs") <= 64)).with_columns(pl.col("overlap") - 0.1 * other)
+    page = render(replace(material, stability=table))
+    traces = data(page)["figures"]["sweep-z-stability"]["data"]
+    assert [trace["name"] for trace in traces] == [CELL.method, OTHER.method]
+    assert [trace["x"] for trace in traces] == [[16, 32, 64, 128, 256, 500], [16, 32, 64]]
+    assert traces[1]["y"] == pytest.approx([0.5, 0.62, 0.71])
+    assert len({trace["line"]["color"] for trace in traces}) == 2
+    one = render(replace(material, stability=stability_frame([CELL])))
+    assert "sweep-z-stability" not in figures(one)
+    assert "cell-0-z-stability" in figures(one)
 
 
 def test_positive_is_blue_as_in_the_tutorial(page: str) -> None:

@@ -198,9 +198,7 @@ def _reader(side: Side, pairs: pl.DataFrame, part: str, components: set[str]) ->
     return read
 
 
-def _load(
-    rows: pl.DataFrame, read_a: _Read, read_b: _Read, match: Match, threads: Executor
-) -> _Batch:
+def _load(rows: pl.DataFrame, read_a: _Read, read_b: _Read, match: Match, threads: Executor) -> _Batch:
     """Read the values of some pairs (``pair_id, unit, part, part_b``), both sides at the same time."""
     pieces: dict[Place, list[tuple[np.ndarray, np.ndarray, np.ndarray, _Keys]]] = {}
     for (part_a, part_b), here in rows.group_by("part", "part_b", maintain_order=True):

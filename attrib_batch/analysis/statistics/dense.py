@@ -26,9 +26,7 @@ class _UnevenError(Exception):
     """Pairs do not all have the same components, layers and heads."""
 
 
-def read_dense(
-    cell: Cell, part: Part, at: str | Sequence[str], between: tuple[int, int] | None = None
-) -> DenseChunk:
+def read_dense(cell: Cell, part: Part, at: str | Sequence[str], between: tuple[int, int] | None = None) -> DenseChunk:
     """Read a part.
 
     Args:

@@ -242,9 +242,7 @@ class _ChunkResult:
         parts, sums = ScoreParts(self.batches), moment_pieces(self.batches)
         # First, since these are the longest pieces.
         pieces = [threads.submit(sums.compute, index) for index in range(len(sums))]
-        files = [
-            threads.submit(lambda part=part: encode_parquet(parts.table(part), level=FAST)) for part in range(len(parts))
-        ]
+        files = threads.map(lambda part: encode_parquet(parts.table(part), level=FAST), range(len(parts)))
         # Tasks begin in turn: when this one does, it waits at most for pieces that other threads are at.
         summed = threads.submit(
             lambda: [encode_parquet(shortened(table)) for table in sums.tables([piece.result() for piece in pieces])]
@@ -255,7 +253,7 @@ class _ChunkResult:
         return parts.n_rows, commit_chunk(
             store,
             chunk,
-            scores=join_parquet([file.result() for file in files]),
+            scores=join_parquet(list(files)),
             baselines=baselines.result(),
             failures=failure_rows(self.failures),
             moments=moments,

@@ -12,6 +12,7 @@ import polars as pl
 from attrib_batch import analysis
 from attrib_batch.report.drawing.maps import Axis, Detail, Figure, MapAxes, Target, draw_map, largest, picked
 from attrib_batch.report.sections.ranking import at_best
+from attrib_batch.report.sections.stability import draw_cells
 from attrib_batch.report.sections.where import count_pairs
 from attrib_batch.spec import Cell
 
@@ -72,6 +73,8 @@ class SweepComponent:
     maps: list[Figure]
     differences: list[Figure]
     correlations: RankCorrelations
+    stability: Figure | None
+    """How many pairs are enough, of all cells."""
     paired: bool
     """Whether the differences have intervals of their own."""
     left_out: int
@@ -84,7 +87,12 @@ class SweepComponent:
     @property
     def size(self) -> int:
         """Characters of figures."""
-        return sum(figure.size for figure in (*self.maps, *self.differences))
+        return sum(figure.size for figure in self.figures)
+
+    @property
+    def figures(self) -> list[Figure]:
+        """All figures."""
+        return [*self.maps, *self.differences, *([self.stability] if self.stability else [])]
 
 
 @dataclass(frozen=True)
@@ -99,14 +107,11 @@ class Sweep:
         return sum(component.size for component in self.components)
 
 
-def comparison_of(store: Store, summary: Summary) -> Compare | None:
-    """Return what compares two cells of a run head by head; None where this release cannot.
+def comparison_of(store: Store, summary: Summary) -> Compare:
+    """Return what compares two cells of a run head by head.
 
     It gives None for cells that cannot be compared, and for those of so many pairs that a page would take long.
     """
-    compare = getattr(analysis, "compare", None)
-    if not callable(compare):
-        return None
     columns = summary.baselines.select("model", "dataset", "method", "scored").iter_rows()
     scored = {Cell(model, dataset, method): count for model, dataset, method, count in columns}
 
@@ -114,10 +119,9 @@ def comparison_of(store: Store, summary: Summary) -> Compare | None:
         if max(scored[a], scored[b]) > MOST_COMPARED_PAIRS:
             return None
         try:
-            frame: pl.DataFrame = compare(store, a, b, normalized=normalized)
+            return analysis.compare(store, a, b, normalized=normalized)
         except ValueError:
             return None
-        return frame
 
     return compared
 
@@ -133,6 +137,7 @@ def build_component(
     cells: Sequence[SweptCell],
     detail: Detail,
     compare: Compare | None = None,
+    stability: pl.DataFrame | None = None,
 ) -> SweepComponent:
     """Compare the cells that have scores of a component with heads.
 
@@ -141,6 +146,7 @@ def build_component(
         cells: at least two.
         detail: at ``CORE`` there are no difference maps, below ``FULL`` no intervals.
         compare: gives the differences of two cells with intervals; without it, differences of means are drawn.
+        stability: the summary of that name.
     """
     limits: dict[str, float] = {}
     for cell in cells:
@@ -159,11 +165,17 @@ def build_component(
             _difference_map(name, pair, rows, limit, detail) for pair, (rows, _) in zip(drawn, found, strict=True)
         ],
         correlations=_correlations(cells),
+        stability=None if stability is None else _stability(name, cells, stability),
         paired=bool(found) and all(certain for _, certain in found),
         left_out=len(pairs) - len(drawn),
         mixed_places=len({cell.at for cell in cells}) > 1,
         turned=len({cell.sign for cell in cells}) > 1,
     )
+
+
+def _stability(name: str, cells: Sequence[SweptCell], table: pl.DataFrame) -> Figure | None:
+    ranked = [(cell.label, cell.cell, str(cell.heads.item(0, "scope"))) for cell in cells]
+    return draw_cells(table, ranked, name, f"sweep-{name}-stability")
 
 
 def swept(index: int, cell: Cell, label: str, heads: pl.DataFrame, **more: Any) -> SweptCell:
