@@ -97,11 +97,16 @@ class PairValues:
         return units, n_pairs.astype(np.float64), np.add.reduceat(self.values[order], first, axis=0)
 
 
-def pair_values(chunk: DenseChunk, layers: slice = ALL_LAYERS) -> Iterator[PairValues]:
-    """Yield the values of all pairs of a chunk in every scope, of some layers."""
+def pair_values(chunk: DenseChunk) -> Iterator[PairValues]:
+    """Yield the values of all pairs of a chunk in every scope."""
     for component in chunk.heads:
-        yield from head_values(chunk, component, layers)
-        yield from _by_position(chunk, component, layers)
+        yield from component_values(chunk, component)
+
+
+def component_values(chunk: DenseChunk, component: str, layers: slice = ALL_LAYERS) -> Iterator[PairValues]:
+    """Yield those of one component, of some layers."""
+    yield from head_values(chunk, component, layers)
+    yield from _by_position(chunk, component, layers)
 
 
 def head_values(chunk: DenseChunk, component: str, layers: slice = ALL_LAYERS) -> Iterator[PairValues]:

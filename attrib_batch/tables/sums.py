@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
-from attrib_batch.tables.dense import pair_values
+from attrib_batch.tables.dense import component_values
 from attrib_batch.tables.moments import MOMENTS, STRATA, Scope, StratumKind
 
 if TYPE_CHECKING:
@@ -22,12 +22,13 @@ if TYPE_CHECKING:
     from attrib_batch.tables.dense import DenseChunk, PairFacts, PairValues
 
 _PIECE_VALUES = 400_000
-"""About as many scores as a piece adds up, over its pairs."""
+_SINGLE_PIECE_VALUES = 8_000_000
+"""Where one thread computes all pieces, they are only so small that memory stays small."""
 
 
 def chunk_moments(chunk: DenseChunk) -> tuple[pa.Table, pa.Table]:
     """Compute the moments of a chunk; return tables of the schemas `MOMENTS` and `STRATA`."""
-    pieces = MomentPieces(chunk)
+    pieces = MomentPieces(chunk, _SINGLE_PIECE_VALUES)
     return pieces.tables([pieces.compute(index) for index in range(len(pieces))])
 
 
@@ -47,15 +48,22 @@ Piece = tuple["list[_Rows]", "list[_Rows]"]
 class MomentPieces:
     """The moments of a chunk in pieces, which may be computed at the same time."""
 
-    def __init__(self, chunk: DenseChunk) -> None:
-        """Cut a chunk; nothing is computed yet."""
+    def __init__(self, chunk: DenseChunk, piece_values: int | None = None) -> None:
+        """Cut a chunk; nothing is computed yet.
+
+        Args:
+            chunk: the chunk.
+            piece_values: about as many scores as a piece adds up, over its pairs; where absent, so few that several
+                threads have something to do.
+        """
+        piece_values = piece_values or _PIECE_VALUES
         self._chunk = chunk
         self._sums = _Sums(chunk.facts)
         self._pieces: list[tuple[str, slice]] = []
         for component in chunk.heads if len(chunk.facts.pair_id) else ():
             n_layers = chunk.blocks[0].scores[component].shape[1]
             size = sum(block.scores[component].size for block in chunk.blocks)
-            step = -(-n_layers // max(1, min(n_layers, round(size / _PIECE_VALUES))))
+            step = -(-n_layers // max(1, min(n_layers, round(size / piece_values))))
             self._pieces += [(component, slice(first, first + step)) for first in range(0, n_layers, step)]
 
     def __len__(self) -> int:
@@ -65,10 +73,8 @@ class MomentPieces:
     def compute(self, index: int) -> Piece:
         """Compute a piece; to be given to `tables`."""
         component, layers = self._pieces[index]
-        chunk = self._chunk
         moments, strata = [], []
-        only = type(chunk)(chunk.facts, chunk.blocks, chunk.roles, {component: chunk.heads[component]})
-        for found in pair_values(only, layers):
+        for found in component_values(self._chunk, component, layers):
             n_keys = len(found.layer)
             sums = self._sums.of(found.pairs, found.values) | self._sums.extremes(found.pairs, found.values)
             moments.append(_Rows(_keys(found) | sums, (1, n_keys)))

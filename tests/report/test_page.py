@@ -18,6 +18,7 @@ import yaml
 from attrib_batch.analysis import heatmap, read_summary
 from attrib_batch.errors import RequestError
 from attrib_batch.report import write_report
+from attrib_batch.report.formats import plain, signed
 from attrib_batch.report.page import read_material, render
 from attrib_batch.spec import Cell
 from attrib_batch.spec.job_file import parse_spec
@@ -315,6 +316,37 @@ def test_a_sweep_that_outgrows_the_page_is_shown_in_less_detail(out: Path) -> No
     assert counts[0] == counts[1] > counts[2] > counts[3]
     assert "hovering shows means only" in visible(render(material, budget=9_000))
     assert "more maps than one page can hold" in visible(page)
+
+
+def test_the_layers_of_the_residual_stream_are_no_parts_of_a_sum(tmp_path: Path) -> None:
+    """Each contains what is below it; those of MLPs are parts."""
+    scores = {name: np.ones((12, 3)) + np.arange(3) for name in ("resid_post", "mlp_out")}
+    write_run(tmp_path, {CELL: [Pair(i, scores) for i in range(3)]})
+    text = visible(write_report(tmp_path).read_text(encoding="utf-8"))
+    assert text.count("The strongest layer is") + text.count("the strongest layer is") == 2
+    assert text.count("The five strongest hold") == 1
+
+
+def test_a_cell_without_a_scored_pair_has_a_dash_for_each_mean(tmp_path: Path) -> None:
+    write_run(tmp_path, {CELL: [Pair(0, {"z": np.ones((1, 1, 2))})], OTHER: []})
+    page = write_report(tmp_path).read_text(encoding="utf-8")
+    assert "\N{EN DASH} ±" not in visible(page)
+    assert "± \N{EN DASH}" in visible(page)  # of one pair there is no spread
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [
+        (0.0, "+0.000"),
+        (0.00051, "+0.001"),
+        (-0.00042, "\N{MINUS SIGN}0.0004"),
+        (3e-7, "+3e\N{MINUS SIGN}07"),
+        (-1.5, "\N{MINUS SIGN}1.500"),
+    ],
+)
+def test_a_number_is_0_only_where_it_is(value: float, shown: str) -> None:
+    assert signed(value) == shown
+    assert plain(abs(value)) == shown.lstrip("+\N{MINUS SIGN}")
 
 
 def test_a_stale_summary_is_renewed(tmp_path: Path) -> None:

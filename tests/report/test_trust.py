@@ -85,6 +85,24 @@ def test_a_cell_of_one_chunk_has_no_curve_and_says_why(material: Material) -> No
     assert "too few chunks of pairs" in visible(render(replace(material, stability=stability_frame([OTHER]))))
 
 
+@pytest.mark.parametrize(("n_pairs", "more"), [(500, None), (128, None), (64, "That is less than 90.0%")])
+def test_one_number_of_pairs_is_no_curve(n_pairs: int, more: str | None, material: Material) -> None:
+    page = render(replace(material, stability=stability_frame([CELL]).filter(n_pairs=n_pairs)))
+    text = visible(page)
+    assert f"Samples of {n_pairs} pairs share" in text
+    assert "pairs on they share" not in text
+    assert "Even those of" not in text
+    assert ("That is less than" in text) == (more is not None)
+    assert "cell-0-z-stability" not in figures(page)
+
+
+def test_the_fewest_pairs_that_were_compared_may_be_enough(material: Material) -> None:
+    table = stability_frame([CELL]).filter(pl.col("n_pairs") >= 128)
+    text = visible(render(replace(material, stability=table)))
+    assert "Even those of 128 pairs, the fewest that were compared, share 90.0% or more." in text
+    assert "pairs on they share" not in text
+
+
 def test_too_few_pairs_are_called_so(material: Material) -> None:
     few = stability_frame([CELL]).filter(pl.col("n_pairs") < 100)
     text = visible(render(replace(material, stability=few)))

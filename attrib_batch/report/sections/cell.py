@@ -66,7 +66,7 @@ class ComponentSection:
     @property
     def figures(self) -> list[Figure]:
         """All figures."""
-        more = [self.stability.figure] if self.stability else []
+        more = [self.stability.figure] if self.stability and self.stability.figure else []
         return [*self.answer, *self.where.figures, *more, *(found.figure for found in self.strata)]
 
     def without_figures(self) -> ComponentSection:

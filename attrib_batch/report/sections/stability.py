@@ -39,7 +39,8 @@ class Stability:
     """The agreement of subsamples of one component's heads."""
 
     sentence: str
-    figure: Figure
+    figure: Figure | None
+    """None where there is one number of pairs alone, which is no curve."""
     rows: list[dict[str, float | int | None]]
     """The numbers of the curve."""
 
@@ -54,13 +55,14 @@ def build_stability(
     if curve.is_empty():
         return None
     found = curve.select(_COLUMNS).to_dicts()
-    return Stability(_sentence(found, ranking.kind), plot(_curve(curve), _words(div_id, found)), found)
+    figure = plot(_curve(curve), _words(div_id, found)) if len(found) > 1 else None
+    return Stability(_sentence(found, ranking.kind), figure, found)
 
 
 def draw_cells(
     table: pl.DataFrame, cells: Sequence[tuple[str, Cell, str]], component: str, div_id: str
 ) -> Figure | None:
-    """Draw the curves of several cells in one figure; None where fewer than two have one.
+    """Draw the curves of several cells in one figure; None where fewer than two have one, or all are of one point.
 
     Args:
         table: the ``stability`` summary.
@@ -70,7 +72,7 @@ def draw_cells(
     """
     curves = [(label, _curve_of(table, cell, component, scope)) for label, cell, scope in cells]
     curves = [(label, curve) for label, curve in curves if len(curve)]
-    if len(curves) < 2:
+    if len(curves) < 2 or max(len(curve) for _, curve in curves) < 2:
         return None
     traces = []
     for index, (label, curve) in enumerate(curves):
@@ -152,6 +154,11 @@ def _sentence(rows: list[dict[str, float | int | None]], kind: str) -> str:
     # From where on it stays above, not where it first happens to be.
     below = [row["n_pairs"] or 0 for row in rows if (row["overlap"] or 0) < _ENOUGH]
     enough = [row["n_pairs"] or 0 for row in rows if (row["n_pairs"] or 0) > max(below, default=0)]
+    if not below:
+        if len(rows) == 1:
+            return found
+        fewest = f"those of {enough[0]:,} pairs, the fewest that were compared"
+        return f"{found} Even {fewest}, share {percent(_ENOUGH)} or more."
     if enough:
         return f"{found} From {enough[0]:,} pairs on they share at least {percent(_ENOUGH)}."
     return f"{found} That is less than {percent(_ENOUGH)}: more pairs would change which {kind}s are named."
