@@ -147,6 +147,18 @@ def test_curves_of_stability_stand_side_by_side(out: Path) -> None:
     assert "cell-0-z-stability" in figures(one)
 
 
+def test_cells_without_a_difference_are_named_and_not_drawn(tmp_path: Path) -> None:
+    """Differences are none up to the rounding of float32; a real one is drawn."""
+    pairs = IoiLike(layers=4, heads=3).pairs(8)
+    nearly = [replace(pair, scores={"z": pair.scores["z"] * (1 + 1e-7)}) for pair in pairs]
+    third = Cell("gpt2", "ioi", "third")
+    other = [replace(pair, scores={"z": pair.scores["z"] * 1.01}) for pair in pairs]
+    write_run(tmp_path, {CELL: pairs, OTHER: nearly, third: other})
+    page = write_report(tmp_path).read_text(encoding="utf-8")
+    assert [name for name in figures(page) if name.startswith("difference")] == ["difference-z-2-0"]
+    assert "every mean is the same up to rounding: second and atp." in visible(page)
+
+
 def test_positive_is_blue_as_in_the_tutorial(page: str) -> None:
     assert 'const light = { scale: ["rgb(103,0,31)"' in page
     assert '"rgb(5,48,97)"], ink' in page

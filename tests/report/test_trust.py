@@ -185,10 +185,21 @@ def test_one_cell_has_nothing_to_be_compared_with(material: Material) -> None:
 
 def test_noising_is_turned_where_it_is_compared_with_denoising(tmp_path: Path) -> None:
     pairs = IoiLike(layers=4, heads=3).pairs(8)
+    halves = [replace(pair, scores={"z": -0.5 * pair.scores["z"]}) for pair in pairs]
+    material = replace(material_of(tmp_path / "halves", {CELL: pairs, OTHER: halves}), compare=None)
+    material.manifest.job["methods"][1]["direction"] = "noise"
+    page = render(material)
+    means = drawn_matrix(page, "sweep-z-0")
+    np.testing.assert_allclose(drawn_matrix(page, "difference-z-1-0"), -0.5 * means, atol=1e-7)
+    assert "both are turned so that what brings about the clean behaviour is positive" in visible(page)
+    assert "1 atp 1.00 1.00" in visible(page)
+
+
+def test_noising_that_is_denoising_of_the_mirrors_has_no_map_of_differences(tmp_path: Path) -> None:
+    pairs = IoiLike(layers=4, heads=3).pairs(8)
     mirrored = [replace(pair, scores={"z": -pair.scores["z"]}) for pair in pairs]
     material = replace(material_of(tmp_path, {CELL: pairs, OTHER: mirrored}), compare=None)
     material.manifest.job["methods"][1]["direction"] = "noise"
     page = render(material)
-    np.testing.assert_allclose(drawn_matrix(page, "difference-z-1-0"), np.zeros((4, 3)), atol=1e-7)
-    assert "both are turned so that what brings about the clean behaviour is positive" in visible(page)
-    assert "1 atp 1.00 1.00" in visible(page)
+    assert "difference-z-1-0" not in figures(page)
+    assert "noising of one is denoising of the other: " in visible(page)

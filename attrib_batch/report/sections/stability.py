@@ -76,7 +76,13 @@ def draw_cells(
         return None
     traces = []
     for index, (label, curve) in enumerate(curves):
-        line = {"color": _COLOURS[index % len(_COLOURS)], "width": 2, "dash": _DASHES[index // len(_COLOURS) % 4]}
+        # Curves may coincide, as those of noising and denoising do where pairs are mirrored: those behind are broader.
+        behind = 1 - index / (len(curves) - 1)
+        line = {
+            "color": _COLOURS[index % len(_COLOURS)],
+            "width": 1.5 + 3 * behind,
+            "dash": _DASHES[index // len(_COLOURS) % len(_DASHES)],
+        }
         name = html.escape(shown(label))
         traces.append(
             go.Scatter(
@@ -86,7 +92,7 @@ def draw_cells(
                 name=name,
                 mode="lines+markers",
                 line=line,
-                marker={"size": 6, "symbol": _SYMBOLS[index % len(_SYMBOLS)]},
+                marker={"size": 5 + 8 * behind, "symbol": _SYMBOLS[index % len(_SYMBOLS)]},
                 hovertemplate=(
                     f"<b>{name}</b><br>%{{x:,}} pairs: %{{y:.1%}} of the top %{{customdata[0]:d}}"
                     "<br>95% of samples %{customdata[1]:.1%} to %{customdata[2]:.1%}<extra></extra>"

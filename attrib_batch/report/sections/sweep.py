@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 MOST_COMPARED_PAIRS = 2_000
 """Of a cell; more are compared by their means alone, as pairs are read for it."""
+_ROUNDING = 1e-5
+"""Differences up to this share of the largest mean are none: scores are stored in float32."""
 MOST_DIFFERENCES = 24
 """Difference maps of one component; a larger sweep has the others in its summary."""
 
@@ -79,6 +81,8 @@ class SweepComponent:
     """Whether the differences have intervals of their own."""
     left_out: int
     """Difference maps that are not drawn."""
+    same: list[str]
+    """Pairs of cells without a difference, in words."""
     mixed_places: bool
     """Whether cells are ranked at different places."""
     turned: bool
@@ -155,19 +159,20 @@ def build_component(
         )
     maps = [_map(name, cell, limits[cell.quantity.label], detail) for cell in cells]
     pairs = [] if detail is Detail.CORE else list(_neighbours(cells))
-    drawn = pairs[:MOST_DIFFERENCES]
-    found = [_difference(a, b, compare) for a, b in drawn]
-    limit = max((largest(rows) for rows, _ in found), default=0.0)
+    considered = pairs[:MOST_DIFFERENCES]
+    compared = [(pair, *_difference(*pair, compare)) for pair in considered]
+    noise = _ROUNDING * max(limits.values(), default=0.0)
+    found = [item for item in compared if largest(item[1]) > noise]
+    limit = max((largest(rows) for _, rows, _ in found), default=0.0)
     return SweepComponent(
         name=name,
         maps=maps,
-        differences=[
-            _difference_map(name, pair, rows, limit, detail) for pair, (rows, _) in zip(drawn, found, strict=True)
-        ],
+        differences=[_difference_map(name, pair, rows, limit, detail) for pair, rows, _ in found],
         correlations=_correlations(cells),
         stability=None if stability is None else _stability(name, cells, stability),
-        paired=bool(found) and all(certain for _, certain in found),
-        left_out=len(pairs) - len(drawn),
+        paired=bool(found) and all(certain for *_, certain in found),
+        left_out=len(pairs) - len(considered),
+        same=[f"{a.label} and {b.label}" for (a, b), rows, _ in compared if largest(rows) <= noise],
         mixed_places=len({cell.at for cell in cells}) > 1,
         turned=len({cell.sign for cell in cells}) > 1,
     )
