@@ -75,7 +75,7 @@ def _joined(store: Store, cell: Cell, block: list[Range]) -> pa.Table:
     pending: list[pl.DataFrame] = []
     for frame in read_ahead(read, block):
         pending.append(frame)
-        if len(pending) > 1 and sum(map(len, pending)) > _PENDING_ROWS:
+        if sum(map(len, pending[1:])) > max(_PENDING_ROWS, len(pending[0])):
             pending = [merge_strata(pl.concat(pending), STRATUM_KEYS)]
     merged = merge_strata(pl.concat(pending), STRATUM_KEYS).sort(STRATUM_KEYS, nulls_last=True)
     return shortened(merged.to_arrow(compat_level=pl.CompatLevel.oldest()).cast(STRATA))
