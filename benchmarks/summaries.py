@@ -1,4 +1,4 @@
-"""``python -m benchmarks.summaries VARIANT RUN``: summarise a run once, and print seconds and peak memory.
+"""``python -m benchmarks.summaries VARIANT RUN [OTHER]``: summarise or compare once, and print seconds and peak memory.
 
 A module of its own: the process must hold nothing but what the variant needs.
 """
@@ -54,13 +54,22 @@ def by_duckdb(out: Path) -> Any:
     return connection
 
 
-def compute(what: str, out: Path) -> float:
+def compute(what: str, out: str, other: str | None = None) -> float:
     """Compute one variant; return its seconds."""
+    if other is not None:
+        import scipy.stats  # noqa: F401 - not what is timed
+
+        from attrib_batch.analysis import compare
+
+        started = time.perf_counter()
+        if not compare(out, {}, {}, other).get_column("paired").all():
+            raise SystemExit("the runs have no pairs in common")
+        return time.perf_counter() - started
     if what == "duckdb":
         import duckdb  # noqa: F401 - not what is timed
 
         started = time.perf_counter()
-        by_duckdb(out).execute("select count(*), sum(mean), sum(sem) from statistics").fetchall()
+        by_duckdb(Path(out)).execute("select count(*), sum(mean), sum(sem) from statistics").fetchall()
         return time.perf_counter() - started
     from attrib_batch.analysis import summarize
 
@@ -76,4 +85,4 @@ def peak_gigabytes() -> float:
 
 
 if __name__ == "__main__":
-    print(compute(sys.argv[1], Path(sys.argv[2])), peak_gigabytes())
+    print(compute(*sys.argv[1:]), peak_gigabytes())

@@ -19,6 +19,7 @@ import numpy as np
 from attrib_batch.attribution.engine import ScoredBatch
 from attrib_batch.attribution.scores import BatchScores
 from attrib_batch.execution.scheduling.assignment import Assignment
+from attrib_batch.execution.strata import JOINED_PAIRS, join_strata
 from attrib_batch.execution.workers.task import TaskResults
 from attrib_batch.models.load import load_tokenizer
 from attrib_batch.models.sources import find_model
@@ -36,8 +37,12 @@ from benchmarks.rounds import Timings, alternate
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from attrib_batch.spec import SweepSpec
+
 N_LAYERS, N_HEADS = 30, 9
 """Those of SmolLM2-135M."""
+SHARES_OF = (256, 512, 1024)
+"""Pairs of a chunk for which the bytes of sums are compared with those of scores."""
 ONE, TWO = "one thread", "two threads"
 THREADS = {ONE: 1, TWO: 2}
 
@@ -76,15 +81,7 @@ def measure(folder: Path, *, n_pairs: int, n_rounds: int) -> Writing:
     """Commit one chunk of generated IOI pairs with normal random numbers as scores, in alternating rounds."""
     pairs, texts = _encoded(n_pairs)
     batches = _scored(pairs)
-    spec = parse_spec(
-        {
-            "name": "writing",
-            "models": [{"id": "m", "prepend_bos": False}],
-            "datasets": [{"id": "d", "path": "p"}],
-            "methods": [{"id": "atp"}],
-        },
-        source="benchmark",
-    )
+    spec = _spec()
     chunk = Chunk(Cell("m", "d", "atp"), 0, n_pairs)
     cpu_seconds: dict[str, list[float]] = {name: [] for name in THREADS}
     path_seconds: dict[str, list[float]] = {name: [] for name in THREADS}
@@ -112,6 +109,44 @@ def measure(folder: Path, *, n_pairs: int, n_rounds: int) -> Writing:
     return Writing(n_pairs, n_rows, sizes, timings, cpu_seconds, path_seconds)
 
 
+def shares(folder: Path, n_pairs: int) -> tuple[float, float, float]:
+    """Write a chunk, and the same again and again as other pairs, until their strata are joined.
+
+    Returns:
+        As shares of the bytes of the scores: moments, strata beside a single chunk, and strata joined.
+    """
+    pairs, texts = _encoded(n_pairs)
+    store, cell = Store(folder), Cell("m", "d", "atp")
+    first = Chunk(cell, 0, n_pairs)
+    results = TaskResults(_spec(), Assignment((first,)), [], texts)
+    for batch in _scored(pairs):
+        results.add(results.methods[0], batch)
+    results.commit(store, seconds=0.0, model_seconds=0.0)
+    scores, moments, strata = (
+        (folder / first.path(table)).stat().st_size for table in (Table.SCORES, Table.MOMENTS, Table.STRATA)
+    )
+    n_chunks = -(-JOINED_PAIRS // n_pairs)
+    for number in range(1, n_chunks):
+        for table in (Table.SCORES, Table.MOMENTS, Table.STRATA):
+            chunk = Chunk(cell, number * n_pairs, (number + 1) * n_pairs)
+            (folder / chunk.path(table)).hardlink_to(folder / first.path(table))
+    join_strata(store, [cell])
+    [joined] = (folder / Table.STRATA).rglob("*.parquet")
+    return moments / scores, strata / scores, joined.stat().st_size / (n_chunks * scores)
+
+
+def _spec() -> SweepSpec:
+    return parse_spec(
+        {
+            "name": "writing",
+            "models": [{"id": "m", "prepend_bos": False}],
+            "datasets": [{"id": "d", "path": "p"}],
+            "methods": [{"id": "atp"}],
+        },
+        source="benchmark",
+    )
+
+
 def _encoded(n_pairs: int) -> tuple[list[EncodedPair], Mapping[int, str]]:
     spec = ModelSpec.model_validate({"id": MODEL_ID, "prepend_bos": False})
     tokenizer = load_tokenizer(spec, find_model(spec))
@@ -133,8 +168,12 @@ def _scored(pairs: Sequence[EncodedPair]) -> list[ScoredBatch]:
     return batches
 
 
-def render(where: str, found: Writing, load: float) -> str:
+def render(where: str, found: Writing, load: float, stored: Mapping[int, tuple[float, float, float]]) -> str:
     """The part of the page about writing."""
+    rows = "\n".join(
+        f"| {n_pairs:,} | {moments:.1%} | {strata:.1%} | {joined:.2%} | **{moments + joined:.1%}** |"
+        for n_pairs, (moments, strata, joined) in stored.items()
+    )
     ratio = found.timings.ratio(ONE, TWO)
     scores = found.bytes_of[Table.SCORES]
     lines = []
@@ -143,7 +182,7 @@ def render(where: str, found: Writing, load: float) -> str:
         speeds = (found.rows_per_second(name), fastest, found.rows_per_cpu_second(name))
         lines.append(f"| {name} | {' | '.join(f'{speed / 1e6:.1f}' for speed in speeds)} |")
     table = "\n".join(lines)
-    shares = ", ".join(
+    others = ", ".join(
         f"{table} {size / scores:.1%}" for table, size in found.bytes_of.items() if table is not Table.SCORES
     )
     ratios = found.undisturbed_ratios
@@ -158,7 +197,11 @@ def render(where: str, found: Writing, load: float) -> str:
         f"{min(ratios):.2f} to {max(ratios):.2f}; target 1.8): by the processor time of the thread that "
         "commits and of the writers, whose work is divided evenly. By the clock, on a machine of this load, "
         f"{ratio.median:.2f} ({ratio.low:.2f} to {ratio.high:.2f}).\n\n"
-        f"{scores / found.n_rows:.2f} bytes a row of scores. The other tables beside the scores: {shares}.\n"
+        f"{scores / found.n_rows:.2f} bytes a row of scores. The other tables of the chunk: {others}.\n\n"
+        "Sums beside the scores, as shares of their bytes, with the 34 templates of the generated pairs. Once a run is "
+        f"at its end, the strata of {JOINED_PAIRS:,} pairs are one file. Target: together at most 5 %.\n\n"
+        "| pairs a chunk | moments | strata of a chunk | strata, joined | moments and strata |\n"
+        f"| --- | --- | --- | --- | --- |\n{rows}\n"
     )
 
 
@@ -171,8 +214,9 @@ def main() -> int:
     options = parser.parse_args()
     load = os.getloadavg()[0]
     with tempfile.TemporaryDirectory() as folder:
-        found = measure(Path(folder), n_pairs=options.pairs, n_rounds=options.rounds)
-    text = render(machine.describe(), found, load)
+        found = measure(Path(folder) / "writing", n_pairs=options.pairs, n_rounds=options.rounds)
+        stored = {n_pairs: shares(Path(folder) / str(n_pairs), n_pairs) for n_pairs in SHARES_OF}
+    text = render(machine.describe(), found, load, stored)
     replace_part(options.out, "writing", text)
     print(text)
     return 0

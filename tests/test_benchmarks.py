@@ -42,8 +42,9 @@ def test_what_two_threads_bring_is_told_apart_from_what_the_machine_did() -> Non
     found = Writing(
         1024, 6_000_000, sizes, by_clock, {ONE: [0.5] * 3, TWO: [0.5] * 3}, {ONE: [0.5] * 3, TWO: [0.25] * 3}
     )
-    text = " ".join(render(".", found, 7.5).split())
+    text = " ".join(render(".", found, 7.5, {256: (0.047, 0.129, 0.002)}).split())
     assert "| one thread | 6.0 | 6.0 | 12.0 |" in text
     assert "**2.00** times as fast as one where each has a processor to itself" in text
     assert "By the clock, on a machine of this load, 1.00 (1.00 to 2.00)" in text
-    assert "2.00 bytes a row of scores. The other tables beside the scores: prompts 0.5%" in text
+    assert "2.00 bytes a row of scores. The other tables of the chunk: prompts 0.5%" in text
+    assert "| 256 | 4.7% | 12.9% | 0.20% | **4.9%** |" in text

@@ -26,7 +26,7 @@ from attrib_batch.analysis.tables import CELL, committed_parts, read_manifest, s
 from attrib_batch.spec import Component
 from attrib_batch.storage.store import Store
 from attrib_batch.tables import Table
-from attrib_batch.tables.moments import pair_values
+from attrib_batch.tables.dense import pair_values
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from attrib_batch.analysis.tables import Part
     from attrib_batch.spec import Cell
     from attrib_batch.tables import Manifest
-    from attrib_batch.tables.moments import DenseChunk
+    from attrib_batch.tables.dense import DenseChunk
 
 STRONGEST, WEAKEST = "strongest", "weakest"
 _SIGNS = {STRONGEST: 1.0, WEAKEST: -1.0}

@@ -24,7 +24,15 @@ from attrib_batch.analysis.summary import (
     SummaryPaths,
     write_summary,
 )
-from attrib_batch.analysis.tables import CELL, Part, committed_parts, failure_files, gap_or_null, read_manifest, scan
+from attrib_batch.analysis.tables import (
+    CELL,
+    committed_parts,
+    failure_files,
+    gap_or_null,
+    pairs_of_parts,
+    read_manifest,
+    scan,
+)
 from attrib_batch.errors import OutputError
 from attrib_batch.spec.registries.methods import has_magnitudes
 from attrib_batch.storage.store import Store
@@ -69,12 +77,13 @@ def summarize(out: str | Path | Store) -> SummaryPaths:
         cell, parts = entry.cell, committed_parts(store, entry.cell)
         counts = _failures(store, cell)
         failures.append(_labelled(counts, cell, FAILURES))
-        baseline = _baselines(cell, entry, parts, failed=int(counts.get_column("count").sum()))
+        pairs = pairs_of_parts(parts) if parts else scan([], Table.BASELINES)
+        baseline = _baselines(cell, entry, pairs, failed=int(counts.get_column("count").sum()))
         baselines.append(_labelled(baseline, cell, BASELINES))
         if parts:
             gap = _gap(baseline)
             at = manifest.positions_of(cell.method)
-            reduced = reduce_cell(cell, parts, gap.mean, at)
+            reduced = reduce_cell(cell, parts, pairs, gap.mean, at)
             rows = add_inference(
                 statistics(reduced.moments, KEYS, gap),
                 bootstrap_cell(cell, parts, gap, at),
@@ -124,10 +133,9 @@ def _labelled(frame: pl.DataFrame, cell: Cell, schema: pl.Schema) -> pl.DataFram
     return named.cast(schema).sort(keys, nulls_last=True)
 
 
-def _baselines(cell: Cell, entry: CellPlan, parts: list[Part], *, failed: int) -> pl.DataFrame:
+def _baselines(cell: Cell, entry: CellPlan, pairs: pl.LazyFrame, *, failed: int) -> pl.DataFrame:
     """Summarise in one row the metrics of a cell's scored pairs, and how many pairs were scored and failed."""
     clean, corrupted = pl.col("clean_metric"), pl.col("corrupted_metric")
-    pairs = scan([part.baselines for part in parts], Table.BASELINES)
     row = pairs.select(
         scored=pl.len(),
         distinct=pl.col("pair_id").n_unique(),

@@ -16,11 +16,13 @@ from polars.io.plugins import register_io_source
 
 from attrib_batch import tables
 from attrib_batch.errors import OutputError
+from attrib_batch.storage.ahead import LARGE_READS_AT_ONCE, READS_AT_ONCE, read_ahead
 from attrib_batch.storage.store import Store
 from attrib_batch.tables import Chunk, Table, parse_part_name
+from attrib_batch.tables.strata import strata_files
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Sequence
     from pathlib import Path
 
     import pyarrow as pa
@@ -42,6 +44,7 @@ class Part:
     moments: StoredFile | None = None
     """None where an earlier release committed the chunk; likewise the strata."""
     strata: StoredFile | None = None
+    """Several chunks that follow each other may have one file of strata, see `attrib_batch.tables.strata`."""
 
 
 def read_manifest(out: str | Path | Store) -> Manifest:
@@ -61,17 +64,21 @@ def committed_parts(out: str | Path | Store, cell: Cell) -> list[Part]:
         interpreted.
     """
     store = Store.parse(out)
-    there = {table: store.parts(table, cell.partition) for table in Table}
-    summed = there[Table.MOMENTS] & there[Table.STRATA]
+    there = {table: store.parts(table, cell.partition) for table in (Table.SCORES, Table.BASELINES, Table.MOMENTS)}
+    listed = store.list(f"{Table.STRATA}/{cell.partition}")
+    written = {part: file for file in listed if (part := parse_part_name(file.name)) is not None}
+    files = strata_files(
+        there[Table.SCORES] & there[Table.MOMENTS], {part: file.modified_ns for part, file in written.items()}
+    )
     parts = []
     for start, stop in sorted(there[Table.SCORES]):
         chunk = Chunk(cell, start, stop)
-        scores, baselines, moments, strata = (
-            store.file(chunk.path(table)) for table in (Table.SCORES, Table.BASELINES, Table.MOMENTS, Table.STRATA)
+        scores, baselines, moments = (
+            store.file(chunk.path(table)) for table in (Table.SCORES, Table.BASELINES, Table.MOMENTS)
         )
         complete = (start, stop) in there[Table.BASELINES]
-        if complete and (start, stop) in summed:
-            parts.append(Part(scores, baselines, moments, strata))
+        if complete and (start, stop) in files:
+            parts.append(Part(scores, baselines, moments, written[files[start, stop]]))
         elif store.count_rows(scores.relative):
             if not complete:
                 raise OutputError(f"{scores} has no baselines file: remove it and run the job again to restore both.")
@@ -100,8 +107,26 @@ def scan(files: Iterable[StoredFile], table: Table) -> pl.LazyFrame:
     return pl.scan_parquet(paths, glob=False, hive_partitioning=False).select(table.schema.names)
 
 
+def pairs_of_parts(parts: Sequence[Part]) -> pl.LazyFrame:
+    """Open the baselines of parts, without templates, with the index of its part beside every pair in ``part``.
+
+    From an object store they are read once, and held: a few tens of bytes a pair.
+    """
+    columns = [name for name in Table.BASELINES.schema.names if name != "template"]
+    if any(part.baselines.store.is_remote for part in parts):
+        tables = read_ahead(lambda part: part.baselines.store.read_table(part.baselines.relative, columns), parts)
+        frames = [from_arrow(table).with_columns(part=pl.lit(index, pl.Int64)) for index, table in enumerate(tables)]
+        return pl.concat(frames).lazy()
+    return pl.concat(
+        [
+            scan([part.baselines], Table.BASELINES).select(*columns, part=pl.lit(index, pl.Int64))
+            for index, part in enumerate(parts)
+        ]
+    )
+
+
 def _scan_objects(files: list[StoredFile], table: Table) -> pl.LazyFrame:
-    """Open a lazy frame over objects, one in memory at a time.
+    """Open a lazy frame over objects, a few in memory at a time.
 
     They are read through pyarrow and not by Polars, which would look for credentials and endpoints in places of its
     own: a run that could be written could then not be read.
@@ -111,11 +136,12 @@ def _scan_objects(files: list[StoredFile], table: Table) -> pl.LazyFrame:
         with_columns: list[str] | None, predicate: pl.Expr | None, n_rows: int | None, batch_size: int | None
     ) -> Iterator[pl.DataFrame]:
         del batch_size  # a part is small enough
-        wanted = n_rows
-        for file in files:
+        wanted, columns = n_rows, with_columns or table.schema.names
+        at_once = LARGE_READS_AT_ONCE if table is Table.SCORES or wanted is not None else READS_AT_ONCE
+        for part in read_ahead(lambda file: file.store.read_table(file.relative, columns), files, at_once):
             if wanted is not None and wanted <= 0:
                 return
-            frame = from_arrow(file.store.read_table(file.relative, with_columns or table.schema.names))
+            frame = from_arrow(part)
             if wanted is not None:
                 frame = frame.head(wanted)
                 wanted -= len(frame)

@@ -37,7 +37,9 @@ if TYPE_CHECKING:
     from attrib_batch.report.export import Exported
     from attrib_batch.tables import Manifest
 
-_TOP_COLUMNS = ("component", "layer", "head", "mean", "sem", "mean_normalized", "n_pairs")
+_TOP_COLUMNS = (
+    "component", "layer", "head", "mean", "sem", "low", "high", "mean_normalized", "survives", "n_pairs"
+)  # fmt: skip
 
 
 class Run:
@@ -146,8 +148,10 @@ class Run:
             **cell: as for `scores`.
 
         Returns:
-            ``model, dataset, method, component, layer, head, mean, sem, mean_normalized, n_pairs``: the mean score over
-            pairs and its standard error, in metric units; the mean as a share of the gap between the prompts.
+            ``model, dataset, method, component, layer, head``; ``mean, sem, low, high``, the mean score over pairs, its
+            standard error and its 95 % interval, in metric units; ``mean_normalized``, the mean as a share of the gap
+            between the prompts; ``survives``, whether it differs from 0 at a false discovery rate of 5 % among the
+            heads of its map (null for magnitudes and for one unit), as in `heads`; ``n_pairs``.
 
         Raises:
             ValueError: no row is there or of that role; the message says what there is.

@@ -17,6 +17,7 @@ from attrib_batch.execution.accounting import Tally
 from attrib_batch.execution.loop import EventLoop
 from attrib_batch.execution.planning.plan import uncommitted
 from attrib_batch.execution.planning.request import weight_bytes
+from attrib_batch.execution.strata import join_strata
 from attrib_batch.execution.workers.task import peak_memory
 from attrib_batch.ndif.keys import ndif_key
 from attrib_batch.observe.log import EventKind, Level, RunLog, log_name
@@ -162,6 +163,7 @@ class _Driver:
         try:
             with _stop_on_signal(keep_process=self._keep_process) as stop:
                 self._do_stages(stop)
+            self._join_strata()
         finally:
             self._progress.close(self._tally.snapshot(at_end=True))
             self._warn()
@@ -188,6 +190,13 @@ class _Driver:
         finally:
             if entered:
                 self._executor.__exit__()
+
+    def _join_strata(self) -> None:
+        try:
+            for stage in self._planned:
+                join_strata(stage.work.store, (plan.cell for plan in stage.cells))
+        except OutputError as error:  # every pair is committed; it is tried again when the job is
+            self._progress.note(str(error))
 
     def _begin(self, stage: PlannedStage) -> None:
         waiting = stage.n_waiting

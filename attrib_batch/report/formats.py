@@ -7,12 +7,20 @@ MISSING = "\N{EN DASH}"
 
 def signed(value: float | None, digits: int = 3) -> str:
     """Write a number with its sign, such as ``+0.321``; a dash for None."""
-    return MISSING if value is None else f"{value:+.{digits}f}".replace("-", "\N{MINUS SIGN}")
+    return MISSING if value is None else _rounded(value, digits, "+")
 
 
 def plain(value: float | None, digits: int = 3) -> str:
     """Write a number without a plus sign, such as ``0.321``; a dash for None."""
-    return MISSING if value is None else f"{value:.{digits}f}".replace("-", "\N{MINUS SIGN}")
+    return MISSING if value is None else _rounded(value, digits, "")
+
+
+def _rounded(value: float, digits: int, sign: str) -> str:
+    """Round a number; what would be no more than a signed zero keeps its first digit, such as ``+0.0004``."""
+    text = f"{value:{sign}.{digits}f}"
+    if value and not float(text):
+        text = f"{value:{sign}.1g}"
+    return text.replace("-", "\N{MINUS SIGN}")
 
 
 def count(value: int) -> str:

@@ -18,7 +18,6 @@ from attrib_batch.report.payload import page_data
 from attrib_batch.report.provenance import describe_run
 from attrib_batch.report.sections.cell import CellSection, Material, build_sections, build_sweep
 from attrib_batch.report.sections.examples import read_examples
-from attrib_batch.report.sections.stability import read_stability
 from attrib_batch.report.sections.sweep import Sweep, comparison_of
 from attrib_batch.report.sections.verification import compared_methods, read_verification
 from attrib_batch.report.wording import describe_state
@@ -78,7 +77,7 @@ def read_material(store: Store) -> Material:
         summary,
         read_verification(store, manifest),
         examples=read_examples(store, max(3, min(12, _EXAMPLE_HEADS // len(manifest.plan)))),
-        stability=read_stability(store),
+        stability=summary.stability,
         compare=comparison_of(store, summary),
     )
 

@@ -22,7 +22,7 @@ _MOST_HEADS = 2_000
 def page_data(sections: Sequence[CellSection], sweep: Sweep, summary: Summary) -> dict[str, Any]:
     """Return plain data, to be written as JSON."""
     figures = [figure for section in sections for figure in section.figures]
-    figures += [figure for component in sweep.components for figure in (*component.maps, *component.differences)]
+    figures += [figure for component in sweep.components for figure in component.figures]
     return {
         "figures": {figure.div_id: {**figure.spec, "title": figure.title} for figure in figures},
         "cells": [_cell(section, summary) for section in sections],

@@ -24,6 +24,11 @@ class Component(StrEnum):
         """Whether the activation is split over attention heads (otherwise ``head`` is null)."""
         return self in {Component.Q, Component.K, Component.V, Component.Z}
 
+    @property
+    def is_stream(self) -> bool:
+        """Whether each layer's activation contains what the layers below wrote: their effects are no parts of a sum."""
+        return self in {Component.RESID_PRE, Component.RESID_MID, Component.RESID_POST}
+
 
 @dataclass(frozen=True, order=True)
 class Cell:

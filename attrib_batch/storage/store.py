@@ -27,13 +27,16 @@ from attrib_batch.storage.objects import (
     retrying_short_reads,
     translating_errors,
 )
-from attrib_batch.storage.parquet import encode_parquet
+from attrib_batch.storage.parquet import encode_parquet, read_between
 from attrib_batch.tables import Table, parse_part_name
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
 T = TypeVar("T")
+
+WHOLE_BYTES = 1 << 20
+"""Up to this size an object is read whole, whatever is wanted of it."""
 
 
 @dataclass(frozen=True)
@@ -94,10 +97,27 @@ class Store:
         """
         return self._read(relative, lambda file: bytes(file.read()))
 
-    def read_table(self, relative: str, columns: list[str] | None = None) -> pa.Table:
-        """Read a Parquet file of the run; raises what :meth:`read_bytes` raises."""
-        # Not by a path: pyarrow would take partitions from the names of folders.
-        return self._read(relative, lambda file: pq.ParquetFile(file, pre_buffer=True).read(columns=columns))
+    def read_table(
+        self, relative: str, columns: list[str] | None = None, between: tuple[str, int, int] | None = None
+    ) -> pa.Table:
+        """Read a Parquet file of the run; raises what :meth:`read_bytes` raises.
+
+        Args:
+            relative: the file.
+            columns: which of its columns; all where None.
+            between: a column of whole numbers, and the least and the greatest that a row may have there. Row groups
+                without such rows are not read.
+        """
+
+        def read(file: Any) -> pa.Table:
+            if self.is_remote and file.size() <= WHOLE_BYTES:
+                # One request; footer and columns would be one each.
+                file = pa.BufferReader(file.read_buffer())
+            # Not by a path: pyarrow would take partitions from the names of folders.
+            parquet = pq.ParquetFile(file, pre_buffer=True)
+            return parquet.read(columns=columns) if between is None else read_between(parquet, columns, *between)
+
+        return self._read(relative, read)
 
     def count_rows(self, relative: str) -> int:
         """Count the rows of a Parquet file from its footer; raises what :meth:`read_bytes` raises."""
@@ -240,9 +260,9 @@ class StoredFile:
         """Its name within its folder."""
         return self.relative.rpartition("/")[2]
 
-    def read(self) -> pa.Table:
-        """Read it as a Parquet table; raises what `Store.read_table` raises."""
-        return self.store.read_table(self.relative)
+    def read(self, between: tuple[str, int, int] | None = None) -> pa.Table:
+        """Read it as a Parquet table; takes ``between`` and raises what `Store.read_table` takes and raises."""
+        return self.store.read_table(self.relative, between=between)
 
     def __str__(self) -> str:
         return str(self.store.path(self.relative))

@@ -10,12 +10,14 @@ from typing import Any
 
 import numpy as np
 import polars as pl
+import pyarrow as pa
 import pytest
 from scipy import stats
 
 from attrib_batch.analysis import compare, rank_correlations, summarize
 from attrib_batch.analysis.comparison.compare import COMPARISON
 from attrib_batch.spec import Cell
+from attrib_batch.storage.store import Store
 from tests.support.synthetic_run import IoiLike, Pair, write_run
 
 A, B = Cell("gpt2", "ioi", "atp"), Cell("gpt2", "ioi", "other")
@@ -134,6 +136,28 @@ def test_two_runs_of_other_chunks_orders_and_pairs(tmp_path: Path) -> None:
     one = write_run(tmp_path / "one", {A: a}, cuts=(9, 20))
     other = write_run(tmp_path / "other", {A: b}, cuts=(5, 6, 14))
     found = compare(one, {}, {}, other)
+    for place in PLACES:
+        check(found, by_hand(a, b, *place, normalized=True), *place)
+
+
+def test_only_pairs_that_both_have_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Parts and row groups of other pairs stay where they are; the result is the same."""
+    monkeypatch.setattr("attrib_batch.storage.parquet.ROW_GROUP_ROWS", 60)
+    a, b = PAIRS[:30], OTHERS[20:24]
+    one = write_run(tmp_path / "one", {A: a}, cuts=(6, 12, 18))
+    other = write_run(tmp_path / "other", {A: b})
+    read: dict[str, int] = {}
+    true = Store.read_table
+
+    def watched(store: Store, relative: str, *more: Any, **named: Any) -> pa.Table:
+        table = true(store, relative, *more, **named)
+        if relative.startswith("scores"):
+            read[relative.rpartition("/")[2]] = len(set(table["pair_id"].to_pylist()))
+        return table
+
+    monkeypatch.setattr(Store, "read_table", watched)
+    found = compare(one, {}, {}, other)
+    assert read == {"part-000000018-000000030.parquet": 4, "part-000000000-000000004.parquet": 4}
     for place in PLACES:
         check(found, by_hand(a, b, *place, normalized=True), *place)
 

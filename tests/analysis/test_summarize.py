@@ -177,9 +177,9 @@ def test_how_pairs_are_cut_into_parts_changes_nothing(
 def test_only_groups_in_several_parts_straddle(tmp_path: Path) -> None:
     pairs = some_pairs([1, 1, 2, 2, None, None])
     write_run(tmp_path, {CELL: pairs}, cuts=(3,))
-    from attrib_batch.analysis.tables import committed_parts
+    from attrib_batch.analysis.tables import committed_parts, pairs_of_parts
 
-    straddling = passes.straddling_pairs(committed_parts(tmp_path, CELL))
+    straddling = passes.straddling_pairs(pairs_of_parts(committed_parts(tmp_path, CELL)))
     assert straddling.select("pair_id", "unit", "part").rows() == [(98, 97, 0), (97, 97, 1)]
 
 

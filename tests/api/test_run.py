@@ -114,8 +114,16 @@ def test_every_cell_has_its_own_strongest(run: ab.Run) -> None:
     found = run.top(3)
     assert sorted(found["method"]) == ["atp"] * 3 + ["noise"] * 3
     assert found.columns == [
-        "model", "dataset", "method", "component", "layer", "head", "mean", "sem", "mean_normalized", "n_pairs",
+        "model", "dataset", "method", "component", "layer", "head", "mean", "sem", "low", "high", "mean_normalized",
+        "survives", "n_pairs",
     ]  # fmt: skip
+    heads = run.heads().filter(scope="last", component="z")
+    for row in found.iter_rows(named=True):
+        [same] = heads.filter(**{name: row[name] for name in ("method", "layer", "head")}).rows(named=True)
+        assert {name: same[name] for name in row} == row
+        assert row["low"] < row["mean"] < row["high"]
+        assert row["survives"] == (same["q_bh"] < 0.05)
+    assert heads["survives"].n_unique() == 2  # or the column would say nothing
     for row in found.iter_rows(named=True):
         pairs = PAIRS if row["method"] == "atp" else OTHERS
         gap = np.mean([pair.clean for pair in pairs]) - np.mean([pair.corrupted for pair in pairs])

@@ -30,6 +30,7 @@ from attrib_batch.execution.scheduling.assignment import Assignment
 from attrib_batch.execution.workers.task import TaskReport
 from attrib_batch.storage import lease
 from attrib_batch.storage.lease import Holder
+from attrib_batch.tables import part_name
 from tests.support.jobs import TinyJob
 from tests.support.scripted_executor import ScriptedExecutor
 from tests.support.scripted_runs import CHUNK, N_PAIRS, View, events_of, opened, record_of, run
@@ -58,6 +59,22 @@ def test_nothing_is_started_where_nothing_is_left(job: TinyJob, tmp_path: Path) 
     result = run(job, tmp_path, again)
     assert (again.entered, again.given) == (0, [])
     assert (result.scoring.scored, result.tally.scored) == (N_PAIRS, 0)
+
+
+def test_strata_are_joined_once_all_chunks_are_committed(job: TinyJob, tmp_path: Path) -> None:
+    run(job, tmp_path, ScriptedExecutor())
+    assert [path.name for path in tmp_path.glob("strata/**/*.parquet")] == [part_name(0, N_PAIRS)]
+
+
+def test_strata_that_cannot_be_joined_end_no_run(job: TinyJob, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(*_: object) -> None:
+        raise OutputError("the disk is full")
+
+    monkeypatch.setattr("attrib_batch.execution.driver.join_strata", refused)
+    view = View()
+    assert run(job, tmp_path, ScriptedExecutor(), view).exit_code == ExitCode.OK
+    assert "the disk is full" in view.notes
+    assert len(list(tmp_path.glob("strata/**/*.parquet"))) == N_PAIRS // CHUNK
 
 
 def test_pairs_that_cannot_be_read_are_named_when_all_others_are_committed(job: TinyJob, tmp_path: Path) -> None:

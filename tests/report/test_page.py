@@ -11,16 +11,19 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import polars as pl
 import pytest
 import yaml
 
 from attrib_batch.analysis import heatmap, read_summary
 from attrib_batch.errors import RequestError
 from attrib_batch.report import write_report
+from attrib_batch.report.formats import plain, signed
 from attrib_batch.report.page import read_material, render
 from attrib_batch.spec import Cell
 from attrib_batch.spec.job_file import parse_spec
 from attrib_batch.storage.store import Store
+from tests.support.synthetic_report import stability_frame
 from tests.support.synthetic_run import Failure, IoiLike, Pair, write_manifest, write_run
 
 if TYPE_CHECKING:
@@ -125,6 +128,35 @@ def test_maps_of_heads_share_one_colour_scale(page: str) -> None:
     limits = {specs[f"cell-0-z-{name}"]["limit"] for name in ("answer", "role-0", "role-1", "all")}
     assert len(limits) == 1
     assert specs["sweep-z-0"]["limit"] == specs["sweep-z-1"]["limit"]
+
+
+def test_curves_of_stability_stand_side_by_side(out: Path) -> None:
+    """One figure, with a curve for each cell that has one; its numbers are those of the table."""
+    material = read_material(Store(out))
+    table = stability_frame([CELL, OTHER])
+    other = pl.col("method") == OTHER.method
+    table = table.filter(~other | (pl.col("n_pairs") <= 64)).with_columns(pl.col("overlap") - 0.1 * other)
+    page = render(replace(material, stability=table))
+    traces = data(page)["figures"]["sweep-z-stability"]["data"]
+    assert [trace["name"] for trace in traces] == [CELL.method, OTHER.method]
+    assert [trace["x"] for trace in traces] == [[16, 32, 64, 128, 256, 500], [16, 32, 64]]
+    assert traces[1]["y"] == pytest.approx([0.5, 0.62, 0.71])
+    assert len({trace["line"]["color"] for trace in traces}) == 2
+    one = render(replace(material, stability=stability_frame([CELL])))
+    assert "sweep-z-stability" not in figures(one)
+    assert "cell-0-z-stability" in figures(one)
+
+
+def test_cells_without_a_difference_are_named_and_not_drawn(tmp_path: Path) -> None:
+    """Differences are none up to the rounding of float32; a real one is drawn."""
+    pairs = IoiLike(layers=4, heads=3).pairs(8)
+    nearly = [replace(pair, scores={"z": pair.scores["z"] * (1 + 1e-7)}) for pair in pairs]
+    third = Cell("gpt2", "ioi", "third")
+    other = [replace(pair, scores={"z": pair.scores["z"] * 1.01}) for pair in pairs]
+    write_run(tmp_path, {CELL: pairs, OTHER: nearly, third: other})
+    page = write_report(tmp_path).read_text(encoding="utf-8")
+    assert [name for name in figures(page) if name.startswith("difference")] == ["difference-z-2-0"]
+    assert "every mean is the same up to rounding: second and atp." in visible(page)
 
 
 def test_positive_is_blue_as_in_the_tutorial(page: str) -> None:
@@ -296,6 +328,37 @@ def test_a_sweep_that_outgrows_the_page_is_shown_in_less_detail(out: Path) -> No
     assert counts[0] == counts[1] > counts[2] > counts[3]
     assert "hovering shows means only" in visible(render(material, budget=9_000))
     assert "more maps than one page can hold" in visible(page)
+
+
+def test_the_layers_of_the_residual_stream_are_no_parts_of_a_sum(tmp_path: Path) -> None:
+    """Each contains what is below it; those of MLPs are parts."""
+    scores = {name: np.ones((12, 3)) + np.arange(3) for name in ("resid_post", "mlp_out")}
+    write_run(tmp_path, {CELL: [Pair(i, scores) for i in range(3)]})
+    text = visible(write_report(tmp_path).read_text(encoding="utf-8"))
+    assert text.count("The strongest layer is") + text.count("the strongest layer is") == 2
+    assert text.count("The five strongest hold") == 1
+
+
+def test_a_cell_without_a_scored_pair_has_a_dash_for_each_mean(tmp_path: Path) -> None:
+    write_run(tmp_path, {CELL: [Pair(0, {"z": np.ones((1, 1, 2))})], OTHER: []})
+    page = write_report(tmp_path).read_text(encoding="utf-8")
+    assert "\N{EN DASH} ±" not in visible(page)
+    assert "± \N{EN DASH}" in visible(page)  # of one pair there is no spread
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [
+        (0.0, "+0.000"),
+        (0.00051, "+0.001"),
+        (-0.00042, "\N{MINUS SIGN}0.0004"),
+        (3e-7, "+3e\N{MINUS SIGN}07"),
+        (-1.5, "\N{MINUS SIGN}1.500"),
+    ],
+)
+def test_a_number_is_0_only_where_it_is(value: float, shown: str) -> None:
+    assert signed(value) == shown
+    assert plain(abs(value)) == shown.lstrip("+\N{MINUS SIGN}")
 
 
 def test_a_stale_summary_is_renewed(tmp_path: Path) -> None:

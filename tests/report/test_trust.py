@@ -85,6 +85,24 @@ def test_a_cell_of_one_chunk_has_no_curve_and_says_why(material: Material) -> No
     assert "too few chunks of pairs" in visible(render(replace(material, stability=stability_frame([OTHER]))))
 
 
+@pytest.mark.parametrize(("n_pairs", "more"), [(500, None), (128, None), (64, "That is less than 90.0%")])
+def test_one_number_of_pairs_is_no_curve(n_pairs: int, more: str | None, material: Material) -> None:
+    page = render(replace(material, stability=stability_frame([CELL]).filter(n_pairs=n_pairs)))
+    text = visible(page)
+    assert f"Samples of {n_pairs} pairs share" in text
+    assert "pairs on they share" not in text
+    assert "Even those of" not in text
+    assert ("That is less than" in text) == (more is not None)
+    assert "cell-0-z-stability" not in figures(page)
+
+
+def test_the_fewest_pairs_that_were_compared_may_be_enough(material: Material) -> None:
+    table = stability_frame([CELL]).filter(pl.col("n_pairs") >= 128)
+    text = visible(render(replace(material, stability=table)))
+    assert "Even those of 128 pairs, the fewest that were compared, share 90.0% or more." in text
+    assert "pairs on they share" not in text
+
+
 def test_too_few_pairs_are_called_so(material: Material) -> None:
     few = stability_frame([CELL]).filter(pl.col("n_pairs") < 100)
     text = visible(render(replace(material, stability=few)))
@@ -167,10 +185,21 @@ def test_one_cell_has_nothing_to_be_compared_with(material: Material) -> None:
 
 def test_noising_is_turned_where_it_is_compared_with_denoising(tmp_path: Path) -> None:
     pairs = IoiLike(layers=4, heads=3).pairs(8)
+    halves = [replace(pair, scores={"z": -0.5 * pair.scores["z"]}) for pair in pairs]
+    material = replace(material_of(tmp_path / "halves", {CELL: pairs, OTHER: halves}), compare=None)
+    material.manifest.job["methods"][1]["direction"] = "noise"
+    page = render(material)
+    means = drawn_matrix(page, "sweep-z-0")
+    np.testing.assert_allclose(drawn_matrix(page, "difference-z-1-0"), -0.5 * means, atol=1e-7)
+    assert "both are turned so that what brings about the clean behaviour is positive" in visible(page)
+    assert "1 atp 1.00 1.00" in visible(page)
+
+
+def test_noising_that_is_denoising_of_the_mirrors_has_no_map_of_differences(tmp_path: Path) -> None:
+    pairs = IoiLike(layers=4, heads=3).pairs(8)
     mirrored = [replace(pair, scores={"z": -pair.scores["z"]}) for pair in pairs]
     material = replace(material_of(tmp_path, {CELL: pairs, OTHER: mirrored}), compare=None)
     material.manifest.job["methods"][1]["direction"] = "noise"
     page = render(material)
-    np.testing.assert_allclose(drawn_matrix(page, "difference-z-1-0"), np.zeros((4, 3)), atol=1e-7)
-    assert "both are turned so that what brings about the clean behaviour is positive" in visible(page)
-    assert "1 atp 1.00 1.00" in visible(page)
+    assert "difference-z-1-0" not in figures(page)
+    assert "noising of one is denoising of the other: " in visible(page)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import duckdb
 import numpy as np
@@ -14,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from attrib_batch.storage import parquet
-from attrib_batch.storage.parquet import encode_parquet, join_parquet
+from attrib_batch.storage.parquet import encode_parquet, join_parquet, read_between
 from attrib_batch.storage.thrift import read_struct, write_struct
 from attrib_batch.tables import PROMPTS, SCORES
 
@@ -101,3 +102,31 @@ def test_files_of_other_schemas_are_not_joined() -> None:
         join_parquet([encode_parquet(scores(5)), encode_parquet(PROMPTS.empty_table())])
     with pytest.raises(ValueError, match="no Parquet file"):
         join_parquet([])
+
+
+@pytest.mark.parametrize(("low", "high", "groups"), [(0, 19, 4), (5, 9, 1), (7, 10, 2), (12, 12, 1), (40, 50, 0)])
+def test_only_row_groups_with_wanted_rows_are_read(low: int, high: int, groups: int) -> None:
+    ids = np.repeat(np.arange(20), 3)
+    sink = pa.BufferOutputStream()
+    pq.write_table(pa.table({"pair_id": ids, "score": np.arange(60.0)}), sink, row_group_size=15)
+    file = pq.ParquetFile(pa.BufferReader(sink.getvalue()))
+    read: list[int] = []
+    true = file.read_row_groups
+
+    def watched(wanted: list[int], **more: Any) -> pa.Table:
+        read.extend(wanted)
+        return true(wanted, **more)
+
+    file.read_row_groups = watched
+    table = read_between(file, None, "pair_id", low, high)
+    assert len(read) == groups
+    expected = (ids >= low) & (ids <= high)
+    assert table["pair_id"].to_pylist() == ids[expected].tolist()
+    assert table["score"].to_pylist() == np.flatnonzero(expected).tolist()
+
+
+def test_row_groups_without_statistics_are_read() -> None:
+    sink = pa.BufferOutputStream()
+    pq.write_table(pa.table({"pair_id": [1, 2, 3, 4]}), sink, row_group_size=2, write_statistics=False)
+    file = pq.ParquetFile(pa.BufferReader(sink.getvalue()))
+    assert read_between(file, None, "pair_id", 2, 3)["pair_id"].to_pylist() == [2, 3]

@@ -17,7 +17,8 @@ from attrib_batch.spec import Cell
 from attrib_batch.spec.positions import ALL
 from attrib_batch.storage.store import Store
 from attrib_batch.tables import SCHEMA_VERSION, Chunk, Table
-from attrib_batch.tables.moments import chunk_moments
+from attrib_batch.tables.shortening import shortened
+from attrib_batch.tables.sums import chunk_moments
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -137,7 +138,7 @@ def write_chunk(
     store.write_table(chunk.path(Table.SCORES), score_table(pairs))
     if at is not None:
         files = (store.file(chunk.path(table)) for table in (Table.SCORES, Table.BASELINES))
-        moments, strata = chunk_moments(read_dense(chunk.cell, Part(*files), at))
+        moments, strata = map(shortened, chunk_moments(read_dense(chunk.cell, Part(*files), at)))
         store.write_table(chunk.path(Table.MOMENTS), moments)
         store.write_table(chunk.path(Table.STRATA), strata)
 
@@ -202,10 +203,11 @@ def write_run(
 ) -> Path:
     """A finished run; pairs are cut into parts before the given indices; failures go into the first."""
     failed = failures or {}
+    components = list(dict.fromkeys(name for pairs in cells.values() for pair in pairs for name in pair.scores))
     write_manifest(
         out,
         {cell: len(pairs) + len(failed.get(cell, ())) for cell, pairs in cells.items()},
-        method=method,
+        method={"components": components or ["z"], **(method or {})},
     )
     for cell, pairs in cells.items():
         edges = sorted({0, len(pairs), *(cut for cut in cuts if 0 < cut < len(pairs))})

@@ -70,7 +70,8 @@ class _Chosen:
 
     def side(self, sign: int) -> Side:
         positions = self.manifest.positions_of(self.cell.method)
-        return Side(self.cell, committed_parts(self.store, self.cell), positions, sign)
+        components = tuple(self.method.get("components", ()))
+        return Side(self.cell, committed_parts(self.store, self.cell), positions, components, sign)
 
 
 def compare(

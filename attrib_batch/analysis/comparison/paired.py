@@ -17,7 +17,9 @@ several chunks come last.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -26,13 +28,13 @@ import polars as pl
 
 from attrib_batch.analysis.comparison.matching import Values
 from attrib_batch.analysis.statistics.dense import read_dense
-from attrib_batch.analysis.statistics.moments import HEAD_SCOPES
 from attrib_batch.analysis.tables import scan
 from attrib_batch.tables import Table
-from attrib_batch.tables.moments import pair_values
+from attrib_batch.tables.dense import head_values
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
+    from concurrent.futures import Executor
 
     from attrib_batch.analysis.comparison.matching import Match
     from attrib_batch.analysis.tables import Part
@@ -50,6 +52,8 @@ class Side:
     parts: Sequence[Part]
     at: str | tuple[str, ...]
     """The positions that its method was asked for."""
+    components: tuple[str, ...]
+    """What its method has scores of."""
     sign: int
     """What its scores are multiplied by, so that both cells' point the same way."""
 
@@ -146,51 +150,61 @@ _Batch = dict[Place, tuple[np.ndarray, np.ndarray, np.ndarray, _Keys]]
 
 def _batches(a: Side, b: Side, pairs: pl.DataFrame, match: Match) -> Iterator[_Batch]:
     """Yield the values of sets of pairs that hold every unit whole."""
-    read_a, read_b = _reader(a), _reader(b)
+    both = set(a.components) & set(b.components)
+    read_a, read_b = _reader(a, pairs, "part", both), _reader(b, pairs, "part_b", both)
     alone = (pl.col("part").min() == pl.col("part").max()).over("unit")
-    for _, rows in pairs.filter(alone).group_by("part", maintain_order=True):
-        yield _load(rows, read_a, read_b, match)
-    straddling = pairs.filter(~alone)
-    if straddling.is_empty():
-        return
-    n_keys = sum(len(values.layer) for values in read_a(straddling.item(0, "part")).values())
-    limit = max(_LEAST_PAIRS_AT_A_TIME, _BYTES_AT_A_TIME // (24 * max(n_keys, 1)))
-    ordered = straddling.sort(pl.col("part").min().over("unit"), "unit", "part", "pair_id")
-    # A unit goes where its first pair goes.
-    number = (pl.int_range(pl.len()) // limit).first().over("unit")
-    for _, rows in ordered.with_columns(number=number).group_by("number", maintain_order=True):
-        yield _load(rows, read_a, read_b, match)
+    with ThreadPoolExecutor(1, thread_name_prefix="reader") as threads:
+        for _, rows in pairs.filter(alone).group_by("part", maintain_order=True):
+            yield _load(rows, read_a, read_b, match, threads)
+        straddling = pairs.filter(~alone)
+        if straddling.is_empty():
+            return
+        n_keys = sum(len(values.layer) for values in read_a(straddling.item(0, "part")).values())
+        limit = max(_LEAST_PAIRS_AT_A_TIME, _BYTES_AT_A_TIME // (24 * max(n_keys, 1)))
+        ordered = straddling.sort(pl.col("part").min().over("unit"), "unit", "part", "pair_id")
+        # A unit goes where its first pair goes.
+        number = (pl.int_range(pl.len()) // limit).first().over("unit")
+        for _, rows in ordered.with_columns(number=number).group_by("number", maintain_order=True):
+            yield _load(rows, read_a, read_b, match, threads)
 
 
-def _reader(side: Side) -> Callable[[int], Mapping[Place, Values]]:
-    """Return a function that reads a part by its index; the two read last are kept."""
+_Read = Callable[[int], "Mapping[Place, Values]"]
+
+
+def _reader(side: Side, pairs: pl.DataFrame, part: str, components: set[str]) -> _Read:
+    """Return a function that reads what is asked of a part, by its index; the two parts read last are kept.
+
+    Args:
+        side: whose parts they are.
+        pairs: those that are asked for.
+        part: the column of ``pairs`` with the index of the part that holds each.
+        components: those that are asked for.
+    """
+    pair_id = pl.col("pair_id")
+    ranges = pairs.group_by(part).agg(low=pair_id.min(), high=pair_id.max())
+    between = {index: (low, high) for index, low, high in ranges.iter_rows()}
 
     @lru_cache(maxsize=2)
     def read(index: int) -> Mapping[Place, Values]:
-        chunk = read_dense(side.cell, side.parts[index], side.at)
+        chunk = read_dense(side.cell, side.parts[index], side.at, between[index])
         found = {}
-        for component, has_heads in chunk.heads.items():
-            for values in pair_values(replace(chunk, heads={component: has_heads})):
-                if values.scope not in HEAD_SCOPES:
-                    break  # those by position come behind
-                place = Place(component, str(values.scope), values.role)
+        for component in components & chunk.heads.keys():
+            for values in head_values(chunk, component):
                 ids = chunk.facts.pair_id[values.pairs]
+                place = Place(component, str(values.scope), values.role)
                 found[place] = Values(values.layer, values.head, ids, values.values)
         return found
 
     return read
 
 
-def _load(
-    rows: pl.DataFrame,
-    read_a: Callable[[int], Mapping[Place, Values]],
-    read_b: Callable[[int], Mapping[Place, Values]],
-    match: Match,
-) -> _Batch:
-    """Read the values of some pairs (``pair_id, unit, part, part_b``)."""
+def _load(rows: pl.DataFrame, read_a: _Read, read_b: _Read, match: Match, threads: Executor) -> _Batch:
+    """Read the values of some pairs (``pair_id, unit, part, part_b``), both sides at the same time."""
     pieces: dict[Place, list[tuple[np.ndarray, np.ndarray, np.ndarray, _Keys]]] = {}
     for (part_a, part_b), here in rows.group_by("part", "part_b", maintain_order=True):
-        values_a, values_b = read_a(part_a), read_b(part_b)
+        reading = threads.submit(read_a, part_a)
+        values_b = read_b(part_b)
+        values_a = reading.result()
         ids, unit = (here.get_column(name).to_numpy() for name in ("pair_id", "unit"))
         for place in values_a.keys() & values_b.keys():
             one, other = values_a[place], values_b[place]

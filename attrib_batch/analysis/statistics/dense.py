@@ -10,7 +10,7 @@ import pyarrow as pa
 from attrib_batch.errors import OutputError
 from attrib_batch.spec.positions import ALL, LAST
 from attrib_batch.tables import SCORES
-from attrib_batch.tables.moments import DenseChunk, DenseScores, PairFacts, units_of
+from attrib_batch.tables.dense import DenseChunk, DenseScores, PairFacts, units_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -26,20 +26,21 @@ class _UnevenError(Exception):
     """Pairs do not all have the same components, layers and heads."""
 
 
-def read_dense(cell: Cell, part: Part, at: str | Sequence[str]) -> DenseChunk:
+def read_dense(cell: Cell, part: Part, at: str | Sequence[str], between: tuple[int, int] | None = None) -> DenseChunk:
     """Read a part.
 
     Args:
         cell: whose part it is, for messages.
         part: the part.
         at: the positions that its method was asked for.
+        between: the least and the greatest id of the pairs that are wanted; row groups of others are not read.
 
     Raises:
         OutputError: scores are not finite, or do not belong to the baselines beside them: a mean would be wrong
             without showing it.
     """
-    facts = _read_facts(part)
-    table = part.scores.read().unify_dictionaries().combine_chunks()
+    facts = _read_facts(part, between)
+    table = part.scores.read(None if between is None else ("pair_id", *between)).unify_dictionaries().combine_chunks()
     _check_finite(part, table)
     try:
         try:
@@ -78,9 +79,9 @@ def select_pairs(chunk: DenseChunk, wanted: np.ndarray) -> DenseChunk:
     return DenseChunk(chosen, blocks, chunk.roles, chunk.heads)
 
 
-def _read_facts(part: Part) -> PairFacts:
+def _read_facts(part: Part, between: tuple[int, int] | None) -> PairFacts:
     """Read what is known of a part's pairs; their tasks are not."""
-    table = part.baselines.read().sort_by("pair_id")
+    table = part.baselines.read(None if between is None else ("pair_id", *between)).sort_by("pair_id")
     pair_id = table["pair_id"].to_numpy()
     return PairFacts(
         pair_id=pair_id,
@@ -119,7 +120,7 @@ def _codes(table: pa.Table, name: str) -> tuple[np.ndarray, list[str]]:
         array = array.cast(pa.string()).dictionary_encode() if name in _NAMES else array.cast(SCORES.field(name).type)
     if pa.types.is_dictionary(array.type):
         names, array = array.dictionary.to_pylist(), array.indices
-    return array.fill_null(-1).to_numpy(zero_copy_only=False), names
+    return (array.fill_null(-1) if array.null_count else array).to_numpy(zero_copy_only=False), names
 
 
 def _to_arrays(facts: PairFacts, table: pa.Table) -> DenseChunk:
@@ -128,7 +129,7 @@ def _to_arrays(facts: PairFacts, table: pa.Table) -> DenseChunk:
     for key in _KEYS:
         columns[key], names[key] = _codes(table, key)
     scores, ids = table["score"].to_numpy(), table["pair_id"].to_numpy()
-    starts = np.flatnonzero(np.diff(ids, prepend=ids[:1] - 1))
+    starts = np.flatnonzero(np.append(np.ones(min(1, len(ids)), bool), ids[1:] != ids[:-1]))
     lengths = np.diff(np.append(starts, len(ids)))
     found = np.searchsorted(facts.pair_id, ids[starts])
     twice = any(len(np.unique(some)) != len(some) for some in (facts.pair_id, ids[starts]))

@@ -19,13 +19,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 import polars as pl
 
+from attrib_batch.tables.merging import STRATUM_KEYS, shifted
 from attrib_batch.tables.moments import Scope
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
 KEYS = ("component", "scope", "role", "layer", "head", "position")
-STRATUM_KEYS = ("kind", "stratum", "component", "scope", "layer", "head")
 
 
 @dataclass(frozen=True)
@@ -41,21 +41,6 @@ class Gap:
     """Whether it is far enough from 0 to divide by."""
 
 
-def _shifted(reference: pl.Expr) -> dict[str, pl.Expr]:
-    """Return the sums of pieces relative to one mean, added up."""
-    n, q, r, k2 = pl.col("n"), pl.col("q"), pl.col("r"), pl.col("k2")
-    shift = pl.col("mean") - reference
-    return {
-        "n": n.sum(),
-        "mean": reference,
-        "units": pl.col("units").sum(),
-        "q": (q + 2 * shift * r + shift**2 * k2).sum(),
-        "r": (r + shift * k2).sum(),
-        "k2": k2.sum(),
-        "positive": pl.col("positive").sum(),
-    }
-
-
 def merge_moments(pieces: pl.DataFrame, keys: Sequence[str], gap: float) -> pl.DataFrame:
     """Add the moments of disjoint sets of pairs, whose units count as different ones.
 
@@ -69,7 +54,7 @@ def merge_moments(pieces: pl.DataFrame, keys: Sequence[str], gap: float) -> pl.D
     shift, gap_shift = pl.col("mean") - mean, pl.col("gap") - gap
     r_all, r_gap, k_all = pl.col("r_all"), pl.col("r_gap"), pl.col("k_all")
     merged = pieces.group_by(keys).agg(
-        **_shifted(mean),
+        **shifted(mean),
         m2=(pl.col("m2") + n * shift**2).sum(),
         gap=pl.lit(gap),
         cross=(pl.col("cross") + shift * r_gap + gap_shift * r_all + shift * gap_shift * k_all).sum(),
@@ -81,13 +66,6 @@ def merge_moments(pieces: pl.DataFrame, keys: Sequence[str], gap: float) -> pl.D
         min_pair=pl.col("min_pair").filter(pl.col("min") == pl.col("min").min()).min(),
         max_pair=pl.col("max_pair").filter(pl.col("max") == pl.col("max").max()).min(),
     )
-    return merged.select(pieces.columns)
-
-
-def merge_strata(pieces: pl.DataFrame, keys: Sequence[str]) -> pl.DataFrame:
-    """Do the same for rows of the schema `attrib_batch.tables.STRATA`."""
-    n = pl.col("n")
-    merged = pieces.group_by(keys).agg(**_shifted((n * pl.col("mean")).sum() / n.sum()))
     return merged.select(pieces.columns)
 
 

@@ -7,6 +7,7 @@ the scores of these pairs alone.
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING
@@ -15,19 +16,14 @@ import numpy as np
 import polars as pl
 
 from attrib_batch.analysis.statistics.dense import read_dense, select_pairs
-from attrib_batch.analysis.statistics.moments import (
-    HEAD_SCOPES,
-    KEYS,
-    STRATUM_KEYS,
-    join_units,
-    merge_moments,
-    merge_strata,
-)
+from attrib_batch.analysis.statistics.moments import HEAD_SCOPES, KEYS, join_units, merge_moments
 from attrib_batch.analysis.statistics.stability import MOST_BLOCKS, block_sums, merge_blocks
-from attrib_batch.analysis.tables import Part, from_arrow, scan
+from attrib_batch.analysis.tables import Part, from_arrow
 from attrib_batch.spec.positions import ALL
-from attrib_batch.tables import Table
-from attrib_batch.tables.moments import chunk_moments, pair_values
+from attrib_batch.storage.ahead import read_ahead
+from attrib_batch.tables.dense import pair_values
+from attrib_batch.tables.merging import STRATUM_KEYS, merge_strata
+from attrib_batch.tables.sums import chunk_moments
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -35,7 +31,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
     from attrib_batch.spec import Cell
-    from attrib_batch.tables.moments import DenseChunk
+    from attrib_batch.tables.dense import DenseChunk
 
 # Merging as parts arrive, not all at the end, is what bounds memory; merging every one of them would be slow.
 _PENDING_ROWS = 500_000
@@ -49,17 +45,20 @@ class Reduced:
     moments: pl.DataFrame
     """By `attrib_batch.analysis.statistics.moments.KEYS`."""
     strata: pl.DataFrame
-    """By `attrib_batch.analysis.statistics.moments.STRATUM_KEYS`."""
+    """By `attrib_batch.tables.merging.STRATUM_KEYS`."""
     blocks: pl.DataFrame
     """Sums by block of chunks, as from `attrib_batch.analysis.statistics.stability.merge_blocks`."""
 
 
-def reduce_cell(cell: Cell, parts: Sequence[Part], gap: float, at: str | Sequence[str] = ALL) -> Reduced:
+def reduce_cell(
+    cell: Cell, parts: Sequence[Part], pairs: pl.LazyFrame, gap: float, at: str | Sequence[str] = ALL
+) -> Reduced:
     """Return the moments of all scores of a cell.
 
     Args:
         cell: the cell, for messages.
         parts: its committed parts.
+        pairs: of all parts, as from `pairs_of_parts`.
         gap: the mean gap of all of its pairs, in metric units.
         at: the positions that its method was asked for.
 
@@ -68,15 +67,15 @@ def reduce_cell(cell: Cell, parts: Sequence[Part], gap: float, at: str | Sequenc
     """
     moments, strata = _Merged(partial(merge_moments, gap=gap), KEYS), _Merged(merge_strata, STRATUM_KEYS)
     blocks: list[pl.DataFrame] = []
-    for index, part in enumerate(parts):
-        of_part, by_stratum = _read_moments(cell, part, at)
+    for index, (of_part, by_stratum) in enumerate(_sums_of_parts(cell, parts, at)):
         moments.add(of_part)
-        strata.add(by_stratum)
+        if by_stratum is not None:
+            strata.add(by_stratum)
         blocks.append(_with_strings(block_sums(from_arrow(of_part), index % MOST_BLOCKS)))
         if len(blocks) == 2 * MOST_BLOCKS:
             blocks = [merge_blocks(blocks)]
     total = moments.total()
-    for pieces, gaps in _parts_of_units(cell, parts, straddling_pairs(parts), gap, at):
+    for pieces, gaps in _parts_of_units(cell, parts, straddling_pairs(pairs), gap, at):
         total = join_units(total, pieces, gaps)
     return Reduced(total, strata.total(), merge_blocks(blocks))
 
@@ -134,27 +133,41 @@ _ROW = "row"
 _MOST_LAYOUTS = 16
 
 
-def _read_moments(cell: Cell, part: Part, at: str | Sequence[str]) -> tuple[pa.Table, pa.Table]:
-    """Read the moments and the strata of a part, or compute them from its scores."""
-    if part.moments is None or part.strata is None:
-        return chunk_moments(read_dense(cell, part, at))
-    return part.moments.read(), part.strata.read()
+def _sums_of_parts(
+    cell: Cell, parts: Sequence[Part], at: str | Sequence[str]
+) -> Iterator[tuple[pa.Table, pa.Table | None]]:
+    """Yield the moments and the strata of parts; of several whose strata are in one file, the last has them all."""
+    holders = Counter(part.strata.relative for part in parts if part.strata is not None)
+    last = {part.strata.relative: index for index, part in enumerate(parts) if part.strata is not None}
+
+    def read(index: int) -> tuple[pa.Table, pa.Table | None] | None:
+        part = parts[index]
+        if part.moments is None or part.strata is None:
+            return None
+        name = part.strata.relative
+        try:
+            return part.moments.read(), part.strata.read() if last[name] == index else None
+        except FileNotFoundError:
+            if holders[name] > 1:
+                raise
+            return None  # a driver has just joined it with others
+
+    for part, found in zip(parts, read_ahead(read, range(len(parts))), strict=True):
+        # Scores take memory: those of one part at a time.
+        yield chunk_moments(read_dense(cell, part, at)) if found is None else found
 
 
-def straddling_pairs(parts: Sequence[Part]) -> pl.DataFrame:
+def straddling_pairs(pairs: pl.LazyFrame) -> pl.DataFrame:
     """Find the pairs of groups that lie in more than one part.
+
+    Args:
+        pairs: of all parts, as from `pairs_of_parts`.
 
     Returns:
         ``pair_id``, ``unit`` (the smallest pair_id of the group), ``part`` (index into ``parts``), ``gap`` (clean minus
         corrupted metric), the groups that begin first coming first.
     """
-    columns = ("pair_id", "group", "clean_metric", "corrupted_metric")
-    pairs = pl.concat(
-        [
-            scan([part.baselines], Table.BASELINES).select(*columns, part=pl.lit(index, pl.Int64))
-            for index, part in enumerate(parts)
-        ]
-    ).filter(pl.col("group").is_not_null())
+    pairs = pairs.filter(pl.col("group").is_not_null())
     groups = (
         pairs.group_by("group")
         .agg(unit=pl.col("pair_id").min(), first=pl.col("part").min(), last=pl.col("part").max())

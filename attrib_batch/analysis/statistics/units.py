@@ -15,14 +15,15 @@ from attrib_batch.analysis.statistics.resampling import draw_counts
 from attrib_batch.analysis.statistics.studentised import FEWEST_UNITS, UnitGaps, UnitSums, studentised_quantiles
 from attrib_batch.analysis.tables import scan
 from attrib_batch.tables import Table
-from attrib_batch.tables.moments import pair_values, units_of
+from attrib_batch.tables.dense import pair_values, units_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from attrib_batch.analysis.tables import Part
     from attrib_batch.spec import Cell
-    from attrib_batch.tables.moments import PairValues, Scope
+    from attrib_batch.tables import Scope
+    from attrib_batch.tables.dense import PairValues
 
 ENOUGH_UNITS = 200
 """From so many units on, the t interval covers what it says for skewed scores too (`benchmarks/coverage.py`)."""

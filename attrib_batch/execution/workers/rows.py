@@ -15,11 +15,20 @@ from attrib_batch.attribution.engine import ScoredBatch
 from attrib_batch.execution.workers.score_rows import places_of, roles_of
 from attrib_batch.pairs.encoding.encode import EncodedPair
 from attrib_batch.tables import BASELINES, FAILURES, PROMPTS
-from attrib_batch.tables.moments import DenseChunk, DenseScores, PairFacts, chunk_moments, units_of
+from attrib_batch.tables.dense import DenseChunk, DenseScores, PairFacts, units_of
+from attrib_batch.tables.shortening import shortened
+from attrib_batch.tables.sums import MomentPieces
 
 
 def moment_rows(batches: Sequence[ScoredBatch]) -> tuple[pa.Table, pa.Table]:
     """Build the moments and the strata of a chunk; see `attrib_batch.tables.moments`."""
+    pieces = moment_pieces(batches)
+    moments, strata = pieces.tables([pieces.compute(index) for index in range(len(pieces))])
+    return shortened(moments), shortened(strata)
+
+
+def moment_pieces(batches: Sequence[ScoredBatch]) -> MomentPieces:
+    """Cut the moments of a chunk into pieces."""
     scored = sorted(
         (
             (pair, clean - corrupted)
@@ -44,7 +53,7 @@ def moment_rows(batches: Sequence[ScoredBatch]) -> tuple[pa.Table, pa.Table]:
     blocks = [_dense(batch, roles, ids) for batch in batches]
     components = list(batches[0].result.scores) if batches else []
     heads = {str(component): component.has_heads for component in components}
-    return chunk_moments(DenseChunk(facts, blocks, roles, heads))
+    return MomentPieces(DenseChunk(facts, blocks, roles, heads))
 
 
 def _dense(batch: ScoredBatch, roles: list[str], ids: Int[np.ndarray, " chunk_pair"]) -> DenseScores:
@@ -53,7 +62,7 @@ def _dense(batch: ScoredBatch, roles: list[str], ids: Int[np.ndarray, " chunk_pa
         pairs=np.searchsorted(ids, [pair.pair_id for pair in batch.pairs]),
         positions=places,
         roles=_role_codes(batch, roles, places),
-        scores={str(component): _whole(given, places.shape[1]) for component, given in batch.result.scores.items()},
+        scores={str(component): given for component, given in batch.result.scores.items()},
     )
 
 
@@ -66,15 +75,6 @@ def _role_codes(
         [[-1 if role is None else codes[role] for role in pair.roles] for pair in batch.pairs], dtype=np.int32
     )
     return np.take_along_axis(role_at, np.maximum(places, 0), axis=1)
-
-
-def _whole(given: np.ndarray, n_places: int) -> np.ndarray:
-    """Put the zeros of a shared prefix before scores; the last axis is then ``n_places`` long."""
-    if given.shape[-1] == n_places:
-        return given
-    whole = np.zeros((*given.shape[:-1], n_places), dtype=np.float32)
-    whole[..., n_places - given.shape[-1] :] = given
-    return whole
 
 
 def baseline_rows(batches: Sequence[ScoredBatch]) -> pa.Table:

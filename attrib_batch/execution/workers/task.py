@@ -21,14 +21,12 @@ from attrib_batch.execution.commit import commit_chunk, failure_row, worker_fail
 from attrib_batch.pairs.encoding.encode import EncodedPair, PairProblem, encode_pairs
 from attrib_batch.pairs.encoding.texts import TokenTexts
 from attrib_batch.pairs.reading.pinned import PinnedTable
-from attrib_batch.storage.parquet import encode_parquet, join_parquet
+from attrib_batch.storage.parquet import FAST, encode_parquet, join_parquet
 from attrib_batch.tables import Stage
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
     from concurrent.futures import Executor
-
-    import pyarrow as pa
 
     from attrib_batch.attribution.engine import Outcome, ScoredBatch
     from attrib_batch.execution.planning.stages import StageWork
@@ -240,19 +238,21 @@ class _ChunkResult:
     def commit(self, store: Store, chunk: Chunk, texts: Mapping[int, str], threads: Executor) -> tuple[int, int]:
         """Write the chunk's tables, built and encoded by ``threads``; return the rows and bytes of its scores."""
         # It imports torch, which is load()'s to do: what importing it raises then reaches the driver as it is.
-        from attrib_batch.execution.workers.rows import baseline_rows, failure_rows, moment_rows, prompt_rows
+        from attrib_batch.execution.workers.rows import baseline_rows, failure_rows, moment_pieces, prompt_rows
         from attrib_batch.execution.workers.score_rows import ScoreParts
+        from attrib_batch.tables.shortening import shortened
 
-        def sums() -> list[pa.Buffer]:
-            return [encode_parquet(table) for table in moment_rows(self.batches)]
-
-        parts = ScoreParts(self.batches)
-        # First, since it is one piece, and the longest of all.
-        summing = threads.submit(sums)
-        files = threads.map(lambda part: encode_parquet(parts.table(part)), range(len(parts)))
+        parts, sums = ScoreParts(self.batches), moment_pieces(self.batches)
+        # First, since these are the longest pieces.
+        pieces = [threads.submit(sums.compute, index) for index in range(len(sums))]
+        files = threads.map(lambda part: encode_parquet(parts.table(part), level=FAST), range(len(parts)))
+        # Tasks begin in turn: when this one does, it waits at most for pieces that other threads are at.
+        summed = threads.submit(
+            lambda: [encode_parquet(shortened(table)) for table in sums.tables([piece.result() for piece in pieces])]
+        )
         prompts = threads.submit(lambda: encode_parquet(prompt_rows(self.batches, texts)))
         baselines = threads.submit(lambda: encode_parquet(baseline_rows(self.batches)))
-        moments, strata = summing.result()
+        moments, strata = summed.result()
         return parts.n_rows, commit_chunk(
             store,
             chunk,

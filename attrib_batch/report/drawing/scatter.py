@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import plotly.graph_objects as go
@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 
 # Mid tones of the maps' blue and red: they stand out from a white page and from a dark one.
 _BLUE, _RED, _GREY = "rgb(67,147,195)", "rgb(214,96,77)", "rgb(138,148,160)"
-_GRID = "rgba(128,138,150,0.22)"
+GRID = "rgba(128,138,150,0.22)"
+"""The colour of lines behind a plot."""
 _HEIGHT = 430
 _MOST_LABELS = 7
 
@@ -128,6 +129,12 @@ def plot(figure: go.Figure, words: tuple[str, str, str], target: Target | None =
     return Figure(*words, spec)
 
 
+def layout_of(height: int, **more: Any) -> go.Layout:
+    """Return what all plots have in common: no background of their own, so that a dark page shows through."""
+    common = {"paper_bgcolor": "rgba(0,0,0,0)", "plot_bgcolor": "rgba(0,0,0,0)", "font": FONT, "hovermode": "closest"}
+    return go.Layout(**{"template": "none", "height": height, "showlegend": False, **common, **more})
+
+
 def head_name(row: Mapping[str, int | None]) -> str:
     """``L9H9`` for layer 9, head 9; ``L9`` for a component without heads."""
     return f"L{row['layer']}" if row["head"] is None else f"L{row['layer']}H{row['head']}"
@@ -168,16 +175,10 @@ def _drawn(
     margin = 0.06 * ((high - low) or 1.0)
     ends = [low - margin, high + margin]
     line = go.Scatter(x=ends, y=ends, mode="lines", line={"color": _GREY, "width": 1, "dash": "dot"}, hoverinfo="skip")
-    axis = {"range": ends, "gridcolor": _GRID, "zerolinecolor": _GREY, "zerolinewidth": 1, "ticks": "", "nticks": 7}
-    layout = go.Layout(
-        template="none",
-        height=_HEIGHT,
+    axis = {"range": ends, "gridcolor": GRID, "zerolinecolor": _GREY, "zerolinewidth": 1, "ticks": "", "nticks": 7}
+    layout = layout_of(
+        _HEIGHT,
         margin={"l": 60, "r": 6, "t": 6, "b": 44},
-        paper_bgcolor="rgba(0,0,0,0)",
-        plot_bgcolor="rgba(0,0,0,0)",
-        font=FONT,
-        showlegend=False,
-        hovermode="closest",
         xaxis={**axis, "title": {"text": axes.exact, "standoff": 8}, "constrain": "domain", "constraintoward": "left"},
         yaxis={
             **axis,

@@ -47,7 +47,7 @@ class Material:
     examples: pl.DataFrame | None = None
     """Rows of examples, see `attrib_batch.report.sections.examples`; None where this release has none."""
     stability: pl.DataFrame | None = None
-    """``summary/stability.parquet``; None for a summary without it."""
+    """The ``stability`` summary; None where there is none."""
     compare: Compare | None = None
     """Gives the differences of two cells, head by head; None where this release cannot."""
 
@@ -66,7 +66,7 @@ class ComponentSection:
     @property
     def figures(self) -> list[Figure]:
         """All figures."""
-        more = [self.stability.figure] if self.stability else []
+        more = [self.stability.figure] if self.stability and self.stability.figure else []
         return [*self.answer, *self.where.figures, *more, *(found.figure for found in self.strata)]
 
     def without_figures(self) -> ComponentSection:
@@ -174,7 +174,7 @@ def build_sweep(material: Material, detail: Detail) -> Sweep:
                 )
             )
         if len(there) > 1:
-            found.append(build_component(component, there, detail, material.compare))
+            found.append(build_component(component, there, detail, material.compare, material.stability))
     return Sweep(found)
 
 

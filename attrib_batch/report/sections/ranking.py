@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import polars as pl
 
 from attrib_batch.report.drawing.maps import picked
+from attrib_batch.spec import Component
 from attrib_batch.tables import Scope
 
 if TYPE_CHECKING:
@@ -77,7 +78,8 @@ class Ranking:
     clear: int | None
     """How many have an interval without 0; None where none has an interval."""
     share: float | None
-    """The share of the sum of absolute means that the five strongest hold; None where there are hardly more."""
+    """The share of the sum of absolute means that the five strongest hold; None where there are hardly more, and for
+    the residual stream, whose layers contain each other."""
     tested: bool
     """Whether the summary tests every head against 0, with correction for testing all of them."""
 
@@ -117,6 +119,7 @@ def rank_heads(heads: pl.DataFrame, quantity: Quantity) -> Ranking:
     sizes = ranked.get_column("mean").abs()
     total, top = float(sizes.sum()), ranked.head(MOST_ROWS).to_dicts()
     reach = max((abs(row[key]) for row in top for key in ("value", "low", "high") if row[key] is not None), default=0)
+    has_share = total > 0 and len(rows) > 2 * _OF_WHICH and not Component(rows.get_column("component")[0]).is_stream
     with_interval = rows.drop_nulls(["low", "high"])
     clear = with_interval.filter((pl.col("low") > 0) | (pl.col("high") < 0))
     return Ranking(
@@ -129,7 +132,7 @@ def rank_heads(heads: pl.DataFrame, quantity: Quantity) -> Ranking:
         rows=[_row(row, reach or 1.0) for row in top],
         survivors=_survivors(rows),
         clear=len(clear) if len(with_interval) else None,
-        share=float(sizes.head(_OF_WHICH).sum()) / total if total and len(rows) > 2 * _OF_WHICH else None,
+        share=float(sizes.head(_OF_WHICH).sum()) / total if has_share else None,
         tested="q_bh" in heads.columns,
     )
 

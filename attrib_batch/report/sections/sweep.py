@@ -12,6 +12,7 @@ import polars as pl
 from attrib_batch import analysis
 from attrib_batch.report.drawing.maps import Axis, Detail, Figure, MapAxes, Target, draw_map, largest, picked
 from attrib_batch.report.sections.ranking import at_best
+from attrib_batch.report.sections.stability import draw_cells
 from attrib_batch.report.sections.where import count_pairs
 from attrib_batch.spec import Cell
 
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 
 MOST_COMPARED_PAIRS = 2_000
 """Of a cell; more are compared by their means alone, as pairs are read for it."""
+_ROUNDING = 1e-5
+"""Differences up to this share of the largest mean are none: scores are stored in float32."""
 MOST_DIFFERENCES = 24
 """Difference maps of one component; a larger sweep has the others in its summary."""
 
@@ -72,10 +75,14 @@ class SweepComponent:
     maps: list[Figure]
     differences: list[Figure]
     correlations: RankCorrelations
+    stability: Figure | None
+    """How many pairs are enough, of all cells."""
     paired: bool
     """Whether the differences have intervals of their own."""
     left_out: int
     """Difference maps that are not drawn."""
+    same: list[str]
+    """Pairs of cells without a difference, in words."""
     mixed_places: bool
     """Whether cells are ranked at different places."""
     turned: bool
@@ -84,7 +91,12 @@ class SweepComponent:
     @property
     def size(self) -> int:
         """Characters of figures."""
-        return sum(figure.size for figure in (*self.maps, *self.differences))
+        return sum(figure.size for figure in self.figures)
+
+    @property
+    def figures(self) -> list[Figure]:
+        """All figures."""
+        return [*self.maps, *self.differences, *([self.stability] if self.stability else [])]
 
 
 @dataclass(frozen=True)
@@ -99,14 +111,11 @@ class Sweep:
         return sum(component.size for component in self.components)
 
 
-def comparison_of(store: Store, summary: Summary) -> Compare | None:
-    """Return what compares two cells of a run head by head; None where this release cannot.
+def comparison_of(store: Store, summary: Summary) -> Compare:
+    """Return what compares two cells of a run head by head.
 
     It gives None for cells that cannot be compared, and for those of so many pairs that a page would take long.
     """
-    compare = getattr(analysis, "compare", None)
-    if not callable(compare):
-        return None
     columns = summary.baselines.select("model", "dataset", "method", "scored").iter_rows()
     scored = {Cell(model, dataset, method): count for model, dataset, method, count in columns}
 
@@ -114,10 +123,9 @@ def comparison_of(store: Store, summary: Summary) -> Compare | None:
         if max(scored[a], scored[b]) > MOST_COMPARED_PAIRS:
             return None
         try:
-            frame: pl.DataFrame = compare(store, a, b, normalized=normalized)
+            return analysis.compare(store, a, b, normalized=normalized)
         except ValueError:
             return None
-        return frame
 
     return compared
 
@@ -133,6 +141,7 @@ def build_component(
     cells: Sequence[SweptCell],
     detail: Detail,
     compare: Compare | None = None,
+    stability: pl.DataFrame | None = None,
 ) -> SweepComponent:
     """Compare the cells that have scores of a component with heads.
 
@@ -141,6 +150,7 @@ def build_component(
         cells: at least two.
         detail: at ``CORE`` there are no difference maps, below ``FULL`` no intervals.
         compare: gives the differences of two cells with intervals; without it, differences of means are drawn.
+        stability: the summary of that name.
     """
     limits: dict[str, float] = {}
     for cell in cells:
@@ -149,21 +159,28 @@ def build_component(
         )
     maps = [_map(name, cell, limits[cell.quantity.label], detail) for cell in cells]
     pairs = [] if detail is Detail.CORE else list(_neighbours(cells))
-    drawn = pairs[:MOST_DIFFERENCES]
-    found = [_difference(a, b, compare) for a, b in drawn]
-    limit = max((largest(rows) for rows, _ in found), default=0.0)
+    considered = pairs[:MOST_DIFFERENCES]
+    compared = [(pair, *_difference(*pair, compare)) for pair in considered]
+    noise = _ROUNDING * max(limits.values(), default=0.0)
+    found = [item for item in compared if largest(item[1]) > noise]
+    limit = max((largest(rows) for _, rows, _ in found), default=0.0)
     return SweepComponent(
         name=name,
         maps=maps,
-        differences=[
-            _difference_map(name, pair, rows, limit, detail) for pair, (rows, _) in zip(drawn, found, strict=True)
-        ],
+        differences=[_difference_map(name, pair, rows, limit, detail) for pair, rows, _ in found],
         correlations=_correlations(cells),
-        paired=bool(found) and all(certain for _, certain in found),
-        left_out=len(pairs) - len(drawn),
+        stability=None if stability is None else _stability(name, cells, stability),
+        paired=bool(found) and all(certain for *_, certain in found),
+        left_out=len(pairs) - len(considered),
+        same=[f"{a.label} and {b.label}" for (a, b), rows, _ in compared if largest(rows) <= noise],
         mixed_places=len({cell.at for cell in cells}) > 1,
         turned=len({cell.sign for cell in cells}) > 1,
     )
+
+
+def _stability(name: str, cells: Sequence[SweptCell], table: pl.DataFrame) -> Figure | None:
+    ranked = [(cell.label, cell.cell, str(cell.heads.item(0, "scope"))) for cell in cells]
+    return draw_cells(table, ranked, name, f"sweep-{name}-stability")
 
 
 def swept(index: int, cell: Cell, label: str, heads: pl.DataFrame, **more: Any) -> SweptCell:

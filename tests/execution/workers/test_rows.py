@@ -15,11 +15,11 @@ from attrib_batch.attribution.engine import ScoredBatch
 from attrib_batch.attribution.scores import BatchScores
 from attrib_batch.execution.commit import commit_chunk
 from attrib_batch.execution.scheduling.assignment import Assignment
-from attrib_batch.execution.workers.rows import baseline_rows, failure_rows, moment_rows, prompt_rows
+from attrib_batch.execution.workers.rows import baseline_rows, failure_rows, moment_pieces, moment_rows, prompt_rows
 from attrib_batch.execution.workers.score_rows import ScoreParts, score_rows
 from attrib_batch.execution.workers.task import TaskResults
 from attrib_batch.spec import Cell, Component, parse_spec
-from attrib_batch.storage.parquet import encode_parquet, join_parquet
+from attrib_batch.storage.parquet import FAST, encode_parquet, join_parquet
 from attrib_batch.storage.store import Store
 from attrib_batch.tables import BASELINES, FAILURES, PROMPTS, SCORES, Chunk, Table
 from tests.support.demo_pairs import random_pairs
@@ -30,7 +30,7 @@ N_LAYERS, N_HEADS = 2, 3
 
 def batch(length: int, first: int, ids: list[int]) -> ScoredBatch:
     pairs = [
-        replace(pair, pair_id=pair_id, roles=("A", *[None] * (length - 2), "end"))
+        replace(pair, pair_id=pair_id, roles=("A", *[None] * (length - 2), "end"), template=f"t{pair_id % 2}", task="x")
         for pair, pair_id in zip(encoded(random_pairs(len(ids), length, first)), ids, strict=True)
     ]
     source = np.random.default_rng(length)
@@ -175,6 +175,7 @@ def test_a_file_does_not_depend_on_how_many_threads_write_it(
     n_threads: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("attrib_batch.execution.workers.score_rows.ROW_GROUP_ROWS", 50)
+    monkeypatch.setattr("attrib_batch.tables.sums._PIECE_VALUES", 10)  # each layer by itself
     batches = [batch(6, 2, [7, 3, 9]), batch(4, 1, [5])]
     spec = parse_spec(
         {
@@ -194,5 +195,20 @@ def test_a_file_does_not_depend_on_how_many_threads_write_it(
     for chunk in task:
         data = (tmp_path / chunk.path(Table.SCORES)).read_bytes()
         parts = ScoreParts(batches, 50)
-        assert data == join_parquet([encode_parquet(parts.table(part)) for part in range(len(parts))]).to_pybytes()
+        encoded_parts = [encode_parquet(parts.table(part), level=FAST) for part in range(len(parts))]
+        assert data == join_parquet(encoded_parts).to_pybytes()
         assert pq.read_metadata(tmp_path / chunk.path(Table.SCORES)).num_row_groups == len(parts) == 4
+        assert len(moment_pieces(batches)) == 2 * N_LAYERS
+        for table, rows in zip((Table.MOMENTS, Table.STRATA), moment_rows(batches), strict=True):
+            assert rows.num_rows > 0
+            assert (tmp_path / chunk.path(table)).read_bytes() == encode_parquet(rows).to_pybytes()
+
+
+def test_moments_do_not_depend_on_how_they_are_cut(monkeypatch: pytest.MonkeyPatch) -> None:
+    batches = [batch(6, 2, [7, 3, 9]), batch(4, 1, [5])]
+    whole = moment_rows(batches)
+    assert len(moment_pieces(batches)) == 2
+    monkeypatch.setattr("attrib_batch.tables.sums._PIECE_VALUES", 10)
+    assert len(moment_pieces(batches)) == 2 * N_LAYERS
+    for cut, table in zip(moment_rows(batches), whole, strict=True):
+        assert cut.equals(table)
