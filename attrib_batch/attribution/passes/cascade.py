@@ -109,7 +109,7 @@ def _forward(query: Tensor, key: Tensor, value: Tensor, seen: Seen) -> tuple[Ten
             largest = scores.amax(-1, keepdim=True).clamp_(min=_LEAST)
             weights = scores.sub_(largest).exp_()
             total = weights.sum(-1, keepdim=True)
-            found = _product(weights, _by_group(block.keys.gather(values)).to(weights.dtype)) / total
+            found = _product(weights, _by_group(block.keys.gather(values))) / total
             block.queries.put(out, _by_head(found, block, query))
             block.queries.put(lse, _by_head((largest + total.log()), block, query).squeeze(-1))
         outs.append(out)
@@ -181,8 +181,11 @@ def _hide(scores: Tensor, block: Block) -> Tensor:
 
 def _product(left: Tensor, right: Tensor) -> Tensor:
     """Multiply matrices, in float32 at least."""
-    if left.dtype == right.dtype and left.dtype in {torch.float16, torch.bfloat16} and left.is_cuda:
-        return torch.bmm(left, right, out_dtype=torch.float32)
+    narrow = {left.dtype, right.dtype} & {torch.float16, torch.bfloat16}
+    if narrow and left.is_cuda:
+        # As the card multiplies them fastest: narrow factors, sums in float32.
+        (kind,) = narrow
+        return torch.bmm(left.to(kind), right.to(kind), out_dtype=torch.float32)
     wide = torch.promote_types(torch.promote_types(left.dtype, right.dtype), torch.float32)
     return torch.bmm(left.to(wide), right.to(wide))
 

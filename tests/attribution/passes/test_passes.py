@@ -12,7 +12,7 @@ from attrib_batch.attribution.passes import passes_for
 from attrib_batch.attribution.passes.packed import PackedPasses
 from attrib_batch.attribution.passes.padded import PaddedPasses
 from tests.support.demo_pairs import random_pairs
-from tests.support.near import assert_same_scores
+from tests.support.near import assert_near, assert_same_scores
 from tests.support.scored import encoded, method, score, tiny_model
 from tests.support.terms import terms_of
 from tests.support.tiny_models import ARCHITECTURES
@@ -46,6 +46,17 @@ def test_a_mixture_of_shapes_scores_as_its_pairs_one_at_a_time(kind: str) -> Non
     for pair in pairs[::3]:
         alone = score(model, [pair], job)
         assert_same_scores(together[pair.pair_id], alone[pair.pair_id], terms_of(model.module, pair))
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_in_half_precision_too_scores_do_not_depend_on_the_batch(dtype: str) -> None:
+    model, pairs = tiny_model("llama", dtype=dtype), mixture()
+    together = score(model, pairs, method(components=["z", "resid_post"]))
+    for pair in pairs[::3]:
+        alone = score(model, [pair], method(components=["z", "resid_post"]))
+        terms = terms_of(tiny_model("llama").module, pair)
+        for component, scores in alone[pair.pair_id].items():
+            assert_near(together[pair.pair_id][component], scores, terms, dtype=dtype)
 
 
 @pytest.mark.parametrize("kind", ["atp", "atp_ig", "atp_star", "exact"])
