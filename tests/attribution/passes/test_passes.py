@@ -48,15 +48,14 @@ def test_a_mixture_of_shapes_scores_as_its_pairs_one_at_a_time(kind: str) -> Non
         assert_same_scores(together[pair.pair_id], alone[pair.pair_id], terms_of(model.module, pair))
 
 
-@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
-def test_in_half_precision_too_scores_do_not_depend_on_the_batch(dtype: str) -> None:
-    model, pairs = tiny_model("llama", dtype=dtype), mixture()
+def test_in_half_precision_too_scores_do_not_depend_on_the_batch() -> None:
+    model, pairs = tiny_model("llama", dtype="float16"), mixture()
     together = score(model, pairs, method(components=["z", "resid_post"]))
     for pair in pairs[::3]:
         alone = score(model, [pair], method(components=["z", "resid_post"]))
         terms = terms_of(tiny_model("llama").module, pair)
         for component, scores in alone[pair.pair_id].items():
-            assert_near(together[pair.pair_id][component], scores, terms, dtype=dtype)
+            assert_near(together[pair.pair_id][component], scores, terms, dtype="float16")
 
 
 @pytest.mark.parametrize("kind", ["atp", "atp_ig", "atp_star", "exact"])
