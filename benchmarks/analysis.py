@@ -208,7 +208,7 @@ def measure(folder: Path, *, n_pairs: int, chunk_pairs: int, n_rounds: int) -> F
                  many_afar, peak)  # fmt: skip
 
 
-def render(where: str, found: Found, n_pairs: int, chunk_pairs: int) -> str:
+def render(where: str, found: Found, n_pairs: int, chunk_pairs: int, load: float) -> str:
     """The part of the page about summaries."""
     moments, rows, duckdb = map(median, (found.from_moments, found.from_rows, found.duckdb))
     ratios = [one / other for one, other in zip(found.duckdb, found.from_moments, strict=True)]
@@ -216,7 +216,8 @@ def render(where: str, found: Found, n_pairs: int, chunk_pairs: int) -> str:
     return (
         f"## (j) Summaries\n\nWritten by `python -m benchmarks.analysis`. {where}\n\n{found.rows / 1e6:,.1f} million "
         f"score rows of {n_pairs:,} pairs ({LAYERS} layers of {HEADS} heads), chunks of {chunk_pairs}; "
-        f"{len(found.duckdb)} alternating rounds, each in a process of its own, imports not counted.\n\n"
+        f"{len(found.duckdb)} alternating rounds, each in a process of its own, imports not counted. The machine's "
+        f"load was {load:.1f} when they began.\n\n"
         "| computed | seconds | times as fast as DuckDB | peak memory, GB |\n| --- | --- | --- | --- |\n"
         f"| from moments | {moments:.2f} | {_range(ratios)} | {found.peak['moments']:.2f} |\n"
         f"| from score rows | {rows:.2f} | {_range(of_rows)} | {found.peak['rows']:.2f} |\n"
@@ -246,9 +247,10 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=3, help="rounds")
     parser.add_argument("--out", type=Path, default=RESULTS, help="the Markdown file whose part is replaced")
     options = parser.parse_args()
+    load = os.getloadavg()[0]
     with tempfile.TemporaryDirectory() as folder:
         found = measure(Path(folder), n_pairs=options.pairs, chunk_pairs=options.chunk_pairs, n_rounds=options.rounds)
-    text = render(machine.describe(), found, options.pairs, options.chunk_pairs)
+    text = render(machine.describe(), found, options.pairs, options.chunk_pairs, load)
     replace_part(options.out, "analysis", text)
     print(text)
     return 0

@@ -36,6 +36,8 @@ class DistantStore:
                 while header := (await reader.readline()).decode().strip():
                     name, _, value = header.partition(":")
                     headers[name.lower()] = value.strip()
+                if headers.get("expect") == "100-continue":
+                    writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")  # without it a client waits a second
                 body = await reader.readexactly(int(headers.get("content-length", 0)))
                 self.n_requests += not target.startswith("/-requests")
                 await asyncio.sleep(self.delay)
@@ -45,8 +47,8 @@ class DistantStore:
                 head = "".join(f"{name}: {value}\r\n" for name, value in more.items())
                 writer.write(f"HTTP/1.1 {status} -\r\nContent-Length: {length}\r\n{head}\r\n".encode() + content)
                 await writer.drain()
-        except (ConnectionError, asyncio.IncompleteReadError):
-            pass
+        except (ConnectionError, asyncio.IncompleteReadError, asyncio.CancelledError):
+            pass  # whoever asked has gone, or the server ends
         finally:
             writer.close()
 
