@@ -192,13 +192,13 @@ def compare(fast: Callable[[], Scores], slow: Callable[[], Scores], n_rounds: in
     return f"**{ratio.median:.2f}** ({ratio.low:.2f} to {ratio.high:.2f})"
 
 
-def speeds(model: LoadedModel, n_rounds: int) -> str:
+def speeds(model: LoadedModel, n_pairs: int, n_rounds: int) -> str:
     """The engine beside itself with one shape at a time, and beside hand-written hooks."""
     auto = MemoryBudget(torch.device("cpu"))
     rows = []
     for name, pairs in (
-        ("512 IOI pairs of 34 wordings with their mirrors", mixed_ioi(model, 512)),
-        ("1,000 natural stretches of 8 to 60 tokens, no two of one shape", natural(model, 1000)),
+        (f"{n_pairs:,} IOI pairs of 34 wordings with their mirrors", mixed_ioi(model, n_pairs)),
+        (f"{n_pairs:,} natural stretches of 8 to 60 tokens, no two of one shape", natural(model, n_pairs)),
     ):
         ours = partial(engine_scores, model, pairs, auto)
         before = compare(ours, partial(one_shape_at_a_time, model, pairs), n_rounds)
@@ -316,11 +316,11 @@ def _plain(model: LoadedModel, pairs: Sequence[EncodedPair]) -> None:
         model.module.lm_head(hidden[torch.arange(len(ids)), last])
 
 
-def parts(n_rounds: int) -> Iterator[str]:
+def parts(n_pairs: int, n_rounds: int) -> Iterator[str]:
     """Measure, and give the page's sections."""
     model = load(MODEL_ID)
     yield "### Mixed shapes\n\nTimes as fast as another way, median (and range) of alternating rounds.\n\n" + speeds(
-        model, n_rounds
+        model, n_pairs, n_rounds
     )
     yield "### Passes and padding\n\n" + passes_and_padding(model)
     yield "### Activation patching\n\n" + exact_costs(model, n_rounds)
@@ -334,6 +334,7 @@ def parts(n_rounds: int) -> Iterator[str]:
 def main() -> int:
     """Measure, print, and write this part of the results."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.shapes", description=__doc__)
+    parser.add_argument("--pairs", type=int, default=512, help="pairs of the comparisons of mixed shapes")
     parser.add_argument("--rounds", type=int, default=3, help="rounds of each comparison")
     parser.add_argument("--out", type=Path, default=RESULTS, help="the Markdown file whose part is replaced")
     parser.add_argument("--case", type=int, nargs=4, help=argparse.SUPPRESS)
@@ -345,7 +346,7 @@ def main() -> int:
     text = (
         f"## (l) Mixed shapes and long prefixes\n\nWritten by `python -m benchmarks.shapes`. {machine.describe()}\n\n"
     )
-    text += "\n\n".join(parts(options.rounds))
+    text += "\n\n".join(parts(options.pairs, options.rounds))
     replace_part(options.out, "shapes", text)
     print(text)
     return 0
