@@ -83,9 +83,9 @@ def test_every_figure_is_drawn_inside_its_column(opened: Chrome) -> None:
     )
     assert len(found) == 27
     points = {"z-verified-scores": 12 * 144, "z-verified-means": 144, "mlp_out-verified-scores": 144}
-    points |= {"mlp_out-verified-means": 12, "z-stability": 12}
+    points |= {"mlp_out-verified-means": 12, "z-stability": 12, "stability": 12}
     for name, images, n_points, right, limit in found:
-        expected = points.get(name.split("-", 2)[2]) if name.startswith("cell-") else None
+        expected = points.get(name.split("-", 2)[2])
         assert (images, n_points) == ((1, 0) if expected is None else (0, expected)), name
         assert right <= limit + 1, name
 

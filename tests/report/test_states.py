@@ -121,7 +121,12 @@ def test_no_position_is_mixed_with_another_of_prompts_of_other_lengths(tmp_path:
 def test_a_sweep_of_three_models_datasets_and_methods_fits(tmp_path: Path) -> None:
     shapes = {"gpt2": (12, 12), "smollm2-135m": (30, 9), "llama-8b": (32, 32)}
     pairs = {model: IoiLike(layers=layers, heads=heads).pairs(6) for model, (layers, heads) in shapes.items()}
-    cells = {Cell(m, d, k): pairs[m] for m in shapes for d in ("ioi", "names", "mixed") for k in ("atp", "ig", "exact")}
+    names = [Cell(m, d, k) for m in shapes for d in ("ioi", "names", "mixed") for k in ("atp", "ig", "exact")]
+    # No two alike, so that all differences there are can be drawn.
+    cells = {
+        cell: [replace(pair, scores={"z": (1 + index / 30) * pair.scores["z"]}) for pair in pairs[cell.model]]
+        for index, cell in enumerate(names)
+    }
     write_run(tmp_path, cells)
     summarize(tmp_path)
     material = read_material(Store(tmp_path))
@@ -134,7 +139,9 @@ def test_a_sweep_of_three_models_datasets_and_methods_fits(tmp_path: Path) -> No
         )
     )
     assert len(page.encode()) < 12_000_000
-    assert sum(name.startswith("sweep-z-") for name in figures(page)) == 27
+    assert sum(name.startswith("sweep-z-") for name in figures(page)) == 27 + 1
+    assert "sweep-z-stability" in figures(page)
+    assert sum(name.startswith("difference-z-") for name in figures(page)) == 24
     text = visible(page)
     assert "Complete: all 162 pairs scored." in text
     assert "Models of different shape have no heads in common and are not compared." in text
