@@ -274,6 +274,7 @@ OF_OTHER_NUMBERS = (
     "report/",
     "api/test_run.py",
     "execution/test_accounting.py",
+    "execution/test_strata.py",
     "observe/",
     "test_benchmarks.py",
     "test_gpu_benchmark.py",
