@@ -31,7 +31,7 @@ from attrib_batch.spec.registries.metrics import metric_entry
 GIB = 1 << 30
 MOST_TOKENS = {"cpu": 8192, "cuda": 65536}
 """Most suffix positions of a micro-batch by kind of device: beyond, a pass does not get faster."""
-MOST_BYTES = {"cpu": GIB}
+MOST_BYTES = {"cpu": 3 * GIB // 4}
 """Most memory of a micro-batch: more suffixes at once do not make a CPU faster. A GPU takes what is free."""
 SHARE = 0.6
 """How much of what is free a micro-batch may be expected to take: allocators keep more than is in use."""
@@ -89,7 +89,9 @@ class MemoryLimit:
         """Return how many positions may be computed at once beside the prefixes of a micro-batch."""
         prefixes = replace(size_of(batch, padded=self.padded), suffix_tokens=0)
         beside = self.room - self.model.bytes_of(prefixes)
-        return max(1, min(self.tokens.tokens, int(beside / max(self.model.suffix_token, 1.0))))
+        # A pair alone is computed whatever it takes, so as many positions as it has are no more than that.
+        fitting = max(int(beside / max(self.model.suffix_token, 1.0)), suffix_tokens(batch[:1]))
+        return max(1, min(self.tokens.tokens, fitting))
 
 
 Agreed = Callable[[Sequence[float]], Sequence[float]]
@@ -242,10 +244,11 @@ class _TensorBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch
         self._seen: weakref.WeakSet[Any] = weakref.WeakSet()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        # What an operation takes was there before: weights, of which it may return a view.
+        self._seen.update(_storages((args, kwargs)))
         found = func(*args, **(kwargs or {}))
-        for leaf in tree_leaves(found):
-            if isinstance(leaf, torch.Tensor):
-                self._count(leaf.untyped_storage())
+        for storage in _storages(found):
+            self._count(storage)
         return found
 
     def _count(self, storage: torch.UntypedStorage) -> None:
@@ -259,6 +262,11 @@ class _TensorBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch
 
     def _free(self, n_bytes: int) -> None:
         self.now -= n_bytes
+
+
+def _storages(values: Any) -> list[torch.UntypedStorage]:
+    """Return what holds the tensors among the arguments or results of an operation."""
+    return [leaf.untyped_storage() for leaf in tree_leaves(values) if isinstance(leaf, torch.Tensor)]
 
 
 def free_bytes(device: torch.device, *, share: float = 1.0) -> int:

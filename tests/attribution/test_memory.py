@@ -11,7 +11,15 @@ from attrib_batch.attribution import memory
 from attrib_batch.attribution.batches import Size, in_order, size_of, suffix_tokens
 from attrib_batch.attribution.engine import ScoredBatch, TokenBudget, score_pairs
 from attrib_batch.attribution.groups import group_methods
-from attrib_batch.attribution.memory import MemoryBudget, budget_for, free_bytes, measure, peak_bytes
+from attrib_batch.attribution.memory import (
+    MemoryBudget,
+    MemoryLimit,
+    MemoryModel,
+    budget_for,
+    free_bytes,
+    measure,
+    peak_bytes,
+)
 from attrib_batch.attribution.passes import passes_for
 from tests.support.demo_pairs import random_pairs
 from tests.support.scored import encoded, method, tiny_model
@@ -27,6 +35,18 @@ def test_peaks_are_counted_of_all_tensors_that_exist_at_once() -> None:
         torch.zeros(1500).add_(1).view(30, 50)
 
     assert peak_bytes(CPU, work) == 4 * 2000
+
+
+def test_what_was_there_before_is_not_counted_and_neither_are_views_of_it() -> None:
+    weight = torch.zeros(100, 1000)
+    assert peak_bytes(CPU, lambda: torch.ones(1, 100) @ weight.t()[:, :].t()) == 4 * (100 + 1000)
+
+
+def test_a_pair_that_takes_more_than_there_is_may_be_computed_at_its_own_size() -> None:
+    (pair,) = encoded(random_pairs(1, 9, 4))
+    limit = MemoryLimit(MemoryModel(1e9, 1e3, 1e3, 0.0), room=1e6, tokens=TokenBudget(4096), padded=False)
+    assert not limit.fits(Size(1, 0, 0))
+    assert limit.batch_tokens([pair]) == 2 * 5
 
 
 @pytest.mark.parametrize("options", [{"id": "atp"}, {"id": "atp", "components": ["z", "mlp_out"]}, {"id": "atp_ig"}])

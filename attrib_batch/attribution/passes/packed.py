@@ -287,7 +287,7 @@ class PackedPasses(Passes):
             key_positions = np.zeros(n_keys, dtype=np.int64)
             groups = []
             of_node = dict(zip(there, place, strict=True))
-            for node, members in groupby(range(len(nodes)), lambda index: at_depth[index]):  # noqa: B023
+            for node, members in groupby(range(len(nodes)), at_depth.__getitem__):
                 if node is None:
                     continue
                 indices = list(members)
