@@ -12,11 +12,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int, Num
 from torch import Tensor
 
 from attrib_batch.errors import JobError
+from attrib_batch.models.devices import on_device
 from attrib_batch.pairs.encoding.encode import EncodedPair
 from attrib_batch.spec import MethodSpec
 from attrib_batch.spec.registries.entry_points import load_offered, load_reference, offered
@@ -55,10 +57,11 @@ def _places(tokens: Sequence[int], place: Mapping[int, int] | None) -> Sequence[
 def _rectangle(
     rows: Sequence[Sequence[int]], device: torch.device
 ) -> tuple[Int[Tensor, "pair answer"], Bool[Tensor, "pair answer"]]:
-    width = max(len(row) for row in rows)
-    ids = torch.tensor([[*row, *[0] * (width - len(row))] for row in rows], dtype=torch.long)
-    mask = torch.tensor([[i < len(row) for i in range(width)] for row in rows], dtype=torch.bool)
-    return ids.to(device), mask.to(device)
+    count = np.array([len(row) for row in rows])
+    mask = np.arange(count.max()) < count[:, None]
+    ids = np.zeros(mask.shape, dtype=np.int64)
+    ids[mask] = [token for row in rows for token in row]
+    return on_device(ids, device), on_device(mask, device)
 
 
 Metric = Callable[["Float[Tensor, 'pair vocab']", "Float[Tensor, 'pair vocab']", AnswerSets], "Float[Tensor, ' pair']"]

@@ -32,6 +32,7 @@ from attrib_batch.attribution.passes import Layout, Passes
 from attrib_batch.attribution.passes.base import by_token
 from attrib_batch.attribution.passes.places import Index, ranges
 from attrib_batch.attribution.scores import Scores
+from attrib_batch.models.devices import on_device
 from attrib_batch.pairs.encoding.encode import EncodedPair
 
 
@@ -106,7 +107,7 @@ class _Path:
         first = np.array([row.first for row in layout.rows])
         count = np.array([len(row.tokens) for row in layout.rows]) - first
         source = Index(self.layout.places(pair, first, count))
-        along = torch.from_numpy(np.repeat(fraction, count)).to(self.base).unsqueeze(-1)
+        along = on_device(np.repeat(fraction, count), self.base.device).to(self.base.dtype).unsqueeze(-1)
         # Padding is on no way, and may hold anything.
         start = self.base.new_zeros(layout.n_tokens, self.base.shape[-1])
         place = Index(layout.places(np.arange(len(pair)), first, count))

@@ -15,8 +15,9 @@ from torch import Tensor
 
 from attrib_batch.attribution.batches import Tokens
 from attrib_batch.attribution.metrics import at_least_float32
-from attrib_batch.attribution.passes.places import Index, on_device, ranges
+from attrib_batch.attribution.passes.places import Index, ranges
 from attrib_batch.models.activations import activation_at, put_back, replace_heads, skip_layer
+from attrib_batch.models.devices import on_device
 from attrib_batch.models.families import Dimensions, Site, SiteKey
 from attrib_batch.models.load import LoadedModel
 
@@ -232,7 +233,7 @@ def row_logits(
         unembedding.input = hidden
     else:
         linear = model.module.get_submodule(model.architecture.unembedding)
-        index = torch.tensor(vocabulary, device=linear.weight.device)
+        index = on_device(np.array(vocabulary), linear.weight.device)
         bias = None if linear.bias is None else at_least_float32(linear.bias[index])
         # A narrow type's steps are as large as the differences between answers that are to be told apart.
         narrow = torch.nn.functional.linear(at_least_float32(hidden), at_least_float32(linear.weight[index]), bias)

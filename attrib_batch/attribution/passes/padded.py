@@ -19,7 +19,7 @@ from transformers import Cache
 
 from attrib_batch.attribution.batches import Tokens, by_cost, by_shape
 from attrib_batch.attribution.passes.base import Capture, Layout, Passes, Row
-from attrib_batch.attribution.passes.places import on_device
+from attrib_batch.models.devices import on_device
 from attrib_batch.models.families import Site
 from attrib_batch.models.load import LoadedModel
 from attrib_batch.models.rotary import angles_follow_from_positions, prefix_is_reusable

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -11,8 +13,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from attrib_batch.attribution.passes import fused
 from attrib_batch.attribution.passes.blocks import Group, Level
 from attrib_batch.attribution.passes.cascade import Scale, Seen, Stretch, attend
+from attrib_batch.attribution.passes.fused import Runs
+from tests.support.device import TEST_DEVICE
 from tests.support.near import assert_near
 
 N_HEADS, N_KV_HEADS, FEATURES = 6, 2, 4
@@ -61,8 +66,13 @@ def tensors(case: Case) -> tuple[list[Tensor], list[Tensor], Tensor | None]:
     return own, before, random(N_HEADS) if case.sinks else None
 
 
-def by_levels(case: Case) -> tuple[Tensor, list[Tensor]]:
+def by_levels(case: Case, *, by_runs: bool = False) -> tuple[Tensor, list[Tensor]]:
     own, before, sinks = tensors(case)
+    device = TEST_DEVICE if by_runs else CPU
+    if device.type == "cuda":
+        own, before = ([of.detach().to(device, torch.float32) for of in some] for some in (own, before))
+        own = [of.requires_grad_() for of in own]
+        sinks = None if sinks is None else sinks.to(device, torch.float32)
     starts = np.cumsum([0, *(length for _, length in case.rows)]).tolist()
     key_starts = np.cumsum([0, *case.prefixes]).tolist()
     positions = np.concatenate([case.prefixes[prefix] + np.arange(length) for prefix, length in case.rows])
@@ -76,10 +86,12 @@ def by_levels(case: Case) -> tuple[Tensor, list[Tensor]]:
     levels = [(before, Level(shared, positions, key_positions))] if shared else []
     alone = [Group(start, length, start, length) for start, (_, length) in zip(starts, case.rows, strict=False)]
     levels.append(([None, None], Level(alone, positions, positions, causal=True)))
-    stretches = [
-        Stretch(*held, level.blocks(case.window, n_heads=N_HEADS, most_products=case.most_products, device=CPU))
-        for held, level in levels
-    ]
+    stretches = []
+    for held, level in levels:
+        how = Runs.of(level, n_heads=N_HEADS, device=device) if by_runs else None
+        blocks = level.blocks(case.window, n_heads=N_HEADS, most_products=case.most_products, device=device)
+        assert (how is not None) is (by_runs and len(level.groups) >= fused.LEAST_RUNS)
+        stretches.append(Stretch(*held, how or blocks))
     return attend(*own, Seen(stretches, Scale(0.3, case.softcap), sinks)), own
 
 
@@ -109,16 +121,17 @@ def row_by_row(case: Case) -> tuple[Tensor, list[Tensor]]:
     return torch.cat(outs, 1), own
 
 
-def assert_equal(case: Case) -> None:
-    found, mine = by_levels(case)
+def assert_equal(case: Case, *, by_runs: bool = False) -> None:
+    found, mine = by_levels(case, by_runs=by_runs)
     expected, theirs = row_by_row(case)
-    weights = torch.linspace(-1, 1, found.numel(), dtype=torch.float64).view_as(found)
-    gradients = torch.autograd.grad((found * weights).sum(), mine)
+    weights = torch.linspace(-1, 1, found.numel(), dtype=torch.float64).view_as(expected)
+    gradients = torch.autograd.grad((found * weights.to(found)).sum(), mine)
     expected_gradients = torch.autograd.grad((expected * weights).sum(), theirs)
     # Sums of as many terms as there are queries, of size 1 or so.
     terms = 10.0 + found.shape[1]
     for ours, other in zip((found, *gradients), (expected, *expected_gradients), strict=True):
-        assert_near(ours, other, terms, dtype="float64", float32_steps=0)
+        dtype = str(ours.dtype).removeprefix("torch.")
+        assert_near(ours.cpu(), other, terms, dtype=dtype, float32_steps=0)
 
 
 @given(cases())
@@ -164,3 +177,78 @@ def test_nothing_of_the_size_of_all_scores_is_kept_for_the_backward_pass() -> No
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda values: values):
         by_levels(case)
     assert sum(kept) < N_HEADS * 40 * 500
+
+
+def attention_of_runs(
+    q: Tensor, k: Tensor, v: Tensor, runs: Runs, scaling: float
+) -> Iterator[tuple[slice, slice, Tensor]]:
+    """For each run, the places of its queries and of its keys, and the scores (head, query, key)."""
+    query_ends, key_ends = runs.query_ends.tolist(), runs.key_ends.tolist()
+    for (q_start, q_end), (k_start, k_end) in zip(pairwise(query_ends), pairwise(key_ends), strict=True):
+        queries, keys = slice(q_start, q_end), slice(k_start, k_end)
+        scores = torch.einsum("qhf,khf->hqk", q[queries], k[keys]) * scaling
+        if runs.causal:
+            scores = scores.masked_fill(torch.ones(scores.shape[1:], dtype=torch.bool).triu(1), -torch.inf)
+        yield queries, keys, scores
+
+
+@pytest.fixture
+def kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What PyTorch's kernel promises, run by run: it has none for a CPU. On a GPU, the kernel itself."""
+    if TEST_DEVICE.type == "cuda":
+        return
+
+    def forward(q: Tensor, k: Tensor, v: Tensor, runs: Runs, scaling: float) -> tuple[Tensor, ...]:
+        width = -(-runs.longest[0] // fused.ALIGNED) * fused.ALIGNED
+        out, table = torch.empty_like(q), q.new_full((len(runs.query_ends) - 1, q.shape[1], width), torch.nan)
+        for run, (queries, keys, scores) in enumerate(attention_of_runs(q, k, v, runs, scaling)):
+            out[queries] = torch.einsum("hqk,khf->qhf", scores.softmax(-1), v[keys])
+            table[run, :, : scores.shape[1]] = scores.logsumexp(-1)
+        return out, table, torch.tensor(7)
+
+    def backward(
+        grad: Tensor, saved: tuple[Tensor, ...], kept: tuple[Tensor, ...], runs: Runs, scaling: float
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        q, k, v, out, table = saved
+        assert [of.item() for of in kept] == [7]
+        dq, dk, dv = torch.empty_like(q), torch.zeros_like(k), torch.zeros_like(v)
+        for run, (queries, keys, scores) in enumerate(attention_of_runs(q, k, v, runs, scaling)):
+            n_queries = scores.shape[1]
+            assert table[run, :, n_queries:].isposinf().all()
+            weights = (scores - table[run, :, :n_queries].unsqueeze(-1)).exp()
+            delta = (grad[queries] * out[queries]).sum(-1).T.unsqueeze(-1)
+            d_scores = weights * (torch.einsum("qhf,khf->hqk", grad[queries], v[keys]) - delta) * scaling
+            dq[queries] = torch.einsum("hqk,khf->qhf", d_scores, k[keys])
+            dk[keys] = torch.einsum("hqk,qhf->khf", d_scores, q[queries])
+            dv[keys] = torch.einsum("hqk,qhf->khf", weights, grad[queries])
+        return dq, dk, dv
+
+    monkeypatch.setattr(fused, "kernel_forward", forward)
+    monkeypatch.setattr(fused, "kernel_backward", backward)
+
+
+@pytest.mark.usefixtures("kernel")
+@pytest.mark.parametrize(
+    "case",
+    [
+        Case([0], [(0, 3)] * 9),
+        Case([4], [(0, 3), *[(0, 5)] * 9], sinks=True),
+        # Every row behind a prefix of its own, one behind none, prefixes that no row has.
+        Case([2, 5, 0, 3, 1, 9, 4, 7, 2, 6, 40], [(n, 1 + n % 4) for n in range(11)]),
+        Case([2, 5, 3, 1, 9, 4, 7, 2, 6, 4], [(n, 1 + n % 4) for n in (0, 1, 2, 4, 5, 6, 7, 9, 9)]),
+    ],
+)
+def test_runs_of_a_kernel_joined_are_attention_to_all_keys(case: Case) -> None:
+    assert_equal(case, by_runs=True)
+
+
+def test_few_runs_or_a_table_too_large_are_left_to_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    positions = np.arange(2 * fused.LEAST_RUNS)
+    groups = [Group(2 * n, 2, 2 * n, 2) for n in range(fused.LEAST_RUNS)]
+    level = Level(groups, positions, positions, causal=True)
+    found = Runs.of(level, n_heads=N_HEADS, device=CPU)
+    assert found is not None
+    assert found.longest == (2, 2)
+    assert Runs.of(Level(groups[1:], positions, positions), n_heads=N_HEADS, device=CPU) is None
+    monkeypatch.setattr(fused, "MOST_PADDED", N_HEADS * fused.ALIGNED * fused.LEAST_RUNS - 1)
+    assert Runs.of(level, n_heads=N_HEADS, device=CPU) is None
