@@ -179,32 +179,39 @@ def test_nothing_of_the_size_of_all_scores_is_kept_for_the_backward_pass() -> No
     assert sum(kept) < N_HEADS * 40 * 500
 
 
-def attention_of_runs(
-    q: Tensor, k: Tensor, v: Tensor, runs: Runs, scaling: float
-) -> Iterator[tuple[slice, slice, Tensor]]:
-    """For each run, the places of its queries and of its keys, and the scores (head, query, key)."""
-    query_ends, key_ends = runs.query_ends.tolist(), runs.key_ends.tolist()
-    for (q_start, q_end), (k_start, k_end) in zip(pairwise(query_ends), pairwise(key_ends), strict=True):
+def scores_of_runs(
+    q: Tensor, k: Tensor, runs: Runs, scaling: float
+) -> Iterator[tuple[tuple[int, slice], tuple[int, slice], Tensor]]:
+    """For each range, or row of several runs, where its queries and its keys are, and the scores (head, query, key)."""
+    mask, q_ends, k_ends, *_ = runs.arguments(q)
+    if mask is not None:
+        for row in range(len(q)):
+            scores = torch.einsum("qhf,khf->hqk", q[row], k[row]) * scaling + mask[row]
+            yield (row, slice(None)), (row, slice(None)), scores
+        return
+    for (q_start, q_end), (k_start, k_end) in zip(pairwise(q_ends.tolist()), pairwise(k_ends.tolist()), strict=True):
         queries, keys = slice(q_start, q_end), slice(k_start, k_end)
-        scores = torch.einsum("qhf,khf->hqk", q[queries], k[keys]) * scaling
-        if runs.causal:
+        scores = torch.einsum("qhf,khf->hqk", q[0, queries], k[0, keys]) * scaling
+        if runs.hides == fused.FROM_THE_FIRST:
             scores = scores.masked_fill(torch.ones(scores.shape[1:], dtype=torch.bool).triu(1), -torch.inf)
-        yield queries, keys, scores
+        yield (0, queries), (0, keys), scores
 
 
 @pytest.fixture
 def kernel(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What PyTorch's kernel promises, run by run: it has none for a CPU. On a GPU, the kernel itself."""
+    """What PyTorch's kernel promises, range by range: it has none for a CPU. On a GPU, the kernel itself."""
     if TEST_DEVICE.type == "cuda":
         return
 
     def forward(q: Tensor, k: Tensor, v: Tensor, runs: Runs, scaling: float) -> tuple[Tensor, ...]:
-        width = -(-runs.longest[0] // fused.ALIGNED) * fused.ALIGNED
-        out, table = torch.empty_like(q), q.new_full((len(runs.query_ends) - 1, q.shape[1], width), torch.nan)
-        for run, (queries, keys, scores) in enumerate(attention_of_runs(q, k, v, runs, scaling)):
+        longest = runs.seen.longest[0] if isinstance(runs.seen, fused.Ranges) else q.shape[1]
+        width = -(-longest // fused.ALIGNED) * fused.ALIGNED
+        out, tables = torch.empty_like(q), []
+        for queries, keys, scores in scores_of_runs(q, k, runs, scaling):
             out[queries] = torch.einsum("hqk,khf->qhf", scores.softmax(-1), v[keys])
-            table[run, :, : scores.shape[1]] = scores.logsumexp(-1)
-        return out, table, torch.tensor(7)
+            tables.append(q.new_full((q.shape[2], width), torch.nan))
+            tables[-1][:, : scores.shape[1]] = scores.logsumexp(-1)
+        return out, torch.stack(tables), torch.tensor(7)
 
     def backward(
         grad: Tensor, saved: tuple[Tensor, ...], kept: tuple[Tensor, ...], runs: Runs, scaling: float
@@ -212,10 +219,10 @@ def kernel(monkeypatch: pytest.MonkeyPatch) -> None:
         q, k, v, out, table = saved
         assert [of.item() for of in kept] == [7]
         dq, dk, dv = torch.empty_like(q), torch.zeros_like(k), torch.zeros_like(v)
-        for run, (queries, keys, scores) in enumerate(attention_of_runs(q, k, v, runs, scaling)):
+        for row, (queries, keys, scores) in zip(table, scores_of_runs(q, k, runs, scaling), strict=True):
             n_queries = scores.shape[1]
-            assert table[run, :, n_queries:].isposinf().all()
-            weights = (scores - table[run, :, :n_queries].unsqueeze(-1)).exp()
+            assert row[:, n_queries:].isposinf().all()
+            weights = (scores - row[:, :n_queries].unsqueeze(-1)).exp()
             delta = (grad[queries] * out[queries]).sum(-1).T.unsqueeze(-1)
             d_scores = weights * (torch.einsum("qhf,khf->hqk", grad[queries], v[keys]) - delta) * scaling
             dq[queries] = torch.einsum("hqk,khf->qhf", d_scores, k[keys])
@@ -236,6 +243,9 @@ def kernel(monkeypatch: pytest.MonkeyPatch) -> None:
         # Every row behind a prefix of its own, one behind none, prefixes that no row has.
         Case([2, 5, 0, 3, 1, 9, 4, 7, 2, 6, 40], [(n, 1 + n % 4) for n in range(11)]),
         Case([2, 5, 3, 1, 9, 4, 7, 2, 6, 4], [(n, 1 + n % 4) for n in (0, 1, 2, 4, 5, 6, 7, 9, 9)]),
+        # Several to a row, and several rows; then longer than a row takes.
+        Case([30, 20, 50, 64, 1, 2, 60, 33, 64, 7], [(n, 5 + 6 * n) for n in range(10)]),
+        Case([30, 20, 50, 64, 1, 2, 60, 33, 64, 90], [(n, 70 - 6 * n) for n in range(10)]),
     ],
 )
 def test_runs_of_a_kernel_joined_are_attention_to_all_keys(case: Case) -> None:
@@ -248,7 +258,13 @@ def test_few_runs_or_a_table_too_large_are_left_to_blocks(monkeypatch: pytest.Mo
     level = Level(groups, positions, positions, causal=True)
     found = Runs.of(level, n_heads=N_HEADS, device=CPU)
     assert found is not None
-    assert found.longest == (2, 2)
+    assert found.queries.shape == (1, len(positions))
     assert Runs.of(Level(groups[1:], positions, positions), n_heads=N_HEADS, device=CPU) is None
-    monkeypatch.setattr(fused, "MOST_PADDED", N_HEADS * fused.ALIGNED * fused.LEAST_RUNS - 1)
+    # Longer than a row of several runs takes.
+    positions = np.arange(100 * fused.LEAST_RUNS)
+    level = Level([Group(100 * n, 100, 100 * n, 100) for n in range(fused.LEAST_RUNS)], positions, positions)
+    found = Runs.of(level, n_heads=N_HEADS, device=CPU)
+    assert found is not None
+    assert isinstance(found.seen, fused.Ranges)
+    monkeypatch.setattr(fused, "MOST_PADDED", N_HEADS * 128 * fused.LEAST_RUNS - 1)
     assert Runs.of(level, n_heads=N_HEADS, device=CPU) is None
