@@ -45,11 +45,13 @@ def notebook_page(path: Path) -> str:
     """Return a notebook as Markdown, with what its cells printed when it was stored."""
     cells = _read(path)["cells"]
     has_map = any(_PLOTLY in output.get("data", {}) for cell in cells for output in cell.get("outputs", []))
-    parts = ['<script src="../assets/plotly.min.js"></script>'] if has_map else []
+    parts: list[str] = []
     for number, cell in enumerate(cells):
         source = "".join(cell["source"])
         if cell["cell_type"] == "markdown":
             parts.append(source)
+            if has_map and number == 0:  # below the title, which mkdocs takes from the first line
+                parts.append('<script src="../assets/plotly.min.js"></script>')
             continue
         parts.append(f"```python\n{source}\n```")
         for place, output in enumerate(cell["outputs"]):

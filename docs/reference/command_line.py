@@ -11,6 +11,7 @@ import typer
 
 from attrib_batch import errors
 from attrib_batch.cli.app import app
+from attrib_batch.cli.examples import PREFIX
 from attrib_batch.errors import ExitCode
 from docs.reference.markdown import code, plain, table
 from docs.reference.tables import attribute_docstrings
@@ -27,7 +28,7 @@ def command_line_page() -> str:
     for path, command in commands():
         parts += [f"## {code(' '.join(path))}", plain(inspect.cleandoc(command.help or ""))]
         if command.epilog:
-            parts.append(plain(command.epilog))
+            parts.append(f"{PREFIX}{code(command.epilog.removeprefix(PREFIX))}")
         if rows := [_row(parameter) for parameter in command.params]:
             parts.append(table(("argument or option", "value", "default", "meaning"), rows))
     parts += ["## Exit codes", exit_codes()]
