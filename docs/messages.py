@@ -7,6 +7,7 @@ import importlib
 import inspect
 import re
 from dataclasses import dataclass
+from functools import cache
 from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -51,7 +52,8 @@ def error_classes() -> dict[str, type[errors.AttribBatchError]]:
     return found
 
 
-def messages() -> list[Message]:
+@cache
+def messages() -> tuple[Message, ...]:
     """Return the message of every place that raises an error of the package, or of a value that was asked for."""
     known = error_classes()
     found = []
@@ -63,7 +65,7 @@ def messages() -> list[Message]:
             if name in known or (name == "ValueError" and layer in VALUE_LAYERS):
                 texts = list(_texts(call.args[0], function, tree)) if call.args else [""]
                 found += [Message(name, text if _says(text) else "", module, call.lineno) for text in texts or [""]]
-    return found
+    return tuple(found)
 
 
 def messages_of(error: str) -> str:

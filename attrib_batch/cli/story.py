@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
+import sys
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import polars as pl
@@ -18,6 +21,7 @@ if TYPE_CHECKING:
     from attrib_batch.api import Run
     from attrib_batch.spec import SweepSpec
 
+PROGRAM = "attrib-batch"
 N_HEADS = 3
 MORE_PAIRS = 32
 """How many pairs the next command verifies: more than the demo does."""
@@ -47,7 +51,7 @@ def after(run: Run, job: SweepSpec, out: str, *, local: bool) -> Iterator[str]:
     [model], [method], dataset = job.models, job.methods, job.datasets[-1]
     cell = {"model": model.name, "dataset": dataset.id, "method": method.id}
     heads = run.heads(**cell).filter(component=str(Component.Z), scope="last")
-    n_pairs = heads.get_column("n_pairs").max()
+    n_pairs = heads.select(pl.col("n_pairs").max()).item()
     yield ""
     yield f"The strongest heads at {_AT}, of {n_pairs} pairs, as shares of the gap between the prompts (95% interval):"
     for row in heads.sort(pl.col("mean").abs(), descending=True).head(N_HEADS).iter_rows(named=True):
@@ -62,5 +66,13 @@ def after(run: Run, job: SweepSpec, out: str, *, local: bool) -> Iterator[str]:
         yield f"How far to trust them: {verdict.headline} {verdict.detail}"
     here = " --local" if local else ""
     yield "Next:"
-    yield f"  attrib-batch verify {out} --pairs {MORE_PAIRS} --at last{here}    # measure more pairs"
-    yield "  attrib-batch pairs import prompts.csv --out pairs.parquet    # begin with prompts of your own"
+    yield f"  {program()} verify {out} --pairs {MORE_PAIRS} --at last{here}  # measure more pairs"
+    yield f"  {program()} pairs make greater_than --out years.parquet  # another task; pairs import takes your own file"
+
+
+def program() -> str:
+    """Return the command by which this program can be called again from where it was called."""
+    called = Path(sys.argv[0])
+    if shutil.which(PROGRAM):
+        return PROGRAM
+    return "python -m attrib_batch" if called.name == "__main__.py" else str(called)

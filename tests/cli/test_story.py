@@ -76,16 +76,36 @@ def test_where_nothing_is_measured_it_says_nothing_of_trust(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("local", [False, True])
-def test_its_last_two_lines_are_commands_that_are_understood(out: Path, *, local: bool) -> None:
+def test_its_last_two_lines_are_commands_that_are_understood(
+    out: Path, monkeypatch: pytest.MonkeyPatch, *, local: bool
+) -> None:
+    monkeypatch.setattr("sys.argv", ["attrib-batch", "demo"])
     lines = list(story.after(open_run(out), load_demo(), "runs/demo", local=local))[-2:]
     program: Any = typer.main.get_command(app)
-    program.commands["verify"].callback = program.commands["pairs"].commands["import"].callback = lambda **values: (
-        values
-    )
-    verified, imported = (
+    making = program.commands["pairs"].commands["make"].commands["greater_than"]
+    program.commands["verify"].callback = making.callback = lambda **values: values
+    verified, made = (
         program.main(args=shlex.split(line, comments=True)[1:], prog_name="attrib-batch", standalone_mode=False)
         for line in lines
     )
     assert (verified["out"], verified["at"], verified["local"]) == ("runs/demo", ["last"], local)
     assert verified["pairs"] > load_demo().verify.pairs
-    assert imported["out"] == "pairs.parquet"
+    assert made["out"] == "years.parquet"
+
+
+@pytest.mark.parametrize(
+    ("called", "on_path", "expected"),
+    [
+        (".venv/bin/attrib-batch", False, ".venv/bin/attrib-batch"),
+        (".venv/bin/attrib-batch", True, "attrib-batch"),
+        ("/lib/attrib_batch/__main__.py", False, "python -m attrib_batch"),
+    ],
+)
+def test_commands_begin_as_this_one_was_called(
+    called: str, expected: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, on_path: bool
+) -> None:
+    if on_path:
+        (tmp_path / "attrib-batch").touch(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr("sys.argv", [called, "demo"])
+    assert story.program() == expected
