@@ -43,10 +43,10 @@ lint: $(STAMP)
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
 
-# The site, in site/: no warning, nothing that a page loads from elsewhere, and a search that finds every message.
+# The site, in build/site/: no warning, nothing that a page loads from elsewhere, and a search that finds every message.
 docs: $(DOCS_STAMP)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet -f docs/mkdocs.yml
-	$(BIN)/python -m docs.check site
+	$(BIN)/python -m docs.check build/site
 
 # Executes the notebooks; with NOTEBOOKS='--write' what they print is stored, which is what the site shows.
 examples: $(DOCS_STAMP)
@@ -75,4 +75,4 @@ bench-scale: $(STAMP)
 	$(BIN)/python -m benchmarks.second_worker
 
 clean:
-	rm -rf $(VENV) build dist site *.egg-info
+	rm -rf $(VENV) build dist *.egg-info

@@ -1,6 +1,6 @@
 """Check the built site: it asks nothing of a network, and its search finds every message.
 
-python -m docs.check site
+python -m docs.check build/site
 """
 
 from __future__ import annotations
