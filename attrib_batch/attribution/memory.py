@@ -8,6 +8,7 @@ through both peaks. The others follow from the sizes of the model.
 
 from __future__ import annotations
 
+import time
 import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import astuple, dataclass, replace
@@ -44,6 +45,8 @@ LEAST_SHRUNK = 2**-10
 """What is left at least of what memory allows when it ran out again and again."""
 _SMALL, _LARGE = 2, 6
 """The pairs of the two measured sets."""
+_TIMED_LENGTH, _TIMED_PASSES = 8, 3
+"""The positions of a row of a pass that is timed, and how often it is."""
 _PREFIX, _SUFFIX = 2, 8
 """The positions of a made-up pair."""
 
@@ -130,13 +133,18 @@ class MemoryBudget:
         self._agreed = agreed
         self._tokens = TokenBudget(MOST_TOKENS.get(device.type, MOST_TOKENS["cpu"]))
         self._models: dict[str, MemoryModel] = {}
+        self._pass_tokens: float | None = None
 
     def limit(self, passes: Passes, group: MethodGroup) -> MemoryLimit:
-        """Return the limit for a group of methods; the first time, measure what they take."""
+        """Return the limit for a group of methods; the first time, measure what they take, and what a pass costs."""
         # By value: parameters of methods have no hash.
         key = repr(group.methods)
         if key not in self._models:
             self._models[key] = MemoryModel(*self._agreed(astuple(measure(passes, group))))
+        if passes.padded:
+            if self._pass_tokens is None:
+                (self._pass_tokens,) = self._agreed([pass_tokens(passes.model)])
+            passes.pass_tokens = round(self._pass_tokens)
         (least,) = self._agreed([-float(free_bytes(self._device, share=self._share))])
         room = min(-SHARE * least, MOST_BYTES.get(self._device.type, -least))
         return MemoryLimit(self._models[key], room / 2**self._ran_out, self._tokens, passes.padded)
@@ -151,6 +159,7 @@ class MemoryBudget:
             return self
         budget = MemoryBudget(self._device, share=self._share, ran_out=self._ran_out + times, agreed=self._agreed)
         budget._models, budget._tokens = self._models, self._tokens.halved(times)
+        budget._pass_tokens = self._pass_tokens
         return budget
 
 
@@ -180,6 +189,28 @@ def measure(passes: Passes, group: MethodGroup) -> MemoryModel:
         # In the model's precision and, for a probability, in float32 with its gradient.
         row=dimensions.d_vocab * (item + 3.0 * FLOAT_BYTES) if all_logits or model.sharded else 0.0,
     )
+
+
+def pass_tokens(model: LoadedModel, *, now: Callable[[], float] = time.perf_counter) -> float:
+    """Measure what a pass costs whatever it computes, in positions: the time of none, over the time of one more.
+
+    The line through the times of a small and a large pass, the best of some each; at most as many positions as a
+    micro-batch may have, which is what a GPU that is busy with neither gets.
+    """
+    most = MOST_TOKENS.get(model.device.type, MOST_TOKENS["cpu"])
+    length = min(_TIMED_LENGTH, model.dimensions.max_tokens)
+    rows = [1, max(2, most // 32 // length)]
+    small, large = (min(_seconds(model, n, length, now) for _ in range(_TIMED_PASSES)) for n in rows)
+    slope = (large - small) / ((rows[1] - rows[0]) * length)
+    return min(float(most), max(0.0, small / slope - length)) if slope > 0 else float(most)
+
+
+def _seconds(model: LoadedModel, n_rows: int, length: int, now: Callable[[], float]) -> float:
+    ids = torch.zeros(n_rows, length, dtype=torch.long, device=model.device)
+    started = now()
+    with torch.no_grad():
+        model.module(ids, use_cache=False, logits_to_keep=1).logits[0, -1, 0].item()  # waits for it
+    return now() - started
 
 
 def _differentiating(group: MethodGroup) -> MethodGroup:

@@ -110,6 +110,8 @@ class Passes(ABC):
 
     padded: bool
     """Whether all rows of a pass take as many positions as the longest."""
+    pass_tokens = 64
+    """What a pass costs whatever it computes, in positions; a budget that measures it says better."""
 
     def __init__(self, model: LoadedModel) -> None:
         """Pass suffixes through ``model``."""

@@ -25,8 +25,6 @@ from attrib_batch.models.load import LoadedModel
 from attrib_batch.models.rotary import angles_follow_from_positions, prefix_is_reusable
 from attrib_batch.pairs.encoding.encode import EncodedPair
 
-PASS_TOKENS = 64
-"""What a pass costs whatever it computes, in positions."""
 SHARED_START_TOKENS = 32
 """How many token positions a pass of its own for the start that all prefixes share must save to be worth it."""
 
@@ -51,7 +49,7 @@ class PaddedPasses(Passes):
         """Put shapes together where padding costs less than further passes."""
         if not angles_follow_from_positions(self.model.module.config):
             return by_shape(pairs)
-        return by_cost(pairs, PASS_TOKENS)
+        return by_cost(pairs, self.pass_tokens)
 
     def prepare(self, pairs: Sequence[EncodedPair]) -> None:
         """Take the shortest prefix of the pairs as everyone's; none where it cannot be computed by itself."""
