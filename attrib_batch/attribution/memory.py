@@ -43,8 +43,8 @@ MEASURED_METRIC = "logit_diff"
 """The metric that is measured in place of any."""
 LEAST_SHRUNK = 2**-10
 """What is left at least of what memory allows when it ran out again and again."""
-_SMALL, _LARGE = 2, 6
-"""The pairs of the two measured sets."""
+MEASURED_PAIRS = {"cpu": (2, 6), "cuda": (8, 24)}
+"""The pairs of the two measured sets, by kind of device: on a GPU many runs are attended to in another way than few."""
 _TIMED_LENGTH, _TIMED_PASSES = 8, 3
 """The positions of a row of a pass that is timed, and how often it is."""
 _PREFIX, _SUFFIX = 2, 8
@@ -174,8 +174,9 @@ def measure(passes: Passes, group: MethodGroup) -> MemoryModel:
         passes.prepare(pairs)
         measured.score(passes, pairs, batch_tokens=suffix_tokens(pairs))
 
-    small, large = (peak_bytes(model.device, partial(score, n_pairs)) for n_pairs in (_SMALL, _LARGE))
-    tokens = [suffix_tokens(_made_up(model, n_pairs)) for n_pairs in (_SMALL, _LARGE)]
+    measured_pairs = MEASURED_PAIRS.get(model.device.type, MEASURED_PAIRS["cpu"])
+    small, large = (peak_bytes(model.device, partial(score, n_pairs)) for n_pairs in measured_pairs)
+    tokens = [suffix_tokens(_made_up(model, n_pairs)) for n_pairs in measured_pairs]
     slope = max(0.0, (large - small) / (tokens[1] - tokens[0]))
     dimensions, item = model.dimensions, torch.finfo(model.module.dtype).bits // 8
     key_bytes = 2.0 * dimensions.n_layers * dimensions.n_kv_heads * dimensions.head_dim * item / model.shards
