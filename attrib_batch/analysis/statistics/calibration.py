@@ -126,7 +126,8 @@ class _Sample:
             left: np.ndarray = product.sum(axis=0) - product
             with_f, with_a = ((x * k).sum(axis=0) - x * k for x in (f, a))
             squares = (k * k).sum() - k * k
-            return left - mean_a * with_f - mean_f * with_a + mean_a * mean_f * squares
+            left += mean_a * mean_f * squares - mean_a * with_f - mean_f * with_a
+            return left
 
         covariance, variance = without(e * f, e, mean_e), without(f * f, f, mean_f)
         varies = variance > _ROUNDING * (f * f).sum(axis=0)
