@@ -165,7 +165,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.calibration", description=__doc__)
     parser.add_argument("--pairs", type=int, default=2000, help="pairs that are estimated")
     parser.add_argument("--measured", type=int, default=64, help="pairs of them that are measured as well")
-    parser.add_argument("--samples", type=int, default=10_000, help="simulated samples a row")
+    parser.add_argument("--samples", type=int, default=4000, help="simulated samples a row")
     parser.add_argument("--out", type=Path, default=RESULTS, help="the Markdown file whose part is replaced")
     options = parser.parse_args()
     started = time.perf_counter()
