@@ -218,6 +218,17 @@ def test_pairs_that_another_method_did_not_score_were_not_drawn_from(tmp_path: P
     assert rows["measured_pairs"].to_list() == [len(drawn)] * 2
 
 
+def test_a_method_that_has_scored_some_pairs_yet_takes_none_of_the_sample_away(tmp_path: Path) -> None:
+    estimates, exact = pairs_of()
+    drawn = write_sampled_run(tmp_path, {CELL: estimates, OTHER: estimates}, exact, cuts=(20,))
+    before = heads_of(tmp_path).filter(method="atp")
+    assert before["measured_pairs"].max() == len(drawn)
+    (tmp_path / "scores" / OTHER.partition / "part-000000020-000000040.parquet").unlink()
+    assert heads_of(tmp_path).filter(method="atp").equals(before)
+    (tmp_path / "scores" / OTHER.partition / "part-000000000-000000020.parquet").unlink()
+    assert heads_of(tmp_path).filter(method="atp").equals(before)
+
+
 def test_an_older_summary_has_no_calibrated_means_and_exact_scores_make_it_old(tmp_path: Path) -> None:
     estimates, exact = pairs_of()
     write_run(tmp_path, {CELL: estimates})

@@ -1,9 +1,10 @@
 """Calibrated means: mean exact effects of every head, from its estimates and the verified sample.
 
 The statistics are in `attrib_batch.analysis.statistics.calibration`. They hold for a random sample. The verified pairs
-that are one are those of the first units of the random order in which `verify` draws, up to the first unit that was
-scored and not drawn: all of them, unless the run has grown since, or an earlier release drew the sample. Nothing is
-calibrated while the measurement is unfinished.
+that are one are those of the first units of the random order in which `verify` draws, up to the first unit that could
+have been drawn and was not: all of them, unless the run has grown since, or an earlier release drew the sample. Nothing
+is calibrated while the measurement is unfinished. Pairs that could not be measured, or that another method did not
+score, are left out.
 """
 
 from __future__ import annotations
@@ -46,42 +47,45 @@ class RandomSamples:
     def __init__(self, store: Store, manifest: Manifest) -> None:
         """Read those of ``store``."""
         self.store, self.manifest = store, manifest
-        self._by_dataset: dict[str, frozenset[int]] = {}
+        self._scored: dict[Cell, dict[int, int | None]] = {}
+        self._by_all: dict[str, set[int]] = {}
 
-    def of(self, cell: Cell) -> frozenset[int]:
+    def of(self, cell: Cell) -> set[int]:
         """Return the ids of the drawn pairs that are a random sample of a cell's; none where none are."""
         stage = self.manifest.stage(VERIFICATION)
-        if stage is None:
-            return frozenset()
-        store = self.store.below(VERIFICATION)
-        measured = exact_cells(cell, self.manifest)
-        for plan in map(stage.plan, measured):
-            parts = store.parts(Table.SCORES, plan.cell.partition) if plan else set()
-            if plan is None or sum(stop - start for start, stop in parts) < plan.n_pairs:
-                return frozenset()
-        if cell.dataset not in self._by_dataset:
-            self._by_dataset[cell.dataset] = self._drawn(cell.dataset, stage)
-        return self._by_dataset[cell.dataset] if measured else frozenset()
-
-    def _drawn(self, dataset: str, stage: StageEntry) -> frozenset[int]:
-        seed, path = stage.identities.datasets.get(dataset, {}).get(SEED), sample_path(dataset)
+        if stage is None or not self._is_measured(cell, stage):
+            return set()
+        seed, path = stage.identities.datasets.get(cell.dataset, {}).get(SEED), sample_path(cell.dataset)
         if not isinstance(seed, int) or not self.store.exists(path):
-            return frozenset()
+            return set()
         drawn = set(self.store.read_table(path, ["pair_id"])["pair_id"].to_pylist())
-        units = pairs_by_unit(self._scored_by_all(dataset))
-        first = takewhile(lambda unit: units[unit] <= drawn, in_random_order(units, seed))
-        return frozenset(pair_id for unit in first for pair_id in units[unit])
+        units, by_all = pairs_by_unit(self._pairs_of(cell)), self._scored_by_all(cell.dataset)
+        first = takewhile(lambda unit: units[unit] & by_all <= drawn, in_random_order(units, seed))
+        return {pair_id for unit in first for pair_id in units[unit]} & drawn
 
-    def _scored_by_all(self, dataset: str) -> dict[int, int | None]:
-        """Return the groups of the pairs that every cell of a dataset scored, by pair id: what was drawn from."""
-        common: dict[int, int | None] | None = None
-        for plan in self.manifest.plan:
-            if plan.dataset == dataset:
-                parts = committed_parts(self.store, plan.cell)
-                pairs = scan([part.baselines for part in parts], Table.BASELINES)
-                groups = dict(pairs.select("pair_id", "group").collect().iter_rows())
-                common = groups if common is None else {pair: common[pair] for pair in common.keys() & groups.keys()}
-        return common or {}
+    def _is_measured(self, cell: Cell, stage: StageEntry) -> bool:
+        """Return whether all that the verification planned for a cell is committed."""
+        store, plans = self.store.below(VERIFICATION), [stage.plan(one) for one in exact_cells(cell, self.manifest)]
+        return bool(plans) and all(
+            plan is not None
+            and sum(stop - start for start, stop in store.parts(Table.SCORES, plan.cell.partition)) >= plan.n_pairs
+            for plan in plans
+        )
+
+    def _pairs_of(self, cell: Cell) -> dict[int, int | None]:
+        """Return the groups of the pairs that a cell scored, by pair id."""
+        if cell not in self._scored:
+            parts = committed_parts(self.store, cell)
+            pairs = scan([part.baselines for part in parts], Table.BASELINES)
+            self._scored[cell] = dict(pairs.select("pair_id", "group").collect().iter_rows())
+        return self._scored[cell]
+
+    def _scored_by_all(self, dataset: str) -> set[int]:
+        """Return the pairs that could be drawn: those that every cell of a dataset scored that scored any."""
+        if dataset not in self._by_all:
+            scored = [self._pairs_of(plan.cell) for plan in self.manifest.plan if plan.dataset == dataset]
+            self._by_all[dataset] = set.intersection(*(set(pairs) for pairs in scored if pairs))
+        return self._by_all[dataset]
 
 
 def calibrated_means(samples: RandomSamples, cell: Cell, heads: pl.DataFrame) -> pl.DataFrame:
@@ -132,15 +136,16 @@ def _of_place(rows: pl.DataFrame, values: pl.DataFrame) -> pl.DataFrame:
     )
 
 
-def _values(samples: RandomSamples, cell: Cell, chosen: frozenset[int]) -> pl.DataFrame:
+def _values(samples: RandomSamples, cell: Cell, chosen: set[int]) -> pl.DataFrame:
     """Add up the scores of a sample's units at every place.
 
     Returns:
         ``component, scope, role, unit, layer, head, pairs, exact, estimate``, and ``unmeasured``, whether anything that
         should have been added was not measured; sorted by these keys.
     """
-    both = read_both(samples.store, cell, samples.manifest)
-    rows = both.rows.filter(pl.col("pair_id").is_in(list(chosen)))
+    both = read_both(samples.store, cell, samples.manifest, chosen)
+    # Sums in another order differ in the last digit.
+    rows = both.rows.sort("pair_id", "component", *_HEAD, "position")
     # A pair may have failed in the measurement of some components; it is missing in the sample of those.
     rows = rows.filter(pl.col("exact").is_not_null().any().over("pair_id", "component"))
     shared = pl.col("position") < pl.col("first_difference")

@@ -21,6 +21,7 @@ from attrib_batch.storage.store import Store, StoredFile
 from attrib_batch.tables import VERIFICATION, Chunk, Table
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
     from pathlib import Path
 
     from attrib_batch.tables import Manifest
@@ -117,13 +118,22 @@ class Both:
     magnitudes: bool
 
 
-def read_both(out: str | Path | Store, cell: Cell, manifest: Manifest) -> Both:
+def read_both(out: str | Path | Store, cell: Cell, manifest: Manifest, among: Collection[int] | None = None) -> Both:
     """Join a cell's estimates of verified pairs with their exact scores; components without any are left out.
+
+    Args:
+        out: the run's directory.
+        cell: one that was verified.
+        manifest: of the run.
+        among: the ids of the pairs that are read; all that were verified by default.
 
     Raises:
         OutputError: see `read_verified`.
     """
-    exact = scan(_exact_files(out, cell, manifest), Table.SCORES).select(*_keys(), exact="score").collect()
+    measured = scan(_exact_files(out, cell, manifest), Table.SCORES)
+    if among is not None:
+        measured = measured.filter(pl.col("pair_id").is_in(list(among)))
+    exact = measured.select(*_keys(), exact="score").collect()
     pairs, estimates = _estimates(out, cell, exact.get_column("pair_id").unique())
     wanted = estimates
     if manifest.stage(VERIFICATION) is not None:

@@ -131,6 +131,11 @@ class Verification:
         before = run.manifest.stage(self.name)
         methods = _exact_methods(_estimates(run.spec), before, self.at)
         samples = {dataset.id: self._draw(run.store, run.spec, dataset.id, before) for dataset in run.spec.datasets}
+        for name, sample in samples.items():
+            if not sample.n_pairs:
+                raise RequestError(
+                    f"{run.store.root}: no pair of dataset {name} is scored by every method yet; run the job first"
+                )
         data = run.spec.model_dump(mode="json") | {
             "chunk_pairs": CHUNK_PAIRS,
             "methods": methods,
@@ -187,10 +192,6 @@ class Verification:
         """Draw as many pairs of a dataset as are asked for; those that were measured before stay beside them."""
         kept = self._kept(store, dataset, before)
         units = _scored_units(store, [cell for cell in spec.cells if cell.dataset == dataset])
-        if not units and not kept:
-            raise RequestError(
-                f"{store.root}: no pair of dataset {dataset} is scored by every method yet; run the job first"
-            )
         drawn: set[int] = set()
         for unit in in_random_order(units, self.seed):
             if len(drawn) >= self.pairs:

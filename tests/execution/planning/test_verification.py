@@ -204,6 +204,16 @@ def test_a_kept_sample_stays_though_its_pairs_are_not_scored_by_a_new_method(job
     assert set(sample(grown)[4:]) <= set(others)
 
 
+def test_before_any_pair_is_scored_by_a_new_method_nothing_is_committed_and_nothing_raised(
+    job: TinyJob, tmp_path: Path
+) -> None:
+    first = opened(job, tmp_path)
+    commit(first, range(N_PAIRS))
+    finish(Verification(4, seed=3).plan(first))
+    run = opened(job, tmp_path, methods=[{"id": "atp"}, NOISE])
+    assert not Verification(4, seed=5).is_committed(run.store, run.manifest, run.spec)
+
+
 def test_a_sample_of_another_seed_is_refused_once_some_of_it_is_measured(run: OpenRun) -> None:
     first = sample(Verification(4, seed=3).plan(run))
     planned = Verification(4, seed=4).plan(run)
