@@ -47,9 +47,7 @@ def calibrate_component(
         at: the place, as a phrase.
         target: whose heads they are.
     """
-    known = (
-        heads.filter(pl.col("calibrated_mean").is_not_null()) if "calibrated_mean" in heads.columns else heads.clear()
-    )
+    known = heads.filter(pl.col("calibrated_mean").is_not_null())
     if known.is_empty():
         return Calibration(_why_not(n_units), pl.DataFrame(schema={**_EMPTY, "mean": pl.Float64}))
     named = {"mean": "calibrated_mean", "low": "calibrated_low", "high": "calibrated_high", "estimate": "mean"}
