@@ -52,7 +52,8 @@ def attribute(
         pairs: the path or URL of a Parquet table; or a Polars or pandas frame, an Arrow table, or a list of dicts, with
             ``clean``, ``corrupted``, ``answers`` and ``wrong_answers``, and optionally ``pair_id``, ``roles``,
             ``task``, ``template``, ``group``.
-        methods: kinds of methods, such as ``atp``, ``atp_ig``, ``atp_star`` or ``exact``; or entries of a job file.
+        methods: kinds of methods, such as ``atp``, ``atp_ig``, ``atp_star``, ``relp`` or ``exact``; or entries of a job
+            file.
         components: what is attributed, for methods that do not say so themselves; likewise ``metric`` and
             ``direction``.
         metric: what is measured at the last position, by name.

@@ -37,7 +37,7 @@ WITH_PLAN = [
 ]
 MORE_WITH_PLAN = ["mixtral", "phi3"]
 """Of the families that most tests leave out: experts, and a projection that is gathered to be cut in three."""
-KINDS = ["atp", "atp_ig", "atp_star", "exact"]
+KINDS = ["atp", "atp_ig", "atp_star", "relp", "exact"]
 METRICS = ["logit_diff", "prob_diff", "log_prob", "kl"]
 
 
@@ -67,7 +67,7 @@ def assert_equal(group: Ranks, model: ModelSpec, pairs: list[EncodedPair], metho
     for job in methods:
         theirs = score(whole, pairs, job)
         # The other methods take gradients elsewhere too, or none.
-        direction = job.direction if job.kind in {"atp", "atp_star"} else None
+        direction = job.direction if job.kind in {"atp", "atp_star", "relp"} else None
         for pair in pairs:
             terms = terms_of(whole.module, pair, job.metric, direction=direction)
             for ours in every:
@@ -89,7 +89,7 @@ def test_every_metric_and_direction_on_every_component(ranks: Ranks, tiny: Calla
         method(id=f"{metric}-{direction}", kind=kind, components=list(Component), metric=metric, direction=direction)
         for metric in METRICS
         for direction in ("denoise", "noise")
-        if not (metric == "kl" and direction == "noise" and kind in {"atp", "atp_star"})
+        if not (metric == "kl" and direction == "noise" and kind in {"atp", "atp_star", "relp"})
     ]
     assert_equal(ranks, double(tiny("llama")), mixed_pairs(), methods)
 

@@ -37,6 +37,7 @@ METHODS = {
     "kl": [{"id": "kl", "kind": "atp", "metric": "kl"}],
     "atp_ig": [{"id": "atp_ig", "components": ["z", "resid_pre"]}],
     "atp_star": [{"id": "atp_star", "components": ["z", "q", "k"]}],
+    "relp": [{"id": "relp", "components": ["z", "q", "mlp_out", "resid_mid"]}],
     "exact": [{"id": "exact", "components": ["z", "k"]}],
     "exact at the end": [{"id": "exact", "at": "last"}],
 }

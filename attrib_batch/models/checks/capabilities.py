@@ -102,6 +102,11 @@ def check_methods(spec: ModelSpec, config: Any, methods: Iterable[MethodSpec]) -
                 f"{where}: {method.kind} lets gradients pass a layer by its skip connection alone, and layers of this "
                 f"{config.model_type} model normalise the residual stream itself. Use atp or atp_ig"
             )
+        if entry.replaces_gradients_of_mlps and architecture.mlp is None:
+            raise ModelError(
+                f"{where}: {method.kind} has no rules for {config.model_type}: {architecture.mlp_because}. Use atp or "
+                "atp_ig"
+            )
         if entry.begins_within_prompts:
             _check_keys(config, where=where, what=method.kind, instead="Use atp or atp_ig")
 

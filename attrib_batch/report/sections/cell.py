@@ -184,8 +184,10 @@ def _cell(index: int, cell: Cell, label: str, material: Material, detail: Detail
     quantity = _quantity(baseline, method)
     examples = examples_of(material.examples, cell)
     builder = _Builder(index, cell, material, quantity, detail, examples)
-    present = set(_of(summary.heads, cell).get_column("component"))
+    heads = _of(summary.heads, cell)
+    present = set(heads.get_column("component"))
     own = material.verification.get(cell)
+    verified = build_verification(index, own, heads, method=method, unit=quantity.unit, detail=detail) if own else None
     return CellSection(
         index=index,
         cell=cell,
@@ -199,7 +201,7 @@ def _cell(index: int, cell: Cell, label: str, material: Material, detail: Detail
         warning=warning_about(baseline, method),
         components=[builder.component(name) for name in Component if name in present],
         examples=examples,
-        verification=build_verification(index, own, method, quantity.unit, detail) if own else None,
+        verification=verified,
     )
 
 

@@ -79,6 +79,8 @@ class MethodEntry:
     """Whether its rows begin at positions of a prompt, from the keys of those before; a state instead will not do."""
     passes_by_skip_connections: bool = False
     """Whether it lets gradients pass a layer by its skip connection alone, which must then change nothing."""
+    replaces_gradients_of_mlps: bool = False
+    """Whether it must know what of a model's MLPs is not linear, to pass gradients there by a rule of its own."""
     least_layers: int = 1
     """How many layers a model must have."""
     least_layers_reason: str = ""
@@ -161,6 +163,22 @@ BUILT_IN_METHODS: Mapping[str, MethodEntry] = MappingProxyType(
                 least_layers=2,
                 least_layers_reason="its scores are means over the other layers",
                 reads_attention_for=frozenset({Component.Q, Component.K}),
+            ),
+            MethodEntry(
+                "relp",
+                function=f"{_METHODS}.relp:relevance_patching",
+                title="Relevance patching",
+                explanation=(
+                    "attribution patching with rules of relevance propagation in place of gradients where a model is "
+                    "not linear: norms have constant scales, element-wise functions pass their ratio, gates half."
+                ),
+                cost="3: both prompts, and one backward pass; two directions together 4",
+                paper="Jafari, Eberle, Khakzar, Nanda 2025 (arXiv 2508.21258)",
+                gradient_at=GradientAt.BASE,
+                mixes_shapes=True,
+                advice="use exact, or atp and verify it too",
+                shares_forward_passes=True,
+                replaces_gradients_of_mlps=True,
             ),
             MethodEntry(
                 EXACT,
