@@ -109,9 +109,9 @@ def _forward(query: Tensor, key: Tensor, value: Tensor, seen: Seen) -> tuple[Ten
             largest = scores.amax(-1, keepdim=True).clamp_(min=_LEAST)
             weights = scores.sub_(largest).exp_()
             total = weights.sum(-1, keepdim=True)
-            found = _product(weights, _by_group(block.keys.gather(values))) / total
-            block.queries.put(out, _by_head(found, block, query))
-            block.queries.put(lse, _by_head((largest + total.log()), block, query).squeeze(-1))
+            found = _product(weights, by_group(block.keys.gather(values))) / total
+            block.queries.put(out, by_head(found, block, query))
+            block.queries.put(lse, by_head((largest + total.log()), block, query).squeeze(-1))
         outs.append(out)
         lses.append(lse)
     if seen.sinks is not None:
@@ -135,10 +135,10 @@ def _backward(saved: Sequence[Tensor], seen: Seen, grad: Tensor) -> tuple[Tensor
     for stretch in seen.stretches:
         keys, values = stretch.of(key, value)
         for block in stretch.blocks:
-            wide_keys = _by_group(block.keys.gather(keys))
-            wide_values = _by_group(block.keys.gather(values))
-            queries = _by_kv_head(block.queries.gather(query), keys.shape[0])
-            grads = _by_kv_head(block.queries.gather(grad), keys.shape[0])
+            wide_keys = by_group(block.keys.gather(keys))
+            wide_values = by_group(block.keys.gather(values))
+            queries = by_kv_head(block.queries.gather(query), keys.shape[0])
+            grads = by_kv_head(block.queries.gather(grad), keys.shape[0])
             scores = _product(queries, wide_keys.transpose(-1, -2)).mul_(scale.scaling)
             slope = None
             if scale.softcap is not None:
@@ -146,12 +146,12 @@ def _backward(saved: Sequence[Tensor], seen: Seen, grad: Tensor) -> tuple[Tensor
                 slope = 1 - bent * bent
                 scores = bent * scale.softcap
             scores = _hide(scores, block)
-            weights = scores.sub_(_by_kv_head(block.queries.gather(lse.unsqueeze(-1)), keys.shape[0])).exp_()
+            weights = scores.sub_(by_kv_head(block.queries.gather(lse.unsqueeze(-1)), keys.shape[0])).exp_()
             d_scores = _product(grads, wide_values.transpose(-1, -2))
-            d_scores.sub_(_by_kv_head(block.queries.gather(delta.unsqueeze(-1)), keys.shape[0])).mul_(weights)
+            d_scores.sub_(by_kv_head(block.queries.gather(delta.unsqueeze(-1)), keys.shape[0])).mul_(weights)
             if slope is not None:
                 d_scores.mul_(slope)
-            block.queries.add(d_query, _by_head(_product(d_scores, wide_keys), block, query))
+            block.queries.add(d_query, by_head(_product(d_scores, wide_keys), block, query))
             if stretch.keys is None:
                 block.keys.add(d_key, _ungroup(_product(d_scores.transpose(-1, -2), queries), block))
                 block.keys.add(d_value, _ungroup(_product(weights.transpose(-1, -2), grads), block))
@@ -164,8 +164,8 @@ def _backward(saved: Sequence[Tensor], seen: Seen, grad: Tensor) -> tuple[Tensor
 
 def _scores(block: Block, query: Tensor, keys: Tensor, scale: Scale) -> Tensor:
     """Return the scores of a block, (kv_head and group, served head and query, key); minus infinity where hidden."""
-    queries = _by_kv_head(block.queries.gather(query), keys.shape[0])
-    scores = _product(queries, _by_group(block.keys.gather(keys)).transpose(-1, -2)).mul_(scale.scaling)
+    queries = by_kv_head(block.queries.gather(query), keys.shape[0])
+    scores = _product(queries, by_group(block.keys.gather(keys)).transpose(-1, -2)).mul_(scale.scaling)
     if scale.softcap is not None:
         scores = scores.div_(scale.softcap).tanh_().mul_(scale.softcap)
     return _hide(scores, block)
@@ -190,12 +190,12 @@ def _product(left: Tensor, right: Tensor) -> Tensor:
     return torch.bmm(left.to(wide), right.to(wide))
 
 
-def _by_group(values: Tensor) -> Tensor:
+def by_group(values: Tensor) -> Tensor:
     """Return (kv_head, group, place, feature) as (kv_head and group, place, feature)."""
     return values.flatten(0, 1)
 
 
-def _by_kv_head(values: Tensor, n_kv_heads: int) -> Tensor:
+def by_kv_head(values: Tensor, n_kv_heads: int) -> Tensor:
     """Return (head, group, query, feature) as (kv_head and group, served head and query, feature)."""
     n_heads, n_groups, n_queries, n_features = values.shape
     served = n_heads // n_kv_heads
@@ -203,7 +203,7 @@ def _by_kv_head(values: Tensor, n_kv_heads: int) -> Tensor:
     return grouped.reshape(n_kv_heads * n_groups, served * n_queries, n_features)
 
 
-def _by_head(values: Tensor, block: Block, query: Tensor) -> Tensor:
+def by_head(values: Tensor, block: Block, query: Tensor) -> Tensor:
     """Return (kv_head and group, served head and query, feature) as (head, group, query, feature)."""
     n_groups, n_queries = block.queries.shape
     n_heads = query.shape[0]

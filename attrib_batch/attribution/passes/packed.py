@@ -23,6 +23,7 @@ from attrib_batch.attribution.passes.blocks import Block, Group, Level
 from attrib_batch.attribution.passes.cascade import Scale, Seen, Stretch, attend
 from attrib_batch.attribution.passes.places import on_device
 from attrib_batch.attribution.passes.tree import Node, in_depth_order, prefix_tree
+from attrib_batch.attribution.passes.twice import attend_for_second_derivatives
 from attrib_batch.models.families import Site
 from attrib_batch.models.families.dimensions import text_config
 from attrib_batch.models.load import LoadedModel
@@ -64,6 +65,8 @@ class PackedAttention:
     own: Level
     record: Keys | None
     """Takes the pass's own keys and values."""
+    twice: bool = False
+    """Whether gradients are to have gradients."""
     windows: dict[int, int | None] = field(default_factory=dict)
     """How many positions each layer said that it sees."""
     _blocks: dict[tuple[int | None, torch.device], list[list[Block]]] = field(default_factory=dict)
@@ -90,7 +93,7 @@ class PackedAttention:
             for (held, _), blocks in zip(self.levels, above, strict=True)
         ]
         seen = Seen([*stretches, Stretch(None, None, own)], scale, sinks)
-        found = attend(query[0], key[0], value[0], seen)
+        found = (attend_for_second_derivatives if self.twice else attend)(query[0], key[0], value[0], seen)
         return found.transpose(0, 1).unsqueeze(0)
 
     def _blocks_of(self, window: int | None, query: Tensor) -> list[list[Block]]:
@@ -171,13 +174,15 @@ class PackedPasses(Passes):
         self._borrowed.clear()
         self._held_rows.clear()
 
-    def hold(self, rows: Sequence[Row], sites: Sequence[Site], vocabulary: Sequence[int] | None) -> Capture:
+    def hold(
+        self, rows: Sequence[Row], sites: Sequence[Site], vocabulary: Sequence[int] | None, *, graph: bool = False
+    ) -> Capture:
         """Compute rows and hold their keys and values."""
         record = Keys([], [])
         layout = self.layout(rows)
         self._recording = record
         try:
-            passed = self.forward(layout, sites, graph=False, vocabulary=vocabulary)
+            passed = self.forward(layout, sites, graph=graph, vocabulary=vocabulary)
         finally:
             self._recording = None
         self._held_rows |= {
@@ -196,7 +201,7 @@ class PackedPasses(Passes):
         start[order] = ends - count[order]
         return Layout(rows, (1, int(ends[-1])), start - first)
 
-    def _call(self, layout: Layout) -> tuple[dict[str, Any], AbstractContextManager[None]]:
+    def _call(self, layout: Layout, *, twice: bool = False) -> tuple[dict[str, Any], AbstractContextManager[None]]:
         ends = [self._end_of(row) for row in layout.rows]
         self._compute(ends)
         order = np.argsort(layout.origin + np.array([row.first for row in layout.rows]))
@@ -204,7 +209,7 @@ class PackedPasses(Passes):
             (layout.rows[index].tokens[layout.rows[index].first :], layout.rows[index].first, ends[index])
             for index in order
         ]
-        return self._arguments(stretches, record=self._recording)
+        return self._arguments(stretches, record=self._recording, twice=twice)
 
     def _end_of(self, row: Row) -> Node | None:
         """Return the node that a row follows; within a row that is held it is a stretch of that."""
@@ -248,7 +253,7 @@ class PackedPasses(Passes):
             tracer.stop()
 
     def _arguments(
-        self, stretches: Sequence[tuple[Tokens, int, Node | None]], *, record: Keys | None
+        self, stretches: Sequence[tuple[Tokens, int, Node | None]], *, record: Keys | None, twice: bool = False
     ) -> tuple[dict[str, Any], AbstractContextManager[None]]:
         """Build a call for stretches of tokens, each with the position it begins at and what it follows."""
         tokens = np.fromiter((token for stretch, _, _ in stretches for token in stretch), np.int64)
@@ -260,6 +265,7 @@ class PackedPasses(Passes):
             levels=self._levels([node for _, _, node in stretches], starts, ends, positions),
             own=Level(own, positions, positions, causal=True),
             record=record,
+            twice=twice,
         )
         self._last = attention
         device = self.model.device

@@ -77,6 +77,8 @@ class MethodEntry:
     """Whether its function takes pairs of any lengths and first differences at once."""
     begins_within_prompts: bool = False
     """Whether its rows begin at positions of a prompt, from the keys of those before; a state instead will not do."""
+    second_derivatives: bool = False
+    """Whether it differentiates gradients; collectives of a model that is split over processes have no second ones."""
     passes_by_skip_connections: bool = False
     """Whether it lets gradients pass a layer by its skip connection alone, which must then change nothing."""
     least_layers: int = 1
@@ -103,6 +105,10 @@ class MethodEntry:
 
 class _PathParameters(Strict):
     ig_steps: int = Field(8, ge=1, description="points on the path that gradients are averaged over")
+
+
+class _ProbeParameters(Strict):
+    probes: int = Field(1, ge=1, description="random directions that second orders are averaged over")
 
 
 EXACT = "exact"
@@ -143,6 +149,23 @@ BUILT_IN_METHODS: Mapping[str, MethodEntry] = MappingProxyType(
                 gradient_at=GradientAt.PATH,
                 mixes_shapes=True,
                 advice="use exact, or more ig_steps and verify again",
+            ),
+            MethodEntry(
+                "atp_hvp",
+                function=f"{_METHODS}.atp_hvp:second_order_patching",
+                title="Attribution patching to second order",
+                explanation=(
+                    "as attribution patching, with the curvature of the metric along each difference added, estimated "
+                    "by Hessian-vector products along {probes} random directions; where that changes a score much, "
+                    "attribution patching is not to be relied on."
+                ),
+                cost="3 + 3 for each component and each of probes directions",
+                paper="Zhang, Wang 2026 (arXiv 2606.09899)",
+                parameters=_ProbeParameters,
+                gradient_at=GradientAt.BASE,
+                mixes_shapes=True,
+                second_derivatives=True,
+                advice="use exact, or more probes and verify again",
             ),
             MethodEntry(
                 "atp_star",
