@@ -24,7 +24,14 @@ from attrib_batch.analysis.summary import (
     read_summary,
     summary_is_current,
 )
-from attrib_batch.analysis.tables import normalized, read_manifest, scan_baselines, scan_failures, scan_scores
+from attrib_batch.analysis.tables import (
+    normalized,
+    read_manifest,
+    scan_baselines,
+    scan_failures,
+    scan_measured,
+    scan_scores,
+)
 from attrib_batch.analysis.verification.agreement import agreement_path, has_agreement, read_agreement, write_agreement
 from attrib_batch.analysis.verification.disagreement import mean_effects, strongest_disagreements
 from attrib_batch.analysis.verification.verified import Verified, read_verified, verified_cells
@@ -50,6 +57,7 @@ __all__ = [
     "read_verified",
     "scan_baselines",
     "scan_failures",
+    "scan_measured",
     "scan_scores",
     "stability_sentence",
     "stratum_spread",

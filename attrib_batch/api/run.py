@@ -106,6 +106,16 @@ class Run:
         """Return the pairs that could not be scored, and why; arguments as for `scores`."""
         return analysis.scan_failures(self._store, **cell)
 
+    def measured(self, **cell: str) -> pl.LazyFrame:
+        """Return the scores that ``refined`` measured, each with the ``estimate`` that it stands in place of.
+
+        The columns are those of `scores` and ``estimate``; both in metric units. Arguments as for `scores`.
+        """
+        keys = [*CELL, "pair_id", "component", "layer", "head", "position"]
+        scores = analysis.scan_scores(self._store, **cell).select(*keys, "score")
+        found = analysis.scan_measured(self._store, **cell)
+        return found.join(scores, on=keys, how="left", nulls_equal=True, maintain_order="left")
+
     def heads(self, **cell: str) -> pl.DataFrame:
         """Return means, intervals and p-values of every head: at each role, at the last position, and overall.
 

@@ -74,8 +74,10 @@ class BaseGraph:
         vocabulary = vocabulary_of(passes.model, pairs, [method])
         forward = partial(passes.forward, sites=sites, vocabulary=vocabulary)
         plain = [forward(layout, graph=False) for layout in layouts[1:]]
-        graph = passes.hold(layouts[0].rows, sites, vocabulary, graph=True) if hold else forward(
-            layouts[0], graph=True, twice=twice
+        graph = (
+            passes.hold(layouts[0].rows, sites, vocabulary, graph=True)
+            if hold
+            else forward(layouts[0], graph=True, twice=twice)
         )
         passed = [graph, *plain]
         logits = torch.cat([one.logits.detach() for one in passed])
@@ -95,16 +97,20 @@ class BaseGraph:
             vocabulary=vocabulary,
         )
 
-    def gradients(self, *, differentiable: bool = False) -> list[dict[SiteKey, Float[Tensor, "..."]]]:
-        """Return the gradient of every row's own metric on what was read, by layer; the first time only, without more.
+    def gradients(
+        self, sites: Sequence[Site], *, differentiable: bool = False
+    ) -> list[dict[SiteKey, Float[Tensor, "..."]]]:
+        """Return the gradient of every row's own metric at sites, by layer.
 
         Args:
-            differentiable: let the gradients have gradients, which needs a pass that was told so.
+            sites: some of those that were read.
+            differentiable: let the gradients have gradients, which needs a pass that was told so; the graph is used up
+                otherwise.
         """
         graph = self.passed[0]
         # Rows do not interact: the gradient of the sum on a row is that of its own metric.
         total = self.objective(graph.logits, self.graph_pair).sum()
-        keys = list(graph.sites[0])
+        keys = list(dict.fromkeys(site.key for site in sites))
         wanted = [layer[key] for layer in graph.sites for key in keys]
         found = iter(torch.autograd.grad(total, wanted, create_graph=differentiable))
         return [{key: next(found) for key in keys} for _ in graph.sites]
@@ -115,5 +121,3 @@ class BaseGraph:
             parts = [one.at(layer, site, dimensions).detach() for one in self.passed]
             every = parts[0] if len(parts) == 1 else torch.cat(parts)
             return subtract(self.at_other.take(every), self.at_base.take(parts[0]))
-
-

@@ -2,10 +2,10 @@
 
     effect(node) = M(base prompt with a_base replaced by a_other at the node) - M(base prompt)
 
-A *node* is an activation of a component at one layer, head and position of a pair. Every replacement is a row of its own,
-and rows cost only what a replacement can change. Layers below it are skipped: rows begin with the base prompt's residual
-stream there. Positions before it come from the base prompt's keys and values: rows begin at the node's position. So at
-the last position a row is a single token.
+A *node* is an activation of a component at one layer, head and position of a pair. Every replacement is a row of its
+own, and rows cost only what a replacement can change. Layers below it are skipped: rows begin with the base prompt's
+residual stream there. Positions before it come from the base prompt's keys and values: rows begin at the node's
+position. So at the last position a row is a single token.
 
 Rows of several layers go through the model together where that is cheaper than a pass for each: they begin at the
 lowest of these layers, and until its own layer a row computes what the base prompt has there.
@@ -57,6 +57,11 @@ class Nodes:
     def at(self, index: Int[np.ndarray, " some"]) -> Nodes:
         """Return those at these indices."""
         return Nodes(*(getattr(self, field.name)[index] for field in fields(self)))
+
+    @classmethod
+    def joined(cls, parts: Sequence[Nodes]) -> Nodes:
+        """Return those of all parts."""
+        return cls(*(np.concatenate([getattr(part, field.name) for part in parts]) for field in fields(cls)))
 
 
 @dataclass(frozen=True)
@@ -121,6 +126,17 @@ class Patcher:
             graph.objective,
             graph.vocabulary,
         )
+
+    @property
+    def n_bytes(self) -> int:
+        """How much memory it takes, about: the keys and values that are held are no more than what was read."""
+        storages = {
+            values.untyped_storage().data_ptr(): values.untyped_storage().nbytes()
+            for one in (self.base, *self.other)
+            for layer in one.sites
+            for values in layer.values()
+        }
+        return 2 * sum(storages.values())
 
     def effects(self, passes: Passes, nodes: Nodes, *, batch_tokens: int) -> Float[Tensor, " node"]:
         """Return the effect of every replacement, computed together as far as ``batch_tokens`` positions go."""

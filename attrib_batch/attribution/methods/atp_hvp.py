@@ -14,10 +14,10 @@ backward pass through the gradients, and gives at each node n, beside d_n . H_nn
 
     v_n . (H v)_n  =  d_n . H_nn d_n  +  sum over m of s_n s_m d_n . H_nm d_m        with v_n = s_n d_n
 
-With all s = 1, the joint direction, the cross terms remain whatever is done. So each node has a sign s of its own, drawn
-anew for every one of ``probes`` products: the cross terms then average to 0 (Hutchinson's estimator, taken block by block)
-and what is left of them falls with the square root of ``probes``. Signs follow from both prompts and the node alone, so
-a score depends on no batch. Every component has directions of its own.
+With all s = 1, the joint direction, the cross terms remain whatever is done. So each node has a sign s of its own,
+drawn anew for every one of ``probes`` products: the cross terms then average to 0 (Hutchinson's estimator, taken block
+by block) and what is left of them falls with the square root of ``probes``. Signs follow from both prompts and the node
+alone, so a score depends on no batch. Every component has directions of its own.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def second_order_patching(
     model, dimensions = passes.model, passes.model.dimensions
     sites = sites_in_order(model, method.components)
     base = BaseGraph.of(passes, pairs, method, list(sites.values()), twice=True)
-    slopes = base.gradients(differentiable=True)
+    slopes = base.gradients(list(sites.values()), differentiable=True)
     signs = _Signs.of(pairs, base.entries)
     scores = {}
     for component, site in sites.items():

@@ -32,7 +32,11 @@ def attend_for_second_derivatives(
     wide = torch.promote_types(query.dtype, torch.float32)
     query_, key_, value_ = (of.to(wide) for of in (query, key, value))
     scores = [
-        (block, stretch.of(key_, value_)[1].to(wide), _scores(block, query_, stretch.of(key_, value_)[0].to(wide), seen.scale))
+        (
+            block,
+            stretch.of(key_, value_)[1].to(wide),
+            _scores(block, query_, stretch.of(key_, value_)[0].to(wide), seen.scale),
+        )
         for stretch in seen.stretches
         for block in stretch.blocks
     ]

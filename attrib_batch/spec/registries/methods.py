@@ -13,14 +13,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-from pydantic import Field
+from pydantic import Field, PlainValidator
 
 from attrib_batch.errors import JobError
 from attrib_batch.spec.base import Strict
 from attrib_batch.spec.cell import Component
-from attrib_batch.spec.positions import AtPositions
+from attrib_batch.spec.positions import ALL, LAST, AtPositions, check_at
 from attrib_batch.spec.registries.entry_points import load_offered, offered
 
 if TYPE_CHECKING:
@@ -111,6 +111,13 @@ class _ProbeParameters(Strict):
     probes: int = Field(1, ge=1, description="random directions that second orders are averaged over")
 
 
+class _RefinedParameters(Strict):
+    budget: float = Field(0.5, gt=0, description="what may be measured, as a share of what atp costs")
+    measure_at: Annotated[Any, PlainValidator(check_at)] = Field(
+        ALL, description=f"the positions at which scores may be measured: {ALL}, {LAST}, a role, or a list of roles"
+    )
+
+
 EXACT = "exact"
 """The kind that measures what the others estimate."""
 
@@ -184,6 +191,23 @@ BUILT_IN_METHODS: Mapping[str, MethodEntry] = MappingProxyType(
                 least_layers=2,
                 least_layers_reason="its scores are means over the other layers",
                 reads_attention_for=frozenset({Component.Q, Component.K}),
+            ),
+            MethodEntry(
+                "refined",
+                function=f"{_METHODS}.refined:refined",
+                title="Refined attribution patching",
+                explanation=(
+                    "attribution patching, with the scores that matter most replaced by measured effects: those of "
+                    "each pair, and those of the pairs of a chunk together, as many as {budget} of the cost of "
+                    "attribution patching pays for. Positions measured at: {measure_at}. The table measured says which."
+                ),
+                cost="3 + 3 times budget",
+                paper="Nanda 2023; Vig et al. 2020 (arXiv 2004.12265)",
+                parameters=_RefinedParameters,
+                gradient_at=GradientAt.BASE,
+                mixes_shapes=True,
+                begins_within_prompts=True,
+                advice="use exact, or a larger budget and verify again",
             ),
             MethodEntry(
                 EXACT,
