@@ -1,8 +1,8 @@
 """Attention that can be differentiated twice: what `cascade` computes, of operations that torch differentiates.
 
-`cascade` brings a backward pass of its own, which torch cannot differentiate again. Here every level's sums are kept for
-the backward pass, of the size (queries x keys), so only what needs second derivatives pays for them. Levels are joined
-before they are divided, so that a query that sees no key of a level has a 0 there and no 0 / 0:
+`cascade` brings a backward pass of its own, which torch cannot differentiate again. Here the scores of every level, of
+the size (queries x keys), are kept for the backward pass, so only what needs second derivatives pays for them. Levels
+are joined before they are divided, so that a query that sees no key of a level has a 0 there and no 0 / 0:
 
     softmax over all keys . v  =  sum over levels (exp(scores - m) . v_level)  /  sum over levels (exp(scores - m) . 1)
 
@@ -30,14 +30,11 @@ def attend_for_second_derivatives(
 ) -> Float[Tensor, "head query value_feature"]:
     """Attend to every stretch, as `cascade.attend` does; the gradients have gradients."""
     wide = torch.promote_types(query.dtype, torch.float32)
-    query_, key_, value_ = (of.to(wide) for of in (query, key, value))
+    query_ = query.to(wide)
     scores = [
-        (
-            block,
-            stretch.of(key_, value_)[1].to(wide),
-            _scores(block, query_, stretch.of(key_, value_)[0].to(wide), seen.scale),
-        )
+        (block, values, _scores(block, query_, keys, seen.scale))
         for stretch in seen.stretches
+        for keys, values in ([of.to(wide) for of in stretch.of(key, value)],)
         for block in stretch.blocks
     ]
     largest = query_.new_full(query.shape[:2], _LEAST)
