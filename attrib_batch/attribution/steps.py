@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from attrib_batch.attribution.batches import suffix_tokens
 from attrib_batch.attribution.faults import is_out_of_memory
@@ -21,21 +21,13 @@ from attrib_batch.models.families import Dimensions
 from attrib_batch.pairs.encoding.encode import EncodedPair
 
 
+@runtime_checkable
 class State(Protocol):
     """What the passes of a micro-batch left."""
 
     @property
     def n_bytes(self) -> int:
         """How much memory it takes, about."""
-        ...
-
-
-class Choice(Protocol):
-    """What the second step is to do."""
-
-    @property
-    def digest(self) -> str:
-        """A hash of it."""
         ...
 
 
@@ -46,7 +38,7 @@ class TwoSteps:
     first: Callable[[Passes, Sequence[EncodedPair], Method], tuple[Scores, Any]]
     """Scores pairs, and returns what its passes left; None where that is of no use to the second step."""
     choose: Callable[[Dimensions, Method, Sequence[tuple[Sequence[EncodedPair], BatchScores]]], Any]
-    """Chooses what the second step does, from the scores of all pairs."""
+    """Chooses what the second step does, from the scores of all pairs; what it returns has a hash, its ``digest``."""
     again: Callable[[Passes, Sequence[EncodedPair], Method], Any]
     """Returns what the passes of the first step left, without its scores."""
     second: Callable[..., Scores]
@@ -63,6 +55,7 @@ class TwoSteps:
         return self.second(passes, pairs, state, choice, batch_tokens=batch_tokens)
 
 
+@runtime_checkable
 class Keeps(Protocol):
     """Says how much may be kept."""
 

@@ -68,7 +68,7 @@ def commit_chunk(
     _write(store, chunk.path(Table.PROMPTS), prompts)
     if measured is not None:
         _write(store, chunk.path(Table.MEASURED), measured)
-    else:
+    elif store.exists(chunk.path(Table.MEASURED)):  # of an attempt that died
         store.remove(chunk.path(Table.MEASURED))
     return _write(store, chunk.path(Table.SCORES), scores)
 

@@ -29,7 +29,7 @@ from zlib import crc32
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, UInt
 from torch import Tensor
 
 from attrib_batch.attribution.base_graph import BaseGraph
@@ -57,7 +57,7 @@ def second_order_patching(
     sites = sites_in_order(model, method.components)
     base = BaseGraph.of(passes, pairs, method, list(sites.values()), twice=True)
     slopes = base.gradients(list(sites.values()), differentiable=True)
-    signs = _Signs.of(pairs, base.entries)
+    signs = Signs.of(pairs, base.entries)
     scores = {}
     for component, site in sites.items():
         node = _Nodes(
@@ -67,8 +67,11 @@ def second_order_patching(
             differences=[base.difference(layer, site, dimensions) for layer in range(dimensions.n_layers)],
             view=partial(by_token, site=site, dimensions=dimensions),
         )
+        n_heads = dimensions.heads_of(component) or 1
         second = [
-            node.second_order(signs.of_probe(probe, component, node.differences))
+            node.second_order(
+                [signs.at_layer(probe, component, layer, n_heads) for layer in range(dimensions.n_layers)]
+            )
             for probe in range(int(method.parameters["probes"]))
         ]
         total = node.first_order() + torch.stack(second).mean(0) / 2
@@ -92,9 +95,12 @@ class _Nodes:
         with torch.no_grad():
             return self._along(self.slopes, self.differences)
 
-    def second_order(self, signs: Sequence[Float[Tensor, "entry head 1"]]) -> Float[Tensor, "layer entry head"]:
+    def second_order(self, signs: Sequence[Float[np.ndarray, "entry head"]]) -> Float[Tensor, "layer entry head"]:
         """Return v . H v of every node, for one direction v."""
-        directions = [sign * difference for sign, difference in zip(signs, self.differences, strict=True)]
+        directions = [
+            on_device(sign, difference.device).unsqueeze(-1) * difference
+            for sign, difference in zip(signs, self.differences, strict=True)
+        ]
         along = torch.zeros(())
         for slope, direction in zip(self.slopes, directions, strict=True):
             viewed = at_least_float32(self.view(slope))
@@ -126,29 +132,26 @@ _MIX = (0xBF58476D1CE4E5B9, 0x94D049BB133111EB, 0x9E3779B97F4A7C15)
 
 
 @dataclass(frozen=True)
-class _Signs:
+class Signs:
     """A sign for every node and probe, which follows from both prompts of a pair, the node and the probe alone."""
 
-    entry: Int[np.ndarray, " entry"]
+    entry: UInt[np.ndarray, " entry"]
     """A number made of an entry's prompts and position."""
 
     @classmethod
-    def of(cls, pairs: Sequence[EncodedPair], entries: Entries) -> _Signs:
+    def of(cls, pairs: Sequence[EncodedPair], entries: Entries) -> Signs:
         """Take the prompts and positions of ``entries``."""
         prompts = [crc32(np.array([*pair.clean, *pair.corrupted], dtype=np.int64).tobytes()) for pair in pairs]
         position = ranges(entries.first, entries.count)
         return cls(_mixed(np.array(prompts, dtype=np.uint64)[entries.pair], position))
 
-    def of_probe(
-        self, probe: int, component: Component, differences: Sequence[Float[Tensor, "entry head feature"]]
-    ) -> list[Float[Tensor, "entry head 1"]]:
-        """Return 1 or -1 for every layer, entry and head."""
-        kind = _mixed(_mixed(self.entry, np.array(probe)), np.array(list(Component).index(component)))
-        signs = []
-        for layer, difference in enumerate(differences):
-            of_layer = _mixed(kind, np.array(layer))[:, None]
-            bits = _mixed(of_layer, np.arange(difference.shape[1])[None]) >> np.uint64(63)
-            signs.append(on_device(1 - 2 * bits.astype(np.float32), difference.device).unsqueeze(-1))
+    def at_layer(self, probe: int, component: Component, layer: int, n_heads: int) -> Float[np.ndarray, "entry head"]:
+        """Return 1 or -1 for every entry and head."""
+        found = self.entry
+        for number in (probe, list(Component).index(component), layer):
+            found = _mixed(found, np.array(number))
+        bits = _mixed(found[:, None], np.arange(n_heads)[None]) >> np.uint64(63)
+        signs: np.ndarray = 1 - 2 * bits.astype(np.float32)
         return signs
 
 

@@ -229,8 +229,11 @@ def _chosen_everywhere(candidates: Sequence[_Candidates], budget: float) -> dict
 def _largest(
     value: Float[np.ndarray, " node"], cost: Int[np.ndarray, " node"], budget: float
 ) -> Int[np.ndarray, " chosen"]:
-    """Return the largest values, by index, as many as may be paid; what has the value 0 is not worth it."""
-    order = np.argsort(-value, kind="stable")
+    """Return those that are worth most for what they cost, by index, as many as may be paid; 0 is worth nothing.
+
+    An error is as large as its score, about, and what counts in the end are squares of errors.
+    """
+    order = np.argsort(-(value.astype(np.float64) ** 2) / cost, kind="stable")
     affordable = int(np.searchsorted(np.cumsum(cost[order]), budget, side="right"))
     order = order[:affordable]
     return order[value[order] > 0]
