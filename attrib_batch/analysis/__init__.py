@@ -12,6 +12,7 @@ Quick start::
 from attrib_batch.analysis.comparison.compare import compare
 from attrib_batch.analysis.comparison.correlations import rank_correlations
 from attrib_batch.analysis.examples import examples, examples_of_top
+from attrib_batch.analysis.reliability import reliability
 from attrib_batch.analysis.statistics.moments import half_width
 from attrib_batch.analysis.statistics.stability import stability_sentence
 from attrib_batch.analysis.strata import stratum_spread
@@ -55,6 +56,7 @@ __all__ = [
     "read_stability",
     "read_summary",
     "read_verified",
+    "reliability",
     "scan_baselines",
     "scan_failures",
     "scan_measured",

@@ -116,6 +116,17 @@ class Run:
         found = analysis.scan_measured(self._store, **cell)
         return found.join(scores, on=keys, how="left", nulls_equal=True, maintain_order="left")
 
+    def reliability(self, **cell: str) -> pl.LazyFrame:
+        """Return how unreliable each score of ``atp`` is, where the run has ``atp_hvp`` of the same metric as well.
+
+        The columns are those of `attrib_batch.analysis.reliability`: the ``unreliability`` of a score is what the
+        second order adds to it, over itself. Arguments as for `scores`; ``method`` is that of kind ``atp``.
+
+        Raises:
+            OutputError: the run does not have both.
+        """
+        return analysis.reliability(self._store, **cell)
+
     def heads(self, **cell: str) -> pl.DataFrame:
         """Return means, intervals and p-values of every head: at each role, at the last position, and overall.
 

@@ -121,6 +121,7 @@ def test_the_ways_to_compute_experts_agree(implementation: str) -> None:
         ("gpt2_upcast", {"id": "atp_star", "components": ["q"]}, r"for q, .*reorder_and_upcast_attn.*attention: sdpa"),
         ("opt_normed_after", {"id": "atp_star"}, r"method 'atp_star': .* normalise the residual stream itself"),
         ("qwen3_5", {"id": "exact", "components": ["mlp_out"]}, "linear attention keep a state instead. Use atp or"),
+        ("qwen3_5", {"id": "refined", "components": ["mlp_out"]}, "linear attention keep a state instead. Use atp or"),
     ],
 )
 def test_what_a_family_cannot_give_is_refused_by_name(name: str, asked: dict[str, object], message: str) -> None:
