@@ -108,7 +108,7 @@ class _PathParameters(Strict):
 
 
 class _ProbeParameters(Strict):
-    probes: int = Field(1, ge=1, description="random directions that second orders are averaged over")
+    probes: int = Field(4, ge=1, description="random directions that second orders are averaged over")
 
 
 class _RefinedParameters(Strict):
