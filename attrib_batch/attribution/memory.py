@@ -96,6 +96,10 @@ class MemoryLimit:
         fitting = max(int(beside / max(self.model.suffix_token, 1.0)), suffix_tokens(batch[:1]))
         return max(1, min(self.tokens.tokens, fitting))
 
+    def keeps(self, _n_suffix_tokens: int, n_bytes: int) -> bool:
+        """Return whether so much may be kept beside a micro-batch."""
+        return n_bytes <= self.room
+
 
 Agreed = Callable[[Sequence[float]], Sequence[float]]
 """Takes numbers that processes found each for itself, and returns for each the largest that any of them found."""

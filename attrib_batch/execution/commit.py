@@ -42,10 +42,12 @@ def commit_chunk(
     moments: Content,
     strata: Content,
     prompts: Content,
+    measured: Content | None = None,
 ) -> int:
     """Write a chunk's tables, and return the bytes of the scores file.
 
-    Each is a table, or the bytes of its file where it is encoded already.
+    Each is a table, or the bytes of its file where it is encoded already. Methods that measure no score or all of them
+    have no table ``measured``.
 
     An attempt that died may have left tables without their commit; they are replaced or removed, so that committed
     tables always come from one attempt. Where a chunk is committed already and other pairs fail now than did before,
@@ -64,6 +66,10 @@ def commit_chunk(
     _write(store, chunk.path(Table.MOMENTS), moments)
     _write(store, chunk.path(Table.STRATA), strata)
     _write(store, chunk.path(Table.PROMPTS), prompts)
+    if measured is not None:
+        _write(store, chunk.path(Table.MEASURED), measured)
+    elif store.exists(chunk.path(Table.MEASURED)):  # of an attempt that died
+        store.remove(chunk.path(Table.MEASURED))
     return _write(store, chunk.path(Table.SCORES), scores)
 
 

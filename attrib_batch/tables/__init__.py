@@ -15,6 +15,7 @@ from attrib_batch.tables.plan import CellPlan
 from attrib_batch.tables.schema import (
     BASELINES,
     FAILURES,
+    MEASURED,
     PAIRS,
     PROMPTS,
     READABLE_SCHEMA_VERSIONS,
@@ -30,6 +31,7 @@ __all__ = [
     "BASELINES",
     "FAILURES",
     "MANIFEST",
+    "MEASURED",
     "MOMENTS",
     "PAIRS",
     "PROMPTS",

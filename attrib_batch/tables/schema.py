@@ -86,6 +86,14 @@ SCORES = pa.schema(
 )
 """The product: one row per (pair, component, layer, head, position)."""
 
+MEASURED = pa.schema(
+    [
+        *(SCORES.field(name) for name in ("pair_id", "component", "layer", "head", "position", "role")),
+        pa.field("estimate", pa.float32(), nullable=False),  # raw, as scores: what the first order gave
+    ]
+)
+"""One row per score that a method of estimates measured instead: the score is the effect, and this what it replaced."""
+
 BASELINES = pa.schema(
     [
         pa.field("pair_id", pa.int64(), nullable=False),

@@ -37,7 +37,7 @@ WITH_PLAN = [
 ]
 MORE_WITH_PLAN = ["mixtral", "phi3"]
 """Of the families that most tests leave out: experts, and a projection that is gathered to be cut in three."""
-KINDS = ["atp", "atp_ig", "atp_star", "relp", "exact"]
+KINDS = ["atp", "atp_ig", "atp_star", "relp", "exact", "refined"]
 METRICS = ["logit_diff", "prob_diff", "log_prob", "kl"]
 
 
@@ -89,7 +89,7 @@ def test_every_metric_and_direction_on_every_component(ranks: Ranks, tiny: Calla
         method(id=f"{metric}-{direction}", kind=kind, components=list(Component), metric=metric, direction=direction)
         for metric in METRICS
         for direction in ("denoise", "noise")
-        if not (metric == "kl" and direction == "noise" and kind in {"atp", "atp_star", "relp"})
+        if not (metric == "kl" and direction == "noise" and kind in {"atp", "atp_star", "relp", "refined"})
     ]
     assert_equal(ranks, double(tiny("llama")), mixed_pairs(), methods)
 

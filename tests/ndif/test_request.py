@@ -40,6 +40,8 @@ METHODS = {
     "relp": [{"id": "relp", "components": ["z", "q", "mlp_out", "resid_mid"]}],
     "exact": [{"id": "exact", "components": ["z", "k"]}],
     "exact at the end": [{"id": "exact", "at": "last"}],
+    "refined": [{"id": "refined", "components": ["z", "k"]}],
+    "atp_hvp": [{"id": "atp_hvp", "components": ["z", "mlp_out"]}],
 }
 
 
@@ -78,6 +80,10 @@ def test_a_request_scores_what_the_engine_scores(model: LoadedModel, case: str) 
                 assert_near(getattr(mine, metric)[at], getattr(theirs, metric)[where], terms)
             if mine.positions is not None:
                 np.testing.assert_equal(theirs.positions[where], mine.positions[at])
+            if mine.estimates is not None:
+                for component, estimates in mine.estimates.items():
+                    measured = np.isnan(theirs.estimates[component][where])
+                    np.testing.assert_equal(np.isnan(estimates[at]), measured)
             scores, others = (
                 {component: values[index] for component, values in batch.scores.items()}
                 for batch, index in ((mine, at), (theirs, where))

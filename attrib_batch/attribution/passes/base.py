@@ -93,6 +93,7 @@ class Edit:
     """Activations of one site that are replaced."""
 
     site: Site
+    layer: int
     row: Index
     """In the layout of the pass, as ``position``."""
     position: Index
@@ -130,10 +131,18 @@ class Passes(ABC):
         """Be told the pairs of the next micro-batch; prefixes that they do not have are forgotten."""
 
     @abstractmethod
-    def hold(self, rows: Sequence[Row], sites: Sequence[Site], vocabulary: Sequence[int] | None) -> Capture:
-        """Compute rows without a graph and hold their keys and values: rows of later passes may begin anywhere in them.
+    def hold(
+        self, rows: Sequence[Row], sites: Sequence[Site], vocabulary: Sequence[int] | None, *, graph: bool = False
+    ) -> Capture:
+        """Compute rows and hold their keys and values: rows of later passes may begin anywhere in them.
 
         Until `prepare` is called again. Where passes are padded, all rows of such a pass begin at one position.
+
+        Args:
+            rows: the rows.
+            sites: what is read, as by `forward`.
+            vocabulary: as for `forward`.
+            graph: as for `forward`; what is held has none.
         """
 
     @abstractmethod
@@ -141,10 +150,10 @@ class Passes(ABC):
         """Arrange rows for a pass."""
 
     @abstractmethod
-    def _call(self, layout: Layout) -> tuple[dict[str, Any], AbstractContextManager[None]]:
+    def _call(self, layout: Layout, *, twice: bool = False) -> tuple[dict[str, Any], AbstractContextManager[None]]:
         """Return the arguments of a call of the model, and what is to hold during it.
 
-        Prefixes of the rows that are not there yet are computed.
+        Prefixes of the rows that are not there yet are computed. With ``twice`` the graph has second derivatives.
         """
 
     def forward(
@@ -153,6 +162,7 @@ class Passes(ABC):
         sites: Sequence[Site],
         *,
         graph: bool,
+        twice: bool = False,
         start: Float[Tensor, "token d_model"] | None = None,
         first_layer: int = 0,
         edits: Sequence[Edit] = (),
@@ -165,13 +175,14 @@ class Passes(ABC):
             sites: what is read, in the order of the forward pass.
             graph: require gradients from the first site on; parameters stay frozen, so nothing before it is
                 differentiated.
+            twice: let the gradients have gradients; takes more memory.
             start: what enters ``first_layer``, in place of what the suffixes' tokens would give.
             first_layer: the layers before it are not computed.
-            edits: what is replaced in ``first_layer``.
+            edits: what is replaced, in the order of the forward pass; then nothing is read.
             vocabulary: give the logits of these tokens alone.
         """
         model = self.model
-        inputs, calling = self._call(layout)
+        inputs, calling = self._call(layout, twice=twice)
         row, position = np.divmod(layout.last, layout.shape[1])
         kept, place = np.unique(position, return_inverse=True)
         inputs["logits_to_keep"] = on_device(kept, model.device)
@@ -189,10 +200,10 @@ class Passes(ABC):
                 for below in layers[:first_layer]:
                     skip_layer(model, below, start.view(*layout.shape, -1))
             for edit in edits:
-                activation = activation_at(model, layers[first_layer], edit.site)
+                activation = activation_at(model, layers[edit.layer], edit.site)
                 # In place: where the activation is also the skip connection's, both paths must take the edit.
                 edit.apply(model, activation)
-                put_back(model, layers[first_layer], edit.site, activation)
+                put_back(model, layers[edit.layer], edit.site, activation)
             for layer in layers[first_layer:] if by_key else []:
                 found = {}
                 for key, site in by_key.items():

@@ -7,8 +7,8 @@ their prefixes, that of the shortest, so that all suffixes begin at one position
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -60,10 +60,12 @@ class PaddedPasses(Passes):
         self._prompts = list(dict.fromkeys(tokens for pair in pairs for tokens in (pair.clean, pair.corrupted)))
         self._prefix = None
 
-    def hold(self, rows: Sequence[Row], sites: Sequence[Site], vocabulary: Sequence[int] | None) -> Capture:
+    def hold(
+        self, rows: Sequence[Row], sites: Sequence[Site], vocabulary: Sequence[int] | None, *, graph: bool = False
+    ) -> Capture:
         """Compute whole prompts, and hold their keys and values."""
         self._prefix = WholeCache([row.tokens for row in rows])
-        return self.forward(self.layout(rows), sites, graph=False, vocabulary=vocabulary)
+        return self.forward(self.layout(rows), sites, graph=graph, vocabulary=vocabulary)
 
     def layout(self, rows: Sequence[Row]) -> Layout:
         """Give every row as many positions as the longest has."""
@@ -73,12 +75,22 @@ class PaddedPasses(Passes):
         rows = [Row(row.tokens, self._length) for row in rows]
         return Layout(rows, (len(rows), width), np.arange(len(rows), dtype=np.int64) * width - self._length)
 
-    def _call(self, layout: Layout) -> tuple[dict[str, Any], AbstractContextManager[None]]:
+    def _call(self, layout: Layout, *, twice: bool = False) -> tuple[dict[str, Any], AbstractContextManager[None]]:
         if self._prefix is None:
             self._prefix = PrefixCache(self.model, self._prompts, self._length)
         tokens = [row.tokens for row in layout.rows]
         cache = self._prefix.for_rows(tokens, layout.rows[0].first)
-        return _inputs(self.model, tokens, layout.rows[0].first, cache), nullcontext()
+        calling = plain_attention() if twice else nullcontext()
+        return _inputs(self.model, tokens, layout.rows[0].first, cache), calling
+
+
+@contextmanager
+def plain_attention() -> Iterator[None]:
+    """Have torch compute scaled dot product attention of operations that have second derivatives."""
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+
+    with sdpa_kernel(SDPBackend.MATH):
+        yield
 
 
 def padded_inputs(model: LoadedModel, rows: Sequence[Tokens], prefix: int) -> dict[str, Any]:
@@ -122,7 +134,7 @@ class WholeCache:
         cache = DynamicCache()
         for number, layer in enumerate(self._cache.layers):
             place = index.to(layer.keys.device)
-            keys, values = (of[:, :, :length].index_select(0, place) for of in (layer.keys, layer.values))
+            keys, values = (of[:, :, :length].detach().index_select(0, place) for of in (layer.keys, layer.values))
             cache.update(keys, values, number)
         return cache
 

@@ -238,7 +238,13 @@ class _ChunkResult:
     def commit(self, store: Store, chunk: Chunk, texts: Mapping[int, str], threads: Executor) -> tuple[int, int]:
         """Write the chunk's tables, built and encoded by ``threads``; return the rows and bytes of its scores."""
         # It imports torch, which is load()'s to do: what importing it raises then reaches the driver as it is.
-        from attrib_batch.execution.workers.rows import baseline_rows, failure_rows, moment_pieces, prompt_rows
+        from attrib_batch.execution.workers.rows import (
+            baseline_rows,
+            failure_rows,
+            measured_rows,
+            moment_pieces,
+            prompt_rows,
+        )
         from attrib_batch.execution.workers.score_rows import ScoreParts
         from attrib_batch.tables.shortening import shortened
 
@@ -262,6 +268,7 @@ class _ChunkResult:
             moments=moments,
             strata=strata,
             prompts=prompts.result(),
+            measured=measured_rows(self.batches),
         )
 
 
