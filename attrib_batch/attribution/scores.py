@@ -113,3 +113,7 @@ def _of_one_width(parts: Sequence[BatchScores]) -> Sequence[BatchScores]:
             )
         )
     return wide
+
+
+Result = BatchScores | Scores | Sequence[Scores]
+"""What a scoring function returns: one result of all its pairs, or several for parts of them in their order."""

@@ -152,6 +152,12 @@ def validate(
     bos_token: Annotated[
         str | None, typer.Option(metavar="TOKEN", help="As in the job file: what --prepend-bos puts there.")
     ] = None,
+    whole_answers: Annotated[
+        bool,
+        typer.Option(
+            "--whole-answers", help="Take answers of several tokens, as metric sequence_logprob_diff reads them."
+        ),
+    ] = False,
 ) -> int:
     """Tokenise every pair and count, per reason, those that cannot be scored; exit code 3 if there are any.
 
@@ -159,7 +165,7 @@ def validate(
     refused as `run` would refuse it.
     """
     if Path(file).suffix.lower() in {".yaml", ".yml"}:
-        if model or revision or limit or prepend_bos or allow_boundary or bos_token:
+        if model or revision or limit or prepend_bos or allow_boundary or bos_token or whole_answers:
             raise RequestError(f"{file} is a job file: models and settings are those in it; leave the options out")
         return _validate_job(file)
     if bos_token and not prepend_bos:
@@ -187,6 +193,7 @@ def validate(
         vocabulary_size=dimensions.d_vocab,
         allow_boundary=allow_boundary,
         bos_token=bos_token,
+        whole_answers=whole_answers,
     )
     typer.echo(render_validation(report))
     return int(ExitCode.OK if report.ok else ExitCode.SOME_FAILED)

@@ -81,6 +81,17 @@ class MethodSpec(Strict):
         return self
 
     @model_validator(mode="after")
+    def _scores_add_over_whole_answers(self) -> Self:
+        if metric_entry(self.metric).whole_answers and not method_entry(self.kind).adds_over_answers:
+            others = [kind for kind, entry in BUILT_IN_METHODS.items() if entry.adds_over_answers]
+            raise ValueError(
+                f"metric {self.metric} is a sum over answers that are passed through the model one by one, and scores "
+                f"of kind {self.kind} do not add up over them; use kind {' or '.join(others)}, or metric logit_diff "
+                "with answers of one token"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _no_component_twice(self) -> Self:
         twice = [str(c) for c, n in Counter(self.components).items() if n > 1]
         if twice:
@@ -103,4 +114,12 @@ def share_forward_passes(methods: Iterable[MethodSpec]) -> list[tuple[MethodSpec
 def forward_group(method: MethodSpec) -> str:
     """Return a name that methods of a job have in common if and only if they share forward passes."""
     # No id has a space.
-    return f"kind {method.kind}" if method_entry(method.kind).shares_forward_passes else method.id
+    if not method_entry(method.kind).shares_forward_passes:
+        return method.id
+    # Behind prompts stand answers, for some metrics.
+    return f"kind {method.kind}{' with whole answers' if reads_whole_answers(method) else ''}"
+
+
+def reads_whole_answers(method: MethodSpec) -> bool:
+    """Return whether a method's metric reads whole answers; methods that share forward passes agree in it."""
+    return metric_entry(method.metric).whole_answers

@@ -31,6 +31,7 @@ class FailureReason(StrEnum):
     TOO_LONG = "too_long"
     NO_ANSWER = "no_answer"
     MULTI_TOKEN_ANSWER = "multi_token_answer"  # noqa: S105 - the name of a reason, no secret
+    UNEQUAL_ANSWERS = "unequal_answers"
     BOUNDARY = "boundary"
     AMBIGUOUS_ANSWER = "ambiguous_answer"
     OFF_VOCABULARY = "off_vocabulary"

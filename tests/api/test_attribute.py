@@ -18,6 +18,7 @@ from attrib_batch.models.load import load_model
 from attrib_batch.pairs.reading.reader import PairTable
 from attrib_batch.spec import MethodSpec
 from tests.support.jobs import TinyJob, attrib_batch_here, run_script, start_script
+from tests.support.near import assert_near, estimated_terms
 from tests.support.same_tables import Tables, assert_same_numbers
 from tests.support.tiny_models import ARCHITECTURES, tiny_tokenizer
 
@@ -209,3 +210,30 @@ def test_an_interrupt_leaves_what_is_committed_and_the_same_call_goes_on(job: Ti
     again = run_script(script, job.model, job.pairs, out)
     assert again.code == 0, again.said
     assert f"scored {N_PAIRS - committed}" in again.output
+
+
+def test_whole_answers_beside_answers_of_one_token(tmp_path: Path) -> None:
+    """A pair fails with the methods that cannot take its answers, and with no others; a sample is measured alike."""
+    prompt = {"clean": "w1 w2 w3", "corrupted": "w1 w4 w3"}
+    pairs = [
+        {**prompt, "answers": [" Mary John"], "wrong_answers": [" Paul Anna"]},
+        {**prompt, "answers": [" Mary"], "wrong_answers": [" Paul"]},
+        {**prompt, "answers": [" Mary John"], "wrong_answers": [" Paul"]},
+    ]
+    whole = {"id": "whole", "kind": "atp", "metric": "sequence_logprob_diff"}
+    run = attribute(ARCHITECTURES["llama"](), pairs, tmp_path, tokenizer=tiny_tokenizer(), methods=["atp", whole])
+    failed = run.failures().collect().select("method", "pair_id", "error").sort("method", "pair_id").rows()
+    assert failed == [
+        ("atp", 0, "multi_token_answer"),
+        ("atp", 2, "multi_token_answer"),
+        ("whole", 2, "unequal_answers"),
+    ]
+    scores = run.scores().collect()
+    assert set(scores["position"].unique()) == {0, 1, 2}
+    ours, theirs = (
+        scores.filter((pl.col("pair_id") == 1) & (pl.col("method") == name)).sort("layer", "head", "position")["score"]
+        for name in ("atp", "whole")
+    )
+    metrics = run.baselines(method="atp").select("clean_metric", "corrupted_metric").collect().to_numpy()
+    assert_near(ours, theirs, estimated_terms(ours.to_numpy(), metrics))
+    assert set(run.verify(1)["method"]) == {"atp", "whole"}

@@ -12,11 +12,13 @@ from attrib_batch.models.sharded import parameters_here
 from attrib_batch.pairs.encoding.encode import EncodedPair, encode_pairs
 from attrib_batch.pairs.making.tutorial import tutorial_pairs
 from attrib_batch.spec import Component, MethodSpec, ModelSpec
+from tests.support import teacher_forced
 from tests.support.demo_pairs import TokenPair, random_pairs
 from tests.support.near import assert_same_scores
 from tests.support.ranks import Ranks
 from tests.support.scored import PairScores, encoded, method, score, score_together
 from tests.support.shards import double, model_job, shard
+from tests.support.teacher_forced import random_pairs_with_answers, whole
 from tests.support.terms import terms_of
 from tests.support.tiny_models import VOCABULARY
 
@@ -92,6 +94,21 @@ def test_every_metric_and_direction_on_every_component(ranks: Ranks, tiny: Calla
         if not (metric == "kl" and direction == "noise" and kind in {"atp", "atp_star"})
     ]
     assert_equal(ranks, double(tiny("llama")), mixed_pairs(), methods)
+
+
+def test_whole_answers(ranks: Ranks, tiny: Callable[[str], Path]) -> None:
+    model, given = double(tiny("llama")), random_pairs_with_answers()
+    methods = [
+        method(id=kind, kind=kind, metric="sequence_logprob_diff", components=["z", "mlp_out"])
+        for kind in ("atp", "atp_ig", "exact")
+    ]
+    loaded = load_model(model)
+    for ours in ranks.run(score_on_shard, model, ranks.size, whole(given), methods):
+        for job in methods:
+            theirs = score(loaded, whole(given), job)
+            for pair_id, pair in enumerate(given):
+                terms = teacher_forced.terms(loaded.module, pair)
+                assert_same_scores(ours[job.id][pair_id], theirs[pair_id], terms, dtype=model.dtype)
 
 
 @pytest.mark.parametrize("name", [*WITH_PLAN, *MORE_WITH_PLAN])

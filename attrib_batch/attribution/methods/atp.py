@@ -20,12 +20,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from attrib_batch.attribution.batches import Request, first_positions, plan_rows
+from attrib_batch.attribution.batches import Request, plan_rows, rows_of
 from attrib_batch.attribution.contrast import Objective, sites_in_order, subtract, vocabulary_of
 from attrib_batch.attribution.entries import Entries
 from attrib_batch.attribution.method import Method
 from attrib_batch.attribution.metrics import at_least_float32
-from attrib_batch.attribution.passes import Passes, Row
+from attrib_batch.attribution.passes import Passes
 from attrib_batch.attribution.passes.base import by_token
 from attrib_batch.attribution.passes.places import Index
 from attrib_batch.attribution.scores import Scores
@@ -55,8 +55,8 @@ def attribution_patching(
     components = dict.fromkeys(component for method in methods for component in method.components)
     sites = sites_in_order(model, list(components))
     rows = plan_rows(pairs, [Request(method.direction, method.metric) for method in methods])
-    first = first_positions(pairs)
-    layouts = [passes.layout([Row(tokens, first[tokens]) for tokens in of]) for of in (rows.graph, rows.plain) if of]
+    row_with = rows_of(pairs)
+    layouts = [passes.layout([row_with[tokens] for tokens in of]) for of in (rows.graph, rows.plain) if of]
     vocabulary = vocabulary_of(model, pairs, methods)
     forward = partial(passes.forward, sites=list(sites.values()), vocabulary=vocabulary)
     plain = [forward(layout, graph=False) for layout in layouts[1:]]
@@ -119,7 +119,7 @@ class _Patch:
 
 
 def _total(
-    graph_of: Sequence[tuple[int, int]], logits: Float[Tensor, "graph vocab"], objectives: Sequence[Objective]
+    graph_of: Sequence[tuple[int, int]], logits: Float[Tensor, "graph *place vocab"], objectives: Sequence[Objective]
 ) -> Float[Tensor, ""]:
     """Add up every graph row's own metric: rows do not interact, so its gradient on a row is that row's."""
     total = logits.new_zeros((), dtype=torch.float32)
@@ -131,5 +131,5 @@ def _total(
     return total
 
 
-def _join(parts: Sequence[Float[Tensor, "row ..."]]) -> Float[Tensor, "all ..."]:
+def _join(parts: Sequence[Float[Tensor, "_ ..."]]) -> Float[Tensor, "all ..."]:
     return parts[0].detach() if len(parts) == 1 else torch.cat([part.detach() for part in parts])

@@ -53,7 +53,8 @@ def integrated_gradients(passes: Passes, pairs: Sequence[EncodedPair], method: M
         for component in method.components
     }
     ends = np.cumsum(entries.count)
-    for pair, step in _parts(entries.count, steps, batch_tokens):
+    n_computed = np.array([pair.n_row_tokens - pair.first_difference for pair in pairs])
+    for pair, step in _parts(n_computed, steps, batch_tokens):
         layout = passes.layout([contrast.base_rows[index] for index in pair.tolist()])
         passed = passes.forward(
             layout,

@@ -15,17 +15,17 @@ keys and values: the rows of a position begin at that position. So at the last p
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from attrib_batch.attribution.batches import base_and_other, first_positions
+from attrib_batch.attribution.batches import base_and_other, rows_of
 from attrib_batch.attribution.contrast import Objective, sites_in_order, vocabulary_of
 from attrib_batch.attribution.method import Method
-from attrib_batch.attribution.passes import Capture, Edit, Layout, Passes, Row
+from attrib_batch.attribution.passes import Capture, Edit, Layout, Passes
 from attrib_batch.attribution.passes.places import Index
 from attrib_batch.attribution.scores import Scores
 from attrib_batch.models.families import Dimensions, Site
@@ -99,7 +99,7 @@ def _parts(
     padded: bool,
 ) -> Iterator[_Replacements]:
     """Divide all replacements into those that are computed at once."""
-    n_tokens = np.array([pair.n_tokens for pair in pairs])[entries.pair]
+    n_tokens = np.array([pair.n_row_tokens for pair in pairs])[entries.pair]
     first = np.array([pair.first_difference for pair in pairs])[entries.pair]
     # Before the first difference both prompts are the same, and a replacement changes nothing.
     changed = np.flatnonzero(entries.position >= first)
@@ -147,11 +147,11 @@ class _Prompts:
     @classmethod
     def of(cls, passes: Passes, pairs: Sequence[EncodedPair], method: Method) -> _Prompts:
         """Compute both prompts of ``pairs``."""
-        model, first = passes.model, first_positions(pairs)
+        model, row_with = passes.model, rows_of(pairs)
         sites = sites_in_order(model, method.components)
         vocabulary = vocabulary_of(model, pairs, [method])
         base_rows, other_rows = (
-            [Row(tokens, first[tokens]) for tokens in of]
+            [row_with[tokens] for tokens in of]
             for of in zip(*(base_and_other(pair, method.direction) for pair in pairs), strict=True)
         )
         other = passes.forward(
@@ -183,7 +183,7 @@ class _Prompts:
         pair = Index(rows.pair)
         layout = passes.layout(
             [
-                Row(self.base.layout.rows[self.base_row[index]].tokens, position)
+                replace(self.base.layout.rows[self.base_row[index]], first=position)
                 for index, position in zip(rows.pair.tolist(), rows.position.tolist(), strict=True)
             ]
         )
@@ -215,7 +215,7 @@ class _Prompts:
 
     def _source(self, layout: Layout, rows: _Replacements) -> Int[np.ndarray, " token"]:
         """Return for each token of a pass the place of the same token of the base prompts; padding has any."""
-        count = np.array([pair.n_tokens for pair in self.pairs])[rows.pair] - rows.position
+        count = np.array([pair.n_row_tokens for pair in self.pairs])[rows.pair] - rows.position
         source = np.zeros(layout.n_tokens, dtype=np.int64)
         to = layout.places(np.arange(len(rows.pair)), rows.position, count)
         source[to] = self.base.layout.places(self.base_row[rows.pair], rows.position, count)

@@ -13,6 +13,7 @@ from attrib_batch.models.families import dimensions_of
 from attrib_batch.models.load import load_tokenizer, read_config
 from attrib_batch.pairs.encoding.encode import EncodedPair, encode_pairs
 from attrib_batch.pairs.reading.reader import PairTable
+from attrib_batch.spec import reads_whole_answers
 from attrib_batch.spec.positions import ALL, positions_asked
 from attrib_batch.tables import CellPlan
 
@@ -56,7 +57,7 @@ def estimate_job(spec: SweepSpec) -> list[CellEstimate]:
         check_tables(model, tokenizers[model.name], tables.values())
     ats = {method.parameters.get("at", ALL) for method in spec.methods}
     positions = {
-        (model.name, name): _mean_positions(
+        (model.name, name, whole_answers): _mean_positions(
             table,
             ats,
             tokenizers[model.name],
@@ -65,16 +66,19 @@ def estimate_job(spec: SweepSpec) -> list[CellEstimate]:
             vocabulary_size=sizes[model.name].d_vocab,
             allow_boundary=spec.allow_boundary,
             bos_token=model.bos_token,
+            whole_answers=whole_answers,
         )
         for model in spec.models
         for name, table in tables.items()
+        for whole_answers in {reads_whole_answers(method) for method in spec.methods}
     }
     estimates = []
     for plan in plans:
         size = sizes[plan.cell.model]
         method = spec.method(plan.cell.method)
         heads = sum(size.heads_of(component) or 1 for component in method.components)
-        of_pair = positions[plan.cell.model, plan.cell.dataset][method.parameters.get("at", ALL)]
+        of_cell = positions[plan.cell.model, plan.cell.dataset, reads_whole_answers(method)]
+        of_pair = of_cell[method.parameters.get("at", ALL)]
         rows = round(plan.n_pairs * size.n_layers * heads * of_pair)
         estimates.append(CellEstimate(plan, rows, round(rows * BYTES_PER_ROW)))
     return estimates

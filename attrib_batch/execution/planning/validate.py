@@ -11,6 +11,7 @@ from attrib_batch.models.families import dimensions_of
 from attrib_batch.models.load import load_tokenizer, read_config
 from attrib_batch.pairs.reading.reader import PairTable
 from attrib_batch.pairs.validate import validate
+from attrib_batch.spec import reads_whole_answers
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 
 def validate_job(spec: SweepSpec) -> Iterator[tuple[str, str, ValidationReport]]:
     """Yield for every model and dataset: the model's name, the dataset's id, and which of its pairs can be scored.
+
+    Where some methods take answers of one token and others whole ones, a dataset is checked for both.
 
     Raises:
         RequestError: a model or a table cannot be had, or a model cannot do what a method asks.
@@ -34,14 +37,17 @@ def validate_job(spec: SweepSpec) -> Iterator[tuple[str, str, ValidationReport]]
         tokenizer = load_tokenizer(model, sources[model.name])
         check_vocabulary(model, tokenizer, dimensions.d_vocab)
         check_tables(model, tokenizer, tables.values())
+        kinds = sorted({reads_whole_answers(method) for method in spec.methods})
         for dataset, table in tables.items():
-            report = validate(
-                table,
-                tokenizer,
-                prepend_bos=model.prepend_bos,
-                max_tokens=dimensions.max_tokens,
-                vocabulary_size=dimensions.d_vocab,
-                allow_boundary=spec.allow_boundary,
-                bos_token=model.bos_token,
-            )
-            yield model.name, dataset, report
+            for whole_answers in kinds:
+                report = validate(
+                    table,
+                    tokenizer,
+                    prepend_bos=model.prepend_bos,
+                    max_tokens=dimensions.max_tokens,
+                    vocabulary_size=dimensions.d_vocab,
+                    allow_boundary=spec.allow_boundary,
+                    bos_token=model.bos_token,
+                    whole_answers=whole_answers,
+                )
+                yield model.name, f"{dataset}, whole answers" if whole_answers else dataset, report

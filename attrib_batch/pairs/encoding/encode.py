@@ -50,11 +50,32 @@ class EncodedPair:
     warnings: tuple[tuple[PairWarning, str], ...] = ()
     """What may be wrong with it, each kind once, with a message."""
     task: str | None = None
+    right_sequences: tuple[tuple[int, ...], ...] = ()
+    """Where whole answers are asked for, these in place of ``answers``: a set of answers of one length in tokens."""
+    wrong_sequences: tuple[tuple[int, ...], ...] = ()
+    """As many tokens each; without one of ``right_sequences``."""
+    continuation: tuple[int, ...] = ()
+    """What stands behind both prompts in a forward pass, and is no part of them: an answer's tokens but the last."""
 
     @property
     def n_tokens(self) -> int:
         """The length of each prompt, a prepended BOS counted."""
         return len(self.clean)
+
+    @property
+    def n_continuations(self) -> int:
+        """How often each prompt is computed: once for every whole answer."""
+        return len(self.right_sequences) + len(self.wrong_sequences) or 1
+
+    @property
+    def n_predicted(self) -> int:
+        """How many tokens of an answer are predicted."""
+        return len(self.right_sequences[0]) if self.right_sequences else len(self.continuation) + 1
+
+    @property
+    def n_row_tokens(self) -> int:
+        """How many tokens of a forward pass it is: a prompt, and an answer but its last token."""
+        return self.n_tokens + self.n_predicted - 1
 
 
 @dataclass(frozen=True)
@@ -90,6 +111,7 @@ def encode_pairs(
     vocabulary_size: int | None = None,
     allow_boundary: bool = False,
     bos_token: str | None = None,
+    whole_answers: bool = False,
 ) -> list[EncodedPair | PairProblem]:
     """Tokenise and align pairs; one result per pair, in order. Nothing is dropped.
 
@@ -103,6 +125,8 @@ def encode_pairs(
             See `attrib_batch.pairs.encoding.answers`.
         bos_token: the token that ``prepend_bos`` puts there, as the vocabulary writes it; the tokenizer's own BOS
             where absent.
+        whole_answers: take answers of any length in tokens, as ``right_sequences`` and ``wrong_sequences``; all of a
+            pair must have the same. Otherwise an answer is one token.
 
     Raises:
         ModelError: ``prepend_bos`` is set and the tokenizer has no such token, or the model does not know it.
@@ -115,7 +139,7 @@ def encode_pairs(
         vocabulary_size=vocabulary_size,
     )
     prompts = tokenize_prompts(pairs, tokenizer)
-    answers = AnswerTokens(pairs, prompts, tokenizer, allow_boundary=allow_boundary)
+    answers = AnswerTokens(pairs, prompts, tokenizer, allow_boundary=allow_boundary, whole=whole_answers)
     results: list[EncodedPair | PairProblem] = []
     for pair in pairs:
         try:
@@ -142,8 +166,10 @@ def _encode(pair: Pair, prompts: PromptTokens, answers: AnswerTokens, model: _Mo
     _check_prompt("corrupted", pair.corrupted, corrupted, model)
     right = answers.of("answers", pair.answers, pair.clean, pair.corrupted)
     wrong = answers.of("wrong_answers", pair.wrong_answers, pair.clean, pair.corrupted)
-    _check_vocabulary("answers", right, model)
-    _check_vocabulary("wrong_answers", wrong, model)
+    for column, found in (("answers", right), ("wrong_answers", wrong)):
+        for tokens in found:
+            _check_vocabulary(column, tokens, model)
+    n_predicted = _one_length(right, wrong)
     if len(clean) != len(corrupted):
         raise PairProblemError(
             FailureReason.UNEQUAL_LENGTH,
@@ -151,10 +177,11 @@ def _encode(pair: Pair, prompts: PromptTokens, answers: AnswerTokens, model: _Mo
             "between prompts of one length",
             longer_by=len(corrupted) - len(clean),
         )
-    n_tokens = len(model.bos) + len(clean)
+    n_tokens = len(model.bos) + len(clean) + n_predicted - 1
     if model.max_tokens is not None and n_tokens > model.max_tokens:
+        what = "the prompts" if n_predicted == 1 else "the prompts with all but the last token of an answer"
         raise PairProblemError(
-            FailureReason.TOO_LONG, f"the prompts are {n_tokens} tokens; the model takes {model.max_tokens}"
+            FailureReason.TOO_LONG, f"{what} are {n_tokens} tokens; the model takes {model.max_tokens}"
         )
     if clean == corrupted:
         raise PairProblemError(FailureReason.IDENTICAL_PROMPTS, "clean and corrupted are the same tokens")
@@ -166,13 +193,15 @@ def _encode(pair: Pair, prompts: PromptTokens, answers: AnswerTokens, model: _Mo
         pair_id=pair.pair_id,
         clean=model.bos + clean,
         corrupted=model.bos + corrupted,
-        answers=tuple(dict.fromkeys(right)),
-        wrong_answers=tuple(dict.fromkeys(wrong)),
+        answers=() if answers.whole else tuple(dict.fromkeys(token for (token,) in right)),
+        wrong_answers=() if answers.whole else tuple(dict.fromkeys(token for (token,) in wrong)),
         first_difference=len(model.bos) + next(i for i, t in enumerate(clean) if t != corrupted[i]),
         roles=(*[None] * len(model.bos), *roles.names),
         template=pair.template,
         task=pair.task,
         group=pair.group,
+        right_sequences=tuple(dict.fromkeys(right)) if answers.whole else (),
+        wrong_sequences=tuple(dict.fromkeys(wrong)) if answers.whole else (),
         warnings=(*_hidden_roles(roles), *_unknown_tokens(clean, corrupted, model)),
     )
 
@@ -198,13 +227,31 @@ def _check_vocabulary(column: str, tokens: tuple[int, ...], model: _Model) -> No
         raise PairProblemError(FailureReason.OFF_VOCABULARY, f"{column}: the token id {outside} is {ids}")
 
 
-def _check_disjoint(answers: Answers, right: tuple[int, ...], wrong: tuple[int, ...]) -> None:
+def _one_length(right: Sequence[tuple[int, ...]], wrong: Sequence[tuple[int, ...]]) -> int:
+    """Return how many tokens each answer is.
+
+    Raises:
+        PairProblemError: they are not of one length.
+    """
+    lengths = [sorted({len(tokens) for tokens in column}) for column in (right, wrong)]
+    if lengths[0] != lengths[1] or len(lengths[0]) > 1:
+        counts = [" or ".join(map(str, of)) for of in lengths]
+        raise PairProblemError(
+            FailureReason.UNEQUAL_ANSWERS,
+            f"answers are {counts[0]} tokens and wrong_answers {counts[1]}: log-probabilities can be compared only "
+            "between answers of one length",
+        )
+    return lengths[0][0]
+
+
+def _check_disjoint(answers: Answers, right: Sequence[tuple[int, ...]], wrong: Sequence[tuple[int, ...]]) -> None:
     both = set(right) & set(wrong)
     if both:
-        shared = next(answer for answer, token in zip(answers or (), right, strict=True) if token in both)
+        shared = next(answer for answer, tokens in zip(answers or (), right, strict=True) if tokens in both)
         raise PairProblemError(
             FailureReason.AMBIGUOUS_ANSWER,
-            f"{shared!r} is in answers and in wrong_answers, or shares its token with one there",
+            f"{shared!r} is in answers and in wrong_answers, or shares its "
+            f"{'token' if len(right[0]) == 1 else 'tokens'} with one there",
         )
 
 

@@ -75,6 +75,8 @@ class MethodEntry:
     """Whether all methods of this kind, of any direction, metric and components, are computed together."""
     mixes_shapes: bool = False
     """Whether its function takes pairs of any lengths and first differences at once."""
+    adds_over_answers: bool = False
+    """Whether its scores by a sum of metrics are the sums of those by each: then whole answers may be scored apart."""
     begins_within_prompts: bool = False
     """Whether its rows begin at positions of a prompt, from the keys of those before; a state instead will not do."""
     passes_by_skip_connections: bool = False
@@ -126,6 +128,7 @@ BUILT_IN_METHODS: Mapping[str, MethodEntry] = MappingProxyType(
                 paper="Nanda 2023; Syed, Rager, Conmy 2023 (arXiv 2310.10348)",
                 gradient_at=GradientAt.BASE,
                 mixes_shapes=True,
+                adds_over_answers=True,
                 advice="use exact, or try atp_ig (saturation) or atp_star (queries and keys) and verify them too",
                 shares_forward_passes=True,
             ),
@@ -142,6 +145,7 @@ BUILT_IN_METHODS: Mapping[str, MethodEntry] = MappingProxyType(
                 parameters=_PathParameters,
                 gradient_at=GradientAt.PATH,
                 mixes_shapes=True,
+                adds_over_answers=True,
                 advice="use exact, or more ig_steps and verify again",
             ),
             MethodEntry(
@@ -175,6 +179,7 @@ BUILT_IN_METHODS: Mapping[str, MethodEntry] = MappingProxyType(
                 parameters=AtPositions,
                 measured=True,
                 mixes_shapes=True,
+                adds_over_answers=True,
                 begins_within_prompts=True,
             ),
         )
