@@ -20,6 +20,7 @@ from attrib_batch.attribution.method import Method
 from attrib_batch.attribution.metrics import AnswerSets, Metric, at_least_float32, metric_named
 from attrib_batch.attribution.passes import Passes
 from attrib_batch.attribution.passes.places import Index
+from attrib_batch.attribution.references import Replacement, ablated_logits
 from attrib_batch.attribution.scores import Scores
 from attrib_batch.models.families import Site
 from attrib_batch.models.load import LoadedModel
@@ -116,8 +117,10 @@ class Contrast:
     base_rows: list[Row]
     """In the order of the pairs, as ``other_rows``."""
     other_rows: list[Row]
+    replacement: Replacement | None
+    """What stands in place of the other prompts' activations, if anything does."""
     difference: list[dict[Component, Float[Tensor, "entry head feature"]]]
-    """``difference[layer][component]``: the other prompt's activation minus the base's."""
+    """``difference[layer][component]``: the other prompt's activation, or the replacement, minus the base's."""
     objective: Objective
     vocabulary: list[int] | None
     """The tokens whose logits it is of, None for all."""
@@ -141,15 +144,23 @@ class Contrast:
         passed = passes.forward(layout, list(sites.values()), graph=False, vocabulary=vocabulary)
         at_base, at_other = entries.index(base, layout), entries.index(other, layout)
         base_logits, other_logits = (Index(np.array(of)).take(passed.logits) for of in (base, other))
+        replacement = None
+        if method.reference is not None:
+            other_logits = ablated_logits(passes, pairs, sites, method.reference, vocabulary)
+            replacement = method.reference.at(pairs, entries)
         return cls(
             entries,
             base_rows,
             other_rows,
+            replacement,
             difference=[
                 {
-                    component: subtract(at_other.take(values), at_base.take(values))
+                    component: subtract(
+                        at_other.take(values) if replacement is None else replacement.of(component, layer, here), here
+                    )
                     for component, site in sites.items()
                     for values in (passed.at(layer, site, dimensions),)
+                    for here in (at_base.take(values),)
                 }
                 for layer in range(dimensions.n_layers)
             ],

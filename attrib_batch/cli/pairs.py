@@ -158,6 +158,10 @@ def validate(
             "--whole-answers", help="Take answers of several tokens, as metric sequence_logprob_diff reads them."
         ),
     ] = False,
+    clean_alone: Annotated[
+        bool,
+        typer.Option("--clean-alone", help="Leave corrupted prompts out, as reference zero and reference mean do."),
+    ] = False,
 ) -> int:
     """Tokenise every pair and count, per reason, those that cannot be scored; exit code 3 if there are any.
 
@@ -165,7 +169,7 @@ def validate(
     refused as `run` would refuse it.
     """
     if Path(file).suffix.lower() in {".yaml", ".yml"}:
-        if model or revision or limit or prepend_bos or allow_boundary or bos_token or whole_answers:
+        if any((model, revision, limit, prepend_bos, allow_boundary, bos_token, whole_answers, clean_alone)):
             raise RequestError(f"{file} is a job file: models and settings are those in it; leave the options out")
         return _validate_job(file)
     if bos_token and not prepend_bos:
@@ -180,7 +184,7 @@ def validate(
     from attrib_batch.pairs.validate import validate as validate_table
     from attrib_batch.spec import ModelSpec
 
-    pairs = PairTable.open(file, limit)
+    pairs = PairTable.open(file, limit, corrupted=not clean_alone)
     job = ModelSpec(id=model, revision=revision, prepend_bos=prepend_bos, bos_token=bos_token)
     tokenizer, dimensions = load_tokenizer(job), read_dimensions(job)
     check_vocabulary(job, tokenizer, dimensions.d_vocab)
@@ -194,6 +198,7 @@ def validate(
         allow_boundary=allow_boundary,
         bos_token=bos_token,
         whole_answers=whole_answers,
+        against_corrupted=not clean_alone,
     )
     typer.echo(render_validation(report))
     return int(ExitCode.OK if report.ok else ExitCode.SOME_FAILED)
@@ -218,4 +223,4 @@ def describe(table: Table) -> None:
     from attrib_batch.pairs.describe import render_description
     from attrib_batch.pairs.reading.reader import PairTable
 
-    typer.echo(render_description(describe_table(PairTable.open(table))))
+    typer.echo(render_description(describe_table(PairTable.open(table, corrupted=False))))

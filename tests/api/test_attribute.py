@@ -237,3 +237,49 @@ def test_whole_answers_beside_answers_of_one_token(tmp_path: Path) -> None:
     metrics = run.baselines(method="atp").select("clean_metric", "corrupted_metric").collect().to_numpy()
     assert_near(ours, theirs, estimated_terms(ours.to_numpy(), metrics))
     assert set(run.verify(1)["method"]) == {"atp", "whole"}
+
+
+def test_ablations_need_no_corrupted_prompt(tmp_path: Path) -> None:
+    pairs = [
+        {"clean": f"w1 w2 w{last}", "answers": [" Mary"], "wrong_answers": [" Paul"], "template": "t"}
+        for last in range(3, 8)
+    ]
+    model = ARCHITECTURES["llama"]()
+    with pytest.raises(DatasetError, match="row 0 has no corrupted"):
+        attribute(model, pairs, tmp_path / "no", tokenizer=tiny_tokenizer())
+    run = attribute(model, pairs, tmp_path / "out", tokenizer=tiny_tokenizer(), reference="zero")
+    assert run.failures().collect().is_empty()
+    baselines = run.baselines(method="atp").collect()
+    assert (baselines["clean_metric"] != baselines["corrupted_metric"]).all()
+    assert set(run.scores().collect()["position"]) == {0, 1, 2}
+    # What is measured is the same kind of replacement.
+    assert run.verify(2)["method"].unique().to_list() == ["atp"]
+    assert {item["reference"] for item in run.manifest.stage("verification").job["methods"]} == {"zero"}  # type: ignore[union-attr]
+    assert "zero ablation" in Path(run.report()).read_text(encoding="utf-8")
+
+
+def test_a_table_without_corrupted_prompts_is_refused_where_they_are_needed(tmp_path: Path) -> None:
+    table = tmp_path / "pairs.parquet"
+    pl.DataFrame({"clean": ["w1 w2"], "answers": [[" Mary"]], "wrong_answers": [[" Paul"]]}).write_parquet(table)
+    model, tokenizer = ARCHITECTURES["llama"](), tiny_tokenizer()
+    zero = {"id": "zero", "kind": "atp", "reference": "zero"}
+    with pytest.raises(DatasetError, match="has no column corrupted"):
+        attribute(model, table, tmp_path / "no", tokenizer=tokenizer, methods=[zero, "atp"])
+    run = attribute(model, table, tmp_path / "out", tokenizer=tokenizer, methods=[zero])
+    assert run.result.exit_code == 0
+
+
+def test_the_token_that_is_prepended(tmp_path: Path) -> None:
+    pairs = [{"clean": "w1 w2", "corrupted": "w1 w3", "answers": [" Mary"], "wrong_answers": [" Paul"]}]
+    model = ARCHITECTURES["llama"]()
+    found = {
+        token: attribute(
+            model, pairs, tmp_path / str(token), tokenizer=tiny_tokenizer(), prepend_bos=True, bos_token=token
+        )
+        .baselines()
+        .collect()["clean_metric"][0]
+        for token in (None, "<bos>", "w9")
+    }
+    assert found[None] == found["<bos>"] != found["w9"]
+    with pytest.raises(JobError, match="bos_token is what prepend_bos: true prepends"):
+        attribute(model, pairs, tmp_path / "no", tokenizer=tiny_tokenizer(), bos_token="w9")  # noqa: S106

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from attrib_batch.pairs.encoding.encode import EncodedPair
 
     Change = Callable[[Tensor], Tensor]
+    Activations = dict[tuple[str, int], Tensor]
 
 COMPONENTS = ("resid_pre", "z", "mlp_out")
 
@@ -78,8 +79,8 @@ def metric(
         model: the model.
         prompt: one of the pair's.
         pair: whose answers they are.
-        changes: by component and layer, or ("embeddings", -1), what becomes of the prompt's activations
-            [position, feature].
+        changes: by component and layer, or ("embeddings", -1) or ("entering", -1), what becomes of the prompt's
+            activations [position, feature].
     """
     means = [
         torch.stack([_log_prob(model, prompt, answer, changes or {}) for answer in answers]).mean()
@@ -88,25 +89,44 @@ def metric(
     return means[0] - means[1]
 
 
-def atp(model: PreTrainedModel, pair: WholePair, *, direction: str, steps: int | None = None) -> dict[str, np.ndarray]:
-    """Gradient times difference, [layer, head, position]; with ``steps`` averaged over the embeddings' way."""
+def ablated(model: PreTrainedModel, pair: WholePair, other: Activations, names: Sequence[str]) -> Tensor:
+    """The metric of the clean prompt with components replaced at every layer and position."""
+    changes = {key: _becoming(value) for key, value in other.items() if key[0] in names}
+    with torch.no_grad():
+        return metric(model, pair.clean, pair, changes)
+
+
+def atp(
+    model: PreTrainedModel,
+    pair: WholePair,
+    *,
+    direction: str,
+    steps: int | None = None,
+    other: Activations | None = None,
+) -> dict[str, np.ndarray]:
+    """Gradient times difference, [layer, head, position]; with ``steps`` averaged over the embeddings' way.
+
+    The difference is to ``other``, if given, and otherwise to the other prompt.
+    """
     base_ids, other_ids = pair.base_and_other(direction)
-    base, other = activations(model, base_ids), activations(model, other_ids)
+    base, end = activations(model, base_ids), other or activations(model, other_ids)
     zeros = {key: torch.zeros_like(value, requires_grad=True) for key, value in base.items() if key[1] >= 0}
     total = {key: torch.zeros_like(value) for key, value in zeros.items()}
-    ends = base["embeddings", -1], other["embeddings", -1]
+    # Zeros and means stand for what enters the first layer, position embeddings included; two prompts share those.
+    way = ("embeddings" if other is None else "entering", -1)
+    ends = base[way], end[way]
     for step in range(steps or 1):
-        changes: dict[tuple[str, int], Change] = {key: _adding(zero) for key, zero in zeros.items()}
+        changes: dict[tuple[str, int], Change] = {}
         if steps:
-            between = torch.lerp(*ends, (step + 0.5) / steps)
-            changes["embeddings", -1] = _becoming(between)
+            changes[way] = _becoming(torch.lerp(*ends, (step + 0.5) / steps))
+        changes |= {key: _adding(zero) for key, zero in zeros.items()}
         value = metric(model, base_ids, pair, changes)
         for key, slope in zip(zeros, torch.autograd.grad(value, list(zeros.values())), strict=True):
             total[key] += slope / (steps or 1)
     return {
         name: np.stack(
             [
-                by_head(model, name, total[name, layer] * (other[name, layer] - base[name, layer])).sum(-1).numpy().T
+                by_head(model, name, total[name, layer] * (end[name, layer] - base[name, layer])).sum(-1).numpy().T
                 for layer in range(model.config.num_hidden_layers)
             ]
         )
@@ -114,11 +134,13 @@ def atp(model: PreTrainedModel, pair: WholePair, *, direction: str, steps: int |
     }
 
 
-def exact(model: PreTrainedModel, pair: WholePair, name: str, *, direction: str) -> np.ndarray:
-    """M(base with one activation replaced) - M(base), one at a time, [layer, head, position]."""
+def exact(
+    model: PreTrainedModel, pair: WholePair, name: str, *, direction: str, other: Activations | None = None
+) -> np.ndarray:
+    """M(base with one activation replaced) - M(base), [layer, head, position]; replaced by ``other`` if given."""
     base_ids, other_ids = pair.base_and_other(direction)
     with torch.no_grad():
-        other, before = activations(model, other_ids), metric(model, base_ids, pair)
+        other, before = other or activations(model, other_ids), metric(model, base_ids, pair)
         shape = by_head(model, name, other[name, 0]).shape[:2]
         effects = np.zeros((model.config.num_hidden_layers, shape[1], shape[0]))
         for layer, head, position in np.ndindex(*effects.shape):
@@ -141,8 +163,8 @@ def terms(model: PreTrainedModel, pair: WholePair) -> float:
     )
 
 
-def activations(model: PreTrainedModel, prompt: Sequence[int]) -> dict[tuple[str, int], Tensor]:
-    """The activations of a prompt alone, [position, feature], with its embeddings as ("embeddings", -1)."""
+def activations(model: PreTrainedModel, prompt: Sequence[int]) -> Activations:
+    """The activations of a prompt alone, [position, feature], with its embeddings and what enters the first layer."""
     seen: dict[tuple[str, int], Tensor] = {}
 
     def seeing(key: tuple[str, int]) -> Change:
@@ -154,7 +176,9 @@ def activations(model: PreTrainedModel, prompt: Sequence[int]) -> dict[tuple[str
 
     keys = [(name, layer) for name in COMPONENTS for layer in range(model.config.num_hidden_layers)]
     with torch.no_grad():
-        _forward(model, prompt, len(prompt), {key: seeing(key) for key in [*keys, ("embeddings", -1)]})
+        _forward(
+            model, prompt, len(prompt), {key: seeing(key) for key in [("embeddings", -1), ("entering", -1), *keys]}
+        )
     return seen
 
 
@@ -184,10 +208,10 @@ def _forward(
 def _hook(model: PreTrainedModel, sites: Any, name: str, number: int, change: Change) -> Any:
     if name == "embeddings":
         return model.get_submodule(sites.embedding).register_forward_hook(lambda _m, _a, output: change(output))
-    layer = model.get_submodule(sites.layers)[number]
+    layer = model.get_submodule(sites.layers)[max(0, number)]
     if name == "mlp_out":
         return layer.get_submodule(sites.mlp_out).register_forward_hook(lambda _m, _a, output: change(output))
-    module: nn.Module = layer if name == "resid_pre" else layer.get_submodule(sites.projection)
+    module: nn.Module = layer if name in {"resid_pre", "entering"} else layer.get_submodule(sites.projection)
     return module.register_forward_pre_hook(lambda _m, args: (change(args[0]), *args[1:]))
 
 

@@ -27,6 +27,7 @@ from attrib_batch.attribution.contrast import Objective, sites_in_order, vocabul
 from attrib_batch.attribution.method import Method
 from attrib_batch.attribution.passes import Capture, Edit, Layout, Passes
 from attrib_batch.attribution.passes.places import Index
+from attrib_batch.attribution.references import Reference, Replacement, ablated_logits
 from attrib_batch.attribution.scores import Scores
 from attrib_batch.models.families import Dimensions, Site
 from attrib_batch.pairs.encoding.encode import EncodedPair
@@ -135,6 +136,7 @@ class _Prompts:
     pairs: Sequence[EncodedPair]
     sites: Mapping[Component, Site]
     heads: Mapping[Component, int]
+    dimensions: Dimensions
     vocabulary: list[int] | None
     base: Capture
     """What enters each layer for the base prompts, whose keys and values are held."""
@@ -142,6 +144,8 @@ class _Prompts:
     other: Capture
     """The other prompts' activations."""
     other_row: Int[np.ndarray, " pair"]
+    reference: Reference | None
+    """What stands in place of the other prompts' activations, if anything does."""
     objective: Objective
 
     @classmethod
@@ -154,9 +158,9 @@ class _Prompts:
             [row_with[tokens] for tokens in of]
             for of in zip(*(base_and_other(pair, method.direction) for pair in pairs), strict=True)
         )
-        other = passes.forward(
-            passes.layout(list(dict.fromkeys(other_rows))), list(sites.values()), graph=False, vocabulary=vocabulary
-        )
+        # Where something else stands in place of the other prompts, they are the base prompts, of which none is read.
+        read = list(sites.values()) if method.reference is None else []
+        other = passes.forward(passes.layout(list(dict.fromkeys(other_rows))), read, graph=False, vocabulary=vocabulary)
         distinct = list(dict.fromkeys(base_rows))
         base = passes.hold(distinct, [_INTO_LAYER], vocabulary)
         base_row, other_row = (
@@ -164,15 +168,19 @@ class _Prompts:
             for among, of in ((distinct, base_rows), (other.layout.rows, other_rows))
         )
         base_logits, other_logits = Index(base_row).take(base.logits), Index(other_row).take(other.logits)
+        if method.reference is not None:
+            other_logits = ablated_logits(passes, pairs, sites, method.reference, vocabulary)
         return cls(
             pairs=pairs,
             sites=sites,
             heads={component: model.dimensions.heads_of(component) or 1 for component in sites},
+            dimensions=model.dimensions,
             vocabulary=vocabulary,
             base=base,
             base_row=base_row,
             other=other,
             other_row=other_row,
+            reference=method.reference,
             objective=Objective.of(method, pairs, base_logits, other_logits, vocabulary),
         )
 
@@ -190,13 +198,13 @@ class _Prompts:
         source = Index(self._source(layout, rows))
         before = pair.take(self.objective.base)
         replaced = [
-            (component, site, mine, _Places.of(rows, mine, layout, self.other.layout, self.other_row))
+            (component, site, mine, self._places(rows, mine, layout))
             for number, (component, site) in enumerate(self.sites.items())
             if len(mine := np.flatnonzero(rows.component == number))
         ]
-        dimensions = passes.model.dimensions
+        dimensions = self.dimensions
         for layer in range(dimensions.n_layers):
-            edits = [places.edit(site, self.other, layer, dimensions) for _, site, _, places in replaced]
+            edits = [self._edit(component, site, places, layer) for component, site, _, places in replaced]
             passed = passes.forward(
                 layout,
                 [],
@@ -212,6 +220,25 @@ class _Prompts:
                 of_layer = scores[component][layer]
                 device = of_layer.device
                 of_layer[places.entry.on(device), places.head.on(device)] = Index(mine).take(effect).float().to(device)
+
+    def _places(self, rows: _Replacements, mine: Int[np.ndarray, " edit"], layout: Layout) -> _Places:
+        """Find the places of the replacements ``mine``, and what stands there afterwards."""
+        row, position = np.divmod(layout.origin[mine] + rows.position[mine], layout.shape[1])
+        value = self.other.layout.origin[self.other_row[rows.pair[mine]]] + rows.position[mine]
+        replacement = None
+        if self.reference is not None:
+            replacement = self.reference.at_places(self.pairs, rows.pair[mine], rows.position[mine])
+        head, entry = rows.head[mine], rows.entry[mine]
+        return _Places(Index(row), Index(position), Index(head), Index(value), Index(entry), replacement)
+
+    def _edit(self, component: Component, site: Site, places: _Places, layer: int) -> Edit:
+        """Return the replacements at a layer."""
+        if places.replacement is not None:
+            value = places.replacement.of_heads(component, layer, places.head.places, self.base.logits.device)
+        else:
+            values = self.other.at(layer, site, self.dimensions)
+            value = values[places.value.on(values.device), places.head.on(values.device)]
+        return Edit(site, places.row, places.position, places.head, value)
 
     def _source(self, layout: Layout, rows: _Replacements) -> Int[np.ndarray, " token"]:
         """Return for each token of a pass the place of the same token of the base prompts; padding has any."""
@@ -232,23 +259,5 @@ class _Places:
     value: Index
     """Among the tokens of the other prompts."""
     entry: Index
-
-    @classmethod
-    def of(
-        cls,
-        rows: _Replacements,
-        mine: Int[np.ndarray, " edit"],
-        layout: Layout,
-        others: Layout,
-        other_row: Int[np.ndarray, " pair"],
-    ) -> _Places:
-        """Find the places of the replacements ``mine``."""
-        row, position = np.divmod(layout.origin[mine] + rows.position[mine], layout.shape[1])
-        value = others.origin[other_row[rows.pair[mine]]] + rows.position[mine]
-        return cls(*map(Index, (row, position, rows.head[mine], value, rows.entry[mine])))
-
-    def edit(self, site: Site, other: Capture, layer: int, dimensions: Dimensions) -> Edit:
-        """Return the replacements at a layer."""
-        values = other.at(layer, site, dimensions)
-        value = values[self.value.on(values.device), self.head.on(values.device)]
-        return Edit(site, self.row, self.position, self.head, value)
+    replacement: Replacement | None
+    """What stands in place of the other prompts' activations, if anything does."""

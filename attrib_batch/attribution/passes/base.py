@@ -97,6 +97,8 @@ class Edit:
     position: Index
     head: Index
     value: Float[Tensor, "edit feature"]
+    layer: int | None = None
+    """None: the first that a pass computes."""
 
     def apply(self, model: LoadedModel, activation: Float[Tensor, "..."]) -> None:
         """Replace them in the tensor of the site."""
@@ -164,7 +166,7 @@ class Passes(ABC):
                 differentiated.
             start: what enters ``first_layer``, in place of what the suffixes' tokens would give.
             first_layer: the layers before it are not computed.
-            edits: what is replaced in ``first_layer``.
+            edits: what is replaced; those of a layer in the order of the forward pass.
             vocabulary: give the logits of these tokens alone.
         """
         model = self.model
@@ -176,6 +178,10 @@ class Passes(ABC):
         last = on_device(row * len(kept) + place, model.device)
         layers = model.traced.get(model.architecture.layers)
         by_key = {site.key: site for site in sites}
+        edits_of: dict[int, list[Edit]] = {}
+        for edit in edits:
+            edits_of.setdefault(first_layer if edit.layer is None else edit.layer, []).append(edit)
+        n_layers = model.dimensions.n_layers if by_key else max(edits_of, default=-1) + 1
         read: list[dict[SiteKey, Tensor]] = []
         # On shards a pass without a graph would take another way through transformers, on which the output of a
         # row-parallel layer is read before its bias is added; with frozen parameters gradients may be on without a
@@ -186,12 +192,13 @@ class Passes(ABC):
             elif start is not None:
                 for below in layers[:first_layer]:
                     skip_layer(model, below, start.view(*layout.shape, -1))
-            for edit in edits:
-                activation = activation_at(model, layers[first_layer], edit.site)
-                # In place: where the activation is also the skip connection's, both paths must take the edit.
-                edit.apply(model, activation)
-                put_back(model, layers[first_layer], edit.site, activation)
-            for layer in layers[first_layer:] if by_key else []:
+            for number in range(first_layer, n_layers):
+                layer = layers[number]
+                for edit in edits_of.get(number, ()):
+                    activation = activation_at(model, layer, edit.site)
+                    # In place: where the activation is also the skip connection's, both paths must take the edit.
+                    edit.apply(model, activation)
+                    put_back(model, layer, edit.site, activation)
                 found = {}
                 for key, site in by_key.items():
                     activation = activation_at(model, layer, site)

@@ -22,6 +22,7 @@ from attrib_batch.execution.planning.stages import OpenRun, PlannedStage, StageW
 from attrib_batch.pairs.making.writer import serialize_pairs
 from attrib_batch.pairs.reading.reader import PairTable
 from attrib_batch.spec import DEFAULT_VERIFIED_PAIRS, Cell, MethodSpec, parse_spec
+from attrib_batch.spec.method import CORRUPTED, reference_of
 from attrib_batch.spec.positions import ALL
 from attrib_batch.spec.registries.methods import EXACT, method_entry
 from attrib_batch.storage.lease import Lease
@@ -72,7 +73,7 @@ class _Sample:
         """Write the sample as a table of its own, unless it is there."""
         if not self.new:
             return
-        table = PairTable.open(dataset.path, dataset.limit)
+        table = PairTable.open(dataset.path, dataset.limit, corrupted=False)
         rows = (pair for batch in table.batches(READ_PAIRS) for pair in batch if pair.pair_id in self.new)
         store.write_bytes(_sample_name(dataset.id), serialize_pairs(chain(self.kept, rows), form=table.form))
 
@@ -144,7 +145,7 @@ class Verification:
         for name, sample in samples.items():
             sample.write(run.store, run.spec.dataset(name))
         run.write_manifest(run.manifest.with_stage(entry))
-        tables = {dataset.id: PairTable.open(dataset.path) for dataset in spec.datasets}
+        tables = {dataset.id: PairTable.open(dataset.path, corrupted=False) for dataset in spec.datasets}
         pins = {name: table.fingerprint() if table.is_local else table.pin() for name, table in tables.items()}
         return PlannedStage.of(self.name, StageWork(spec, store, pins), entry)
 
@@ -207,7 +208,7 @@ class Verification:
         path = _sample_name(dataset)
         if identity is None or identity.get("seed of the sample") != self.seed or not store.exists(path):
             return []
-        table = PairTable.open(str(store.path(path)))
+        table = PairTable.open(str(store.path(path)), corrupted=False)
         return table.rows(0, table.n_rows)
 
 
@@ -268,17 +269,19 @@ def _exact_methods(
     """Return the fewest exact methods that measure what ``estimates`` estimate, those that are there already first."""
     exact: list[dict[str, Any]] = list(before.job.get("methods", ())) if before else []
     positions = at if isinstance(at, str) else list(at)
-    alike: dict[tuple[str, str], dict[str, None]] = defaultdict(dict)
+    alike: dict[tuple[str, str, str], dict[str, None]] = defaultdict(dict)
     for method in estimates:
-        alike[method.metric, method.direction].update(dict.fromkeys(map(str, method.components)))
-    for (metric, direction), components in alike.items():
-        same = [item for item in exact if (item["metric"], item["direction"]) == (metric, direction)]
+        alike[method.metric, method.direction, method.reference].update(dict.fromkeys(map(str, method.components)))
+    for (metric, direction, reference), components in alike.items():
+        asked = metric, direction, reference
+        same = [item for item in exact if (item["metric"], item["direction"], reference_of(item)) == asked]
         measured = {
             component for item in same for component in item["components"] if item.get("at", ALL) in (ALL, positions)
         }
         missing = [component for component in components if component not in measured]
         if missing:
             name = EXACT if (metric, direction) == ("logit_diff", "denoise") else f"{EXACT}-{metric}-{direction}"
+            name = name if reference == CORRUPTED else f"{name}-{reference}"
             number = f"-{len(same) + 1}" if same else ""
             method = MethodSpec.model_validate(
                 {
@@ -287,6 +290,7 @@ def _exact_methods(
                     "components": missing,
                     "metric": metric,
                     "direction": direction,
+                    "reference": reference,
                     "at": positions,
                 }
             )

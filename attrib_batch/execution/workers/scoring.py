@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from attrib_batch.attribution.faults import says_out_of_memory
 from attrib_batch.errors import TaskError
 from attrib_batch.pairs.encoding.encode import EncodedPair
-from attrib_batch.spec import reads_whole_answers
+from attrib_batch.spec import Reading
 from attrib_batch.tables import FailureReason
 
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ def score_task(assignment: Assignment, pairs: Sequence[EncodedPair], results: Ta
         alike = len(failures) == len(pairs) and len({_kind(failure.message) for failure in failures}) == 1
         if alike and len(pairs) > 1 and not _size_matters(message):
             raise TaskError(f"{where}: all {len(pairs)} pairs of {method_id} ended in the same exception: {message}")
-    made_up = control_pair(whole_answers=any(map(reads_whole_answers, results.methods)))
+    made_up = control_pair(whole_answers=any(Reading.of(method).whole_answers for method in results.methods))
     control, origin = (scored, "that had been scored") if scored else (made_up, "made up for comparison")
     for method, outcome in score([control]):
         if (failure := _exception(outcome)) is None:

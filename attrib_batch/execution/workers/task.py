@@ -21,7 +21,7 @@ from attrib_batch.execution.commit import commit_chunk, failure_row, worker_fail
 from attrib_batch.pairs.encoding.encode import EncodedPair, PairProblem, encode_pairs
 from attrib_batch.pairs.encoding.texts import TokenTexts
 from attrib_batch.pairs.reading.pinned import PinnedTable
-from attrib_batch.spec import reads_whole_answers
+from attrib_batch.spec import Reading
 from attrib_batch.storage.parquet import FAST, encode_parquet, join_parquet
 from attrib_batch.tables import Stage
 
@@ -116,7 +116,7 @@ class TaskReader:
             vocabulary_size=self.model.dimensions.d_vocab,
             allow_boundary=work.spec.allow_boundary,
             bos_token=self.model_spec.bos_token,
-            whole_answers=reads_whole_answers(work.spec.method(assignment.task[0].cell.method)),
+            **Reading.of(work.spec.method(assignment.task[0].cell.method))._asdict(),
         )
         failures = [
             failure_row(item.pair_id, Stage.VALIDATE, item.reason, item.message, attempts=1)

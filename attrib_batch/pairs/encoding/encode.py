@@ -42,7 +42,7 @@ class EncodedPair:
     wrong_answers: tuple[int, ...]
     """A set as well, without a token of ``answers``."""
     first_difference: int
-    """The first position where the prompts differ."""
+    """The first position where the prompts differ; 0 where there is no corrupted one and ``clean`` stands for it."""
     roles: tuple[str | None, ...]
     """For each position the role whose span holds it; None for a prepended BOS."""
     template: str | None
@@ -112,6 +112,7 @@ def encode_pairs(
     allow_boundary: bool = False,
     bos_token: str | None = None,
     whole_answers: bool = False,
+    against_corrupted: bool = True,
 ) -> list[EncodedPair | PairProblem]:
     """Tokenise and align pairs; one result per pair, in order. Nothing is dropped.
 
@@ -127,6 +128,8 @@ def encode_pairs(
             where absent.
         whole_answers: take answers of any length in tokens, as ``right_sequences`` and ``wrong_sequences``; all of a
             pair must have the same. Otherwise an answer is one token.
+        against_corrupted: whether clean prompts are compared with corrupted ones. Otherwise these are not looked at and
+            may be absent: clean prompts stand in their place, and positions count from the first one on.
 
     Raises:
         ModelError: ``prepend_bos`` is set and the tokenizer has no such token, or the model does not know it.
@@ -138,12 +141,14 @@ def encode_pairs(
         max_tokens=max_tokens,
         vocabulary_size=vocabulary_size,
     )
+    if not against_corrupted:
+        pairs = [replace(pair, corrupted=pair.clean) for pair in pairs]
     prompts = tokenize_prompts(pairs, tokenizer)
     answers = AnswerTokens(pairs, prompts, tokenizer, allow_boundary=allow_boundary, whole=whole_answers)
     results: list[EncodedPair | PairProblem] = []
     for pair in pairs:
         try:
-            results.append(_encode(pair, prompts, answers, model))
+            results.append(_encode(pair, prompts, answers, model, against_corrupted=against_corrupted))
         except PairProblemError as problem:
             results.append(PairProblem(pair.pair_id, problem.reason, str(problem), problem.longer_by))
     return results
@@ -155,7 +160,9 @@ def _unknown(tokenizer: Tokenizer) -> int | None:
     return None if unknown in {tokenizer.bos_token_id, tokenizer.eos_token_id} else unknown
 
 
-def _encode(pair: Pair, prompts: PromptTokens, answers: AnswerTokens, model: _Model) -> EncodedPair:
+def _encode(
+    pair: Pair, prompts: PromptTokens, answers: AnswerTokens, model: _Model, *, against_corrupted: bool
+) -> EncodedPair:
     if pair.clean is None or pair.corrupted is None:
         raise PairProblemError(FailureReason.NULL_VALUE, f"{'clean' if pair.clean is None else 'corrupted'} is null")
     clean, corrupted = prompts.ids[pair.clean], prompts.ids[pair.corrupted]
@@ -183,7 +190,7 @@ def _encode(pair: Pair, prompts: PromptTokens, answers: AnswerTokens, model: _Mo
         raise PairProblemError(
             FailureReason.TOO_LONG, f"{what} are {n_tokens} tokens; the model takes {model.max_tokens}"
         )
-    if clean == corrupted:
+    if against_corrupted and clean == corrupted:
         raise PairProblemError(FailureReason.IDENTICAL_PROMPTS, "clean and corrupted are the same tokens")
     _check_disjoint(pair.answers, right, wrong)
     roles = AlignedRoles((None,) * len(clean), ())
@@ -195,7 +202,7 @@ def _encode(pair: Pair, prompts: PromptTokens, answers: AnswerTokens, model: _Mo
         corrupted=model.bos + corrupted,
         answers=() if answers.whole else tuple(dict.fromkeys(token for (token,) in right)),
         wrong_answers=() if answers.whole else tuple(dict.fromkeys(token for (token,) in wrong)),
-        first_difference=len(model.bos) + next(i for i, t in enumerate(clean) if t != corrupted[i]),
+        first_difference=_first_difference(model.bos + clean, model.bos + corrupted),
         roles=(*[None] * len(model.bos), *roles.names),
         template=pair.template,
         task=pair.task,
@@ -225,6 +232,10 @@ def _check_vocabulary(column: str, tokens: tuple[int, ...], model: _Model) -> No
         outside = next(token for token in tokens if token < 0 or (size is not None and token >= size))
         ids = "negative" if size is None else f"outside the model's vocabulary, whose ids go from 0 to {size - 1}"
         raise PairProblemError(FailureReason.OFF_VOCABULARY, f"{column}: the token id {outside} is {ids}")
+
+
+def _first_difference(clean: tuple[int, ...], corrupted: tuple[int, ...]) -> int:
+    return next((i for i, token in enumerate(clean) if token != corrupted[i]), 0)
 
 
 def _one_length(right: Sequence[tuple[int, ...]], wrong: Sequence[tuple[int, ...]]) -> int:

@@ -77,6 +77,8 @@ class MethodEntry:
     """Whether its function takes pairs of any lengths and first differences at once."""
     adds_over_answers: bool = False
     """Whether its scores by a sum of metrics are the sums of those by each: then whole answers may be scored apart."""
+    takes_references: bool = False
+    """Whether it can replace activations by something else than those of the other prompt."""
     begins_within_prompts: bool = False
     """Whether its rows begin at positions of a prompt, from the keys of those before; a state instead will not do."""
     passes_by_skip_connections: bool = False
@@ -129,6 +131,7 @@ BUILT_IN_METHODS: Mapping[str, MethodEntry] = MappingProxyType(
                 gradient_at=GradientAt.BASE,
                 mixes_shapes=True,
                 adds_over_answers=True,
+                takes_references=True,
                 advice="use exact, or try atp_ig (saturation) or atp_star (queries and keys) and verify them too",
                 shares_forward_passes=True,
             ),
@@ -146,6 +149,7 @@ BUILT_IN_METHODS: Mapping[str, MethodEntry] = MappingProxyType(
                 gradient_at=GradientAt.PATH,
                 mixes_shapes=True,
                 adds_over_answers=True,
+                takes_references=True,
                 advice="use exact, or more ig_steps and verify again",
             ),
             MethodEntry(
@@ -180,6 +184,7 @@ BUILT_IN_METHODS: Mapping[str, MethodEntry] = MappingProxyType(
                 measured=True,
                 mixes_shapes=True,
                 adds_over_answers=True,
+                takes_references=True,
                 begins_within_prompts=True,
             ),
         )
