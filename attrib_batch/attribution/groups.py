@@ -15,6 +15,7 @@ import numpy as np
 from attrib_batch.attribution.continuations import over_continuations, with_continuations
 from attrib_batch.attribution.method import Method
 from attrib_batch.attribution.passes import Passes
+from attrib_batch.attribution.references import Means
 from attrib_batch.attribution.scores import BatchScores, Result, Scores
 from attrib_batch.errors import JobError
 from attrib_batch.pairs.encoding.encode import EncodedPair
@@ -104,8 +105,12 @@ def by_shape(pairs: Sequence[EncodedPair], result: Result) -> list[ShapeScores]:
     return found
 
 
-def group_methods(methods: Sequence[MethodSpec]) -> list[MethodGroup]:
+def group_methods(methods: Sequence[MethodSpec], means: Means | None = None) -> list[MethodGroup]:
     """Group methods by what is computed in the same forward passes, and load their functions.
+
+    Args:
+        methods: the methods.
+        means: mean activations of the dataset, for those whose reference they are.
 
     Raises:
         JobError: the function of a kind cannot be imported.
@@ -115,12 +120,12 @@ def group_methods(methods: Sequence[MethodSpec]) -> list[MethodGroup]:
         entry = method_entry(members[0].kind)
         groups.append(
             MethodGroup(
-                tuple(map(Method.of, members)),
+                tuple(Method.of(member, means) for member in members),
                 scoring_function(entry.kind),
                 entry.shares_forward_passes,
                 entry.mixes_shapes,
                 entry.differentiates,
-                metric_entry(members[0].metric).whole_answers,
+                metric_entry(members[0].metric).whole_answers and not entry.collects,
             )
         )
     return groups

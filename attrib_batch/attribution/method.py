@@ -34,8 +34,11 @@ class Method:
         Raises:
             ValueError: its reference is the mean, and there is none.
         """
+        # Imported here: what is imported above travels to servers, and the registry does not.
+        from attrib_batch.spec.registries.methods import method_entry
+
         reference = None
-        if spec.reference == MEAN:
+        if spec.reference == MEAN and not method_entry(spec.kind).collects:
             if means is None:
                 raise ValueError(f"method {spec.id!r} takes mean activations, and none are given")
             reference = Reference(means)

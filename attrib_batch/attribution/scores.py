@@ -46,6 +46,18 @@ class Scores:
 
 
 @dataclass(frozen=True)
+class ActivationSums:
+    """Sums over tokens of pairs, by role."""
+
+    roles: tuple[str | None, ...]
+    count: Int[np.ndarray, " role"]
+    totals: Float[np.ndarray, "layer role head feature"]
+    """In float64; one head where a component has none."""
+    entering: Float[np.ndarray, "role d_model"]
+    """Of what enters the first layer."""
+
+
+@dataclass(frozen=True)
 class BatchScores:
     """Scores and baselines of a micro-batch, on the CPU.
 
@@ -62,6 +74,8 @@ class BatchScores:
 
     None where scores are those of every position from the first difference on; before it they are 0.
     """
+    sums: ActivationSums | None = None
+    """Of a method that adds up activations of the pairs with finite ones; it has no scores but what says which."""
 
     def metrics_finite(self) -> Bool[np.ndarray, " pair"]:
         """Return which pairs have finite metrics."""
@@ -82,6 +96,7 @@ class BatchScores:
             self.clean_metric[keep],
             self.corrupted_metric[keep],
             None if self.positions is None else self.positions[keep],
+            self.sums,
         )
 
     @classmethod

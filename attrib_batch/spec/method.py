@@ -47,8 +47,8 @@ class MethodSpec(Strict):
     direction: Direction = Field("denoise", description="denoise: clean into corrupted; noise: the mirror")
     reference: ReferenceName = Field(
         CORRUPTED,
-        description="what activations are replaced by: those of the other prompt, or zeros, in the clean prompt, which "
-        "is direction noise",
+        description="what activations are replaced by: those of the other prompt, zeros, or their mean over the "
+        "dataset's clean prompts by role; zero and mean patch the clean prompt, which is direction noise",
     )
 
     @property
@@ -96,8 +96,6 @@ class MethodSpec(Strict):
     def _reference_is_one_that_it_takes(self) -> Self:
         if self.reference == CORRUPTED:
             return self
-        if self.reference == MEAN:
-            raise ValueError("reference mean needs a pass over the dataset that no stage does yet; use zero")
         if not method_entry(self.kind).takes_references:
             others = [kind for kind, entry in BUILT_IN_METHODS.items() if entry.takes_references]
             raise ValueError(

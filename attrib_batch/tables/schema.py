@@ -121,3 +121,15 @@ FAILURES = pa.schema(
     ]
 )
 """One row per pair that could not be scored."""
+
+MEANS = pa.schema(
+    [
+        pa.field("component", _names, nullable=False),  # a Component; resid_pre of layer 0 is what enters the model
+        pa.field("layer", pa.int16(), nullable=False),
+        pa.field("head", pa.int16()),  # null without heads
+        pa.field("role", _names),  # null: tokens without a role
+        pa.field("n_tokens", pa.int64(), nullable=False),  # how many the mean is over
+        pa.field("mean", pa.list_(pa.float64()), nullable=False),  # a number for each feature
+    ]
+)
+"""Mean activations of clean prompts: one row per (component, layer, head, role)."""

@@ -40,6 +40,7 @@ METHODS = {
     "atp_ig": [{"id": "atp_ig", "components": ["z", "resid_pre"]}],
     "atp_star": [{"id": "atp_star", "components": ["z", "q", "k"]}],
     "exact": [{"id": "exact", "components": ["z", "k"]}],
+    "zeros": [{"id": "zeros", "kind": "atp", "reference": "zero", "components": ["z", "q", "mlp_out"]}],
     "exact at the end": [{"id": "exact", "at": "last"}],
 }
 

@@ -9,6 +9,7 @@ from attrib_batch.errors import OutputError
 from attrib_batch.execution.planning.inputs import named_paths
 from attrib_batch.execution.planning.paths import with_absolute_paths, with_ndif_host
 from attrib_batch.execution.planning.plan import boundaries_of, uncommitted
+from attrib_batch.execution.planning.reference import MeanActivations
 from attrib_batch.execution.planning.request import check_models, check_tokenizers, find_fingerprints, open_tables
 from attrib_batch.execution.planning.stages import OpenRun, Scoring
 from attrib_batch.execution.planning.verification import Verification
@@ -91,7 +92,7 @@ def open_run(
             pins={name: fingerprints[name] if table.is_local else table.pin() for name, table in tables.items()},
             resumed=existing is not None and existing.run_id == grown.run_id,
             retry_failures=retry_failures,
-            stages=(Scoring(), verification) if verification else (Scoring(),),
+            stages=tuple(stage for stage in (MeanActivations.of(spec), Scoring(), verification) if stage),
         )
         if not run.resumed:
             _clear(store)

@@ -29,6 +29,7 @@ from attrib_batch.storage.lease import Lease
 from attrib_batch.storage.store import Store
 from attrib_batch.tables import (
     MANIFEST,
+    REFERENCE,
     SCHEMA_VERSION,
     SCORING,
     VERIFICATION,
@@ -147,7 +148,7 @@ class Verification:
         run.write_manifest(run.manifest.with_stage(entry))
         tables = {dataset.id: PairTable.open(dataset.path, corrupted=False) for dataset in spec.datasets}
         pins = {name: table.fingerprint() if table.is_local else table.pin() for name, table in tables.items()}
-        return PlannedStage.of(self.name, StageWork(spec, store, pins), entry)
+        return PlannedStage.of(self.name, StageWork(spec, store, pins, run.store.below(REFERENCE)), entry)
 
     def _entry(self, manifest: Manifest, spec: SweepSpec, n_pairs: Mapping[str, int]) -> StageEntry:
         scoring = manifest.scoring.identities

@@ -14,7 +14,7 @@ from jaxtyping import Int
 from attrib_batch.attribution.engine import ScoredBatch
 from attrib_batch.execution.workers.score_rows import places_of, roles_of
 from attrib_batch.pairs.encoding.encode import EncodedPair
-from attrib_batch.tables import BASELINES, FAILURES, PROMPTS
+from attrib_batch.tables import BASELINES, PROMPTS
 from attrib_batch.tables.dense import DenseChunk, DenseScores, PairFacts, units_of
 from attrib_batch.tables.shortening import shortened
 from attrib_batch.tables.sums import MomentPieces
@@ -125,8 +125,3 @@ def _token_texts(prompts: Sequence[tuple[int, ...]], texts: Mapping[int, str]) -
     tokens, which = np.unique(np.fromiter(chain.from_iterable(prompts), np.int64), return_inverse=True)
     values = pa.array([texts[token] for token in tokens.tolist()], pa.string()).take(pa.array(which.ravel()))
     return pa.ListArray.from_arrays(pa.array(np.concatenate([[0], np.cumsum(lengths)]), pa.int32()), values)
-
-
-def failure_rows(failures: Sequence[Mapping[str, Any]]) -> pa.Table:
-    """Build the failures table of a chunk, in the order of the pairs' ids."""
-    return pa.Table.from_pylist(sorted(failures, key=itemgetter("pair_id")), schema=FAILURES)
