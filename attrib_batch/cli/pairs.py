@@ -29,7 +29,11 @@ Table = Annotated[
 @app.command("import")
 def import_table(
     source: Annotated[
-        Path, typer.Argument(help="CSV, TSV, JSON (lines, an array, an object) or Parquet; also .gz and .zst.")
+        str,
+        typer.Argument(
+            help="CSV, TSV, JSON (lines, an array, an object) or Parquet; also .gz and .zst. A path, s3://, gs://, "
+            "hf://datasets/ or https://."
+        ),
     ],
     out: OutFile,
     *,
@@ -69,7 +73,10 @@ def import_table(
         Corrupt | None, typer.Option(help="Take the corrupted prompt from another row of the same length.")
     ] = None,
     join: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="The file of the corrupted prompts, by prompt_id or row by row.")
+        str | None,
+        typer.Option(
+            metavar="FILE", help="The file of the corrupted prompts, by prompt_id or row by row; or that of the verbs."
+        ),
     ] = None,
     positions: Annotated[Positions | None, typer.Option(help="Whether token positions count a BOS.")] = None,
     seed: Annotated[int, typer.Option(help="Of --corrupt and --repair.")] = 0,
@@ -92,7 +99,7 @@ def import_table(
     from attrib_batch.pairs.importing.options import ImportOptions
 
     named = named_values("--column", "OURS=THEIRS, for example --column clean=prompt", columns or [])
-    needs_it = chat_template or repair or corrupt is not None or answers is AnswerKind.FIRST_TOKEN
+    needs_it = chat_template or repair or corrupt or join or answers is AnswerKind.FIRST_TOKEN
     options = ImportOptions(
         layout=layout,
         columns={theirs: ours for ours, theirs in named},
@@ -102,7 +109,7 @@ def import_table(
         corrupt=corrupt,
         join=join,
         positions=positions,
-        tokenizer=None if tokenizer is None else given_tokenizer(tokenizer, needed=needs_it),
+        tokenizer=None if tokenizer is None else given_tokenizer(tokenizer, needed=bool(needs_it)),
         chat_template=chat_template,
         repair=repair,
         seed=seed,
