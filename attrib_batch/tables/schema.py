@@ -93,6 +93,7 @@ BASELINES = pa.schema(
         pa.field("n_tokens", pa.int32(), nullable=False),  # length of both prompts, a prepended BOS counted
         pa.field("first_difference", pa.int32(), nullable=False),  # first position where the prompts differ
         pa.field("clean_metric", pa.float64(), nullable=False),
+        # Of a method that replaces activations by zeros or means: that of clean with everything replaced at once.
         pa.field("corrupted_metric", pa.float64(), nullable=False),
         pa.field("template", pa.string()),
         pa.field("group", pa.int64()),
@@ -104,7 +105,8 @@ PROMPTS = pa.schema(
     [
         pa.field("pair_id", pa.int64(), nullable=False),
         pa.field("clean_tokens", pa.list_(pa.string()), nullable=False),  # the text of each token, leading space kept
-        pa.field("corrupted_tokens", pa.list_(pa.string()), nullable=False),  # as many; a prepended BOS is in both
+        # As many; a prepended BOS is in both. Those of clean where a method looks at no corrupted prompt.
+        pa.field("corrupted_tokens", pa.list_(pa.string()), nullable=False),
         pa.field("task", pa.string()),  # as in the table of pairs; the template is in the baselines
     ]
 )

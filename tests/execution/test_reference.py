@@ -100,9 +100,10 @@ def test_the_means_are_those_of_plain_hooks(run: ab.Run, model: PreTrainedModel)
         for layer, roles in enumerate(found.values[component]):
             for role, heads in zip(found.roles, roles, strict=True):
                 mean = theirs[component, layer][role].numpy()
-                np.testing.assert_allclose(heads.reshape(-1), mean, rtol=1e-6, atol=1e-6 * np.abs(mean).max())
+                assert_near(heads.reshape(-1), mean, np.abs(mean).max())
     for role, mean in zip(found.roles, found.entering, strict=True):
-        np.testing.assert_allclose(mean, theirs["entering", -1][role].numpy(), rtol=1e-6, atol=1e-7)
+        expected = theirs["entering", -1][role].numpy()
+        assert_near(mean, expected, np.abs(expected).max())
     counted = pl.read_parquet(f"{store.root}/joined/**/*.parquet").filter(
         pl.col("layer") == 1, pl.col("component") == "mlp_out"
     )
