@@ -46,9 +46,9 @@ ANALYSIS = [
 ]
 
 SIGNATURES = {
-    "attribute": "(model, pairs, methods=('atp',), *, components=('z',), metric='logit_diff', direction='denoise', "
-    "tokenizer=None, prepend_bos=False, dtype='float32', device='auto', limit=None, verify=None, out=None, name=None, "
-    "chunk_pairs=256, batch_tokens='auto', executor=None, progress=True)",
+    "attribute": "(model, pairs, methods=('atp',), *, components=('z',), metric='logit_diff', direction=None, "
+    "reference='corrupted', tokenizer=None, prepend_bos=False, bos_token=None, dtype='float32', device='auto', "
+    "limit=None, verify=None, out=None, name=None, chunk_pairs=256, batch_tokens='auto', executor=None, progress=True)",
     "load_job": "(source)",
     "open_run": "(out)",
     "Job": "(spec, models=<factory>)",

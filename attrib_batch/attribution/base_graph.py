@@ -15,11 +15,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from attrib_batch.attribution.batches import Request, first_positions, plan_rows
+from attrib_batch.attribution.batches import Request, plan_rows, rows_of
 from attrib_batch.attribution.contrast import Objective, subtract, vocabulary_of
 from attrib_batch.attribution.entries import Entries
 from attrib_batch.attribution.method import Method
-from attrib_batch.attribution.passes import Capture, Passes, Row
+from attrib_batch.attribution.passes import Capture, Passes
 from attrib_batch.attribution.passes.places import Index
 from attrib_batch.models.families import Dimensions, Site, SiteKey
 from attrib_batch.pairs.encoding.encode import EncodedPair
@@ -67,10 +67,8 @@ class BaseGraph:
             hold: hold the keys and values of the base prompts for later passes; these must not be padded.
         """
         rows = plan_rows(pairs, [Request(method.direction, method.metric)])
-        first = first_positions(pairs)
-        layouts = [
-            passes.layout([Row(tokens, first[tokens]) for tokens in of]) for of in (rows.graph, rows.plain) if of
-        ]
+        row_with = rows_of(pairs)
+        layouts = [passes.layout([row_with[tokens] for tokens in of]) for of in (rows.graph, rows.plain) if of]
         vocabulary = vocabulary_of(passes.model, pairs, [method])
         forward = partial(passes.forward, sites=sites, vocabulary=vocabulary)
         plain = [forward(layout, graph=False) for layout in layouts[1:]]

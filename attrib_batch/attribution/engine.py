@@ -17,6 +17,7 @@ from attrib_batch.attribution.groups import by_shape as shapes_of
 from attrib_batch.attribution.method import Method
 from attrib_batch.attribution.metrics import metric_named
 from attrib_batch.attribution.passes import Passes, passes_for
+from attrib_batch.attribution.references import Means
 from attrib_batch.attribution.scores import BatchScores
 from attrib_batch.attribution.steps import Kept, TwoSteps
 from attrib_batch.errors import RequestError
@@ -133,6 +134,7 @@ def score_pairs(
     budget: Budget,
     *,
     agree: Agree = _alone,
+    means: Means | None = None,
 ) -> Iterator[tuple[MethodSpec, Outcome]]:
     """Score pairs of any shapes; for each method every pair ends in exactly one scored batch or one failure.
 
@@ -146,6 +148,7 @@ def score_pairs(
         budget: how large a micro-batch may be.
         agree: called once after every attempt at a micro-batch, before its outcomes are given; what it raises ends the
             scoring. Processes that share a model's weights split a micro-batch alike or not at all.
+        means: mean activations of the dataset, for methods whose reference they are.
 
     Raises:
         RequestError: a metric is not known in this process, or cannot be what it is used as; the model does not have
@@ -156,7 +159,7 @@ def score_pairs(
         metric_named(method.metric)
         check_layers(method, model.dimensions.n_layers, where=f"method {method.id!r}")
     spec_of = {method.id: method for method in methods}
-    for scored_by, outcome in score_groups(model, pairs, group_methods(methods), budget, agree=agree):
+    for scored_by, outcome in score_groups(model, pairs, group_methods(methods, means), budget, agree=agree):
         yield spec_of[scored_by.id], outcome
 
 

@@ -225,7 +225,8 @@ def _differentiating(group: MethodGroup) -> MethodGroup:
     works on any pair; what others take of all logits is counted apart.
     """
     if group.differentiates:
-        return replace(group, methods=tuple(replace(method, metric=MEASURED_METRIC) for method in group.methods))
+        methods = tuple(replace(method, metric=MEASURED_METRIC, reference=None) for method in group.methods)
+        return replace(group, methods=methods, whole_answers=False)
     return group_methods(
         [MethodSpec(id=method.id, kind=MEASURED_KIND, components=method.components) for method in group.methods]
     )[0]

@@ -14,7 +14,8 @@ lowest of these layers, and until its own layer a row computes what the base pro
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -22,11 +23,12 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from attrib_batch.attribution.base_graph import BaseGraph
-from attrib_batch.attribution.batches import base_and_other, first_positions
+from attrib_batch.attribution.batches import base_and_other, rows_of
 from attrib_batch.attribution.contrast import Objective, sites_in_order, vocabulary_of
 from attrib_batch.attribution.method import Method
-from attrib_batch.attribution.passes import Capture, Edit, Layout, Passes, Row
+from attrib_batch.attribution.passes import Capture, Edit, Layout, Passes
 from attrib_batch.attribution.passes.places import Index
+from attrib_batch.attribution.references import Reference, ablated_logits
 from attrib_batch.models.families import Dimensions, Site
 from attrib_batch.pairs.encoding.encode import EncodedPair
 from attrib_batch.spec import Component
@@ -68,7 +70,7 @@ class Nodes:
 class Patcher:
     """Both prompts of pairs: base prompts whose keys and values are held, and what other prompts have instead."""
 
-    n_tokens: Int[np.ndarray, " pair"]
+    pairs: Sequence[EncodedPair]
     sites: dict[Component, Site]
     """In the order of the forward pass."""
     base: Capture
@@ -80,20 +82,29 @@ class Patcher:
     """Rows of later passes count on."""
     objective: Objective
     vocabulary: list[int] | None
+    reference: Reference | None = None
+    """What stands in place of the other prompts' activations, if anything does."""
+
+    @cached_property
+    def n_tokens(self) -> Int[np.ndarray, " pair"]:
+        """How many tokens the rows of each pair have, were they computed from the first on."""
+        return np.array([pair.n_row_tokens for pair in self.pairs], dtype=np.int64)
 
     @classmethod
     def of(cls, passes: Passes, pairs: Sequence[EncodedPair], method: Method) -> Patcher:
         """Compute both prompts of ``pairs`` without a graph."""
-        model, first = passes.model, first_positions(pairs)
+        model, row_with = passes.model, rows_of(pairs)
         sites = sites_in_order(model, method.components)
         vocabulary = vocabulary_of(model, pairs, [method])
         base_rows, other_rows = (
-            [Row(tokens, first[tokens]) for tokens in of]
+            [row_with[tokens] for tokens in of]
             for of in zip(*(base_and_other(pair, method.direction) for pair in pairs), strict=True)
         )
+        # Where something else stands in place of the other prompts, they are the base prompts, of which none is read.
+        read = list(sites.values()) if method.reference is None else []
         with torch.no_grad():
             other = passes.forward(
-                passes.layout(list(dict.fromkeys(other_rows))), list(sites.values()), graph=False, vocabulary=vocabulary
+                passes.layout(list(dict.fromkeys(other_rows))), read, graph=False, vocabulary=vocabulary
             )
             base = passes.hold(list(dict.fromkeys(base_rows)), [INTO_LAYER], vocabulary)
         base_row, other_row = (
@@ -101,9 +112,10 @@ class Patcher:
             for of, rows in ((base, base_rows), (other, other_rows))
         )
         base_logits, other_logits = Index(base_row).take(base.logits), Index(other_row).take(other.logits)
+        if method.reference is not None:
+            other_logits = ablated_logits(passes, pairs, sites, method.reference, vocabulary)
         objective = Objective.of(method, pairs, base_logits, other_logits, vocabulary)
-        n_tokens = np.array([pair.n_tokens for pair in pairs])
-        return cls(n_tokens, sites, base, base_row, [other], other_row, objective, vocabulary)
+        return cls(pairs, sites, base, base_row, [other], other_row, objective, vocabulary, method.reference)
 
     @classmethod
     def of_graph(cls, graph: BaseGraph, pairs: Sequence[EncodedPair], sites: dict[Component, Site]) -> Patcher:
@@ -117,7 +129,7 @@ class Patcher:
             for one in graph.passed
         ]
         return cls(
-            np.array([pair.n_tokens for pair in pairs]),
+            pairs,
             sites,
             passed[0],
             graph.base_row,
@@ -173,7 +185,7 @@ class Patcher:
         base_rows = self.base.layout.rows
         layout = passes.layout(
             [
-                Row(base_rows[row].tokens, position)
+                replace(base_rows[row], first=position)
                 for row, position in zip(self.base_row[nodes.pair].tolist(), nodes.position.tolist(), strict=True)
             ]
         )
@@ -204,7 +216,7 @@ class Patcher:
         rows_before = np.cumsum([0, *(len(one.layout.rows) for one in self.other)])
         which = np.searchsorted(rows_before, self.other_row, side="right") - 1
         for layer in np.unique(nodes.layer).tolist():
-            for number, site in enumerate(self.sites.values()):
+            for number, (component, site) in enumerate(self.sites.items()):
                 for source, other in enumerate(self.other):
                     mine = np.flatnonzero(
                         (nodes.layer == layer) & (nodes.component == number) & (which[nodes.pair] == source)
@@ -212,11 +224,15 @@ class Patcher:
                     if not len(mine):
                         continue
                     row, position = np.divmod(layout.origin[mine] + nodes.position[mine], layout.shape[1])
-                    from_row = self.other_row[nodes.pair[mine]] - rows_before[source]
                     head = Index(nodes.head[mine])
-                    values = other.at(layer, site, dimensions)
-                    place = Index(other.layout.origin[from_row] + nodes.position[mine])
-                    value = values[place.on(values.device), head.on(values.device)]
+                    if self.reference is not None:
+                        stands = self.reference.at_places(self.pairs, nodes.pair[mine], nodes.position[mine])
+                        value = stands.of_heads(component, layer, head.places, self.base.logits.device)
+                    else:
+                        from_row = self.other_row[nodes.pair[mine]] - rows_before[source]
+                        values = other.at(layer, site, dimensions)
+                        place = Index(other.layout.origin[from_row] + nodes.position[mine])
+                        value = values[place.on(values.device), head.on(values.device)]
                     yield Edit(site, layer, Index(row), Index(position), head, value)
 
 

@@ -48,6 +48,18 @@ class Scores:
 
 
 @dataclass(frozen=True)
+class ActivationSums:
+    """Sums over tokens of pairs, by role."""
+
+    roles: tuple[str | None, ...]
+    count: Int[np.ndarray, " role"]
+    totals: Float[np.ndarray, "layer role head feature"]
+    """In float64; one head where a component has none."""
+    entering: Float[np.ndarray, "role d_model"]
+    """Of what enters the first layer."""
+
+
+@dataclass(frozen=True)
 class BatchScores:
     """Scores and baselines of a micro-batch, on the CPU.
 
@@ -66,6 +78,8 @@ class BatchScores:
     """
     estimates: dict[Component, Float[np.ndarray, "pair layer head position"]] | None = None
     """What was estimated where a score is measured instead, NaN elsewhere; None where a method measures none or all."""
+    sums: ActivationSums | None = None
+    """Of a method that adds up activations of the pairs with finite ones; it has no scores but what says which."""
 
     def metrics_finite(self) -> Bool[np.ndarray, " pair"]:
         """Return which pairs have finite metrics."""
@@ -87,6 +101,7 @@ class BatchScores:
             self.corrupted_metric[keep],
             None if self.positions is None else self.positions[keep],
             None if self.estimates is None else {name: values[keep] for name, values in self.estimates.items()},
+            self.sums,
         )
 
     @classmethod
@@ -120,3 +135,7 @@ def _of_one_width(parts: Sequence[BatchScores]) -> Sequence[BatchScores]:
             )
         )
     return wide
+
+
+Result = BatchScores | Scores | Sequence[Scores]
+"""What a scoring function returns: one result of all its pairs, or several for parts of them in their order."""

@@ -8,7 +8,7 @@ from enum import StrEnum
 from typing import TYPE_CHECKING
 
 from attrib_batch.tables.moments import MOMENTS, STRATA
-from attrib_batch.tables.schema import BASELINES, FAILURES, MEASURED, PROMPTS, SCORES
+from attrib_batch.tables.schema import BASELINES, FAILURES, MEANS, MEASURED, PROMPTS, SCORES
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -26,6 +26,7 @@ class Table(StrEnum):
     STRATA = "strata"
     PROMPTS = "prompts"
     MEASURED = "measured"
+    MEANS = "means"
 
     @property
     def schema(self) -> pa.Schema:
@@ -38,6 +39,7 @@ class Table(StrEnum):
             Table.STRATA: STRATA,
             Table.PROMPTS: PROMPTS,
             Table.MEASURED: MEASURED,
+            Table.MEANS: MEANS,
         }[self]
 
 

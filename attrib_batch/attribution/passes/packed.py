@@ -17,9 +17,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from attrib_batch.attribution.batches import Tokens, in_order
+from attrib_batch.attribution.batches import Row, Tokens, in_order
 from attrib_batch.attribution.passes import fused
-from attrib_batch.attribution.passes.base import Capture, Layout, Passes, Row
+from attrib_batch.attribution.passes.base import Capture, Layout, Passes
 from attrib_batch.attribution.passes.blocks import Block, Group, Level
 from attrib_batch.attribution.passes.cascade import Scale, Seen, Stretch, attend
 from attrib_batch.attribution.passes.fused import Runs

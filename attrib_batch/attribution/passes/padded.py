@@ -17,8 +17,8 @@ from jaxtyping import Int
 from torch import Tensor
 from transformers import Cache
 
-from attrib_batch.attribution.batches import Tokens, by_cost, by_shape
-from attrib_batch.attribution.passes.base import Capture, Layout, Passes, Row
+from attrib_batch.attribution.batches import Row, Tokens, by_cost, by_shape
+from attrib_batch.attribution.passes.base import Capture, Layout, Passes
 from attrib_batch.models.devices import on_device
 from attrib_batch.models.families import Site
 from attrib_batch.models.load import LoadedModel
@@ -55,7 +55,7 @@ class PaddedPasses(Passes):
         """Take the shortest prefix of the pairs as everyone's; none where it cannot be computed by itself."""
         config = self.model.module.config
         shortest = min(pair.first_difference for pair in pairs)
-        reusable = all(prefix_is_reusable(config, shortest, pair.n_tokens) for pair in pairs)
+        reusable = all(prefix_is_reusable(config, shortest, pair.n_row_tokens) for pair in pairs)
         self._length = shortest if reusable else 0
         self._prompts = list(dict.fromkeys(tokens for pair in pairs for tokens in (pair.clean, pair.corrupted)))
         self._prefix = None
@@ -72,7 +72,7 @@ class PaddedPasses(Passes):
         if isinstance(self._prefix, WholeCache):
             self._length = 0 if self._prefix.empty else min(row.first for row in rows)
         width = max(len(row.tokens) for row in rows) - self._length
-        rows = [Row(row.tokens, self._length) for row in rows]
+        rows = [Row(row.tokens, self._length, row.n_predicting) for row in rows]
         return Layout(rows, (len(rows), width), np.arange(len(rows), dtype=np.int64) * width - self._length)
 
     def _call(self, layout: Layout, *, twice: bool = False) -> tuple[dict[str, Any], AbstractContextManager[None]]:

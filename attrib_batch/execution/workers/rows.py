@@ -15,7 +15,7 @@ from attrib_batch.attribution.engine import ScoredBatch
 from attrib_batch.execution.workers.score_rows import places_of, roles_of
 from attrib_batch.pairs.encoding.encode import EncodedPair
 from attrib_batch.spec import Component
-from attrib_batch.tables import BASELINES, FAILURES, MEASURED, PROMPTS
+from attrib_batch.tables import BASELINES, MEASURED, PROMPTS
 from attrib_batch.tables.dense import DenseChunk, DenseScores, PairFacts, units_of
 from attrib_batch.tables.shortening import shortened
 from attrib_batch.tables.sums import MomentPieces
@@ -162,8 +162,3 @@ def _measured_of(
             "estimate": estimates[pair, layer, head, place],
         }
     )
-
-
-def failure_rows(failures: Sequence[Mapping[str, Any]]) -> pa.Table:
-    """Build the failures table of a chunk, in the order of the pairs' ids."""
-    return pa.Table.from_pylist(sorted(failures, key=itemgetter("pair_id")), schema=FAILURES)

@@ -75,6 +75,12 @@ class MethodEntry:
     """Whether all methods of this kind, of any direction, metric and components, are computed together."""
     mixes_shapes: bool = False
     """Whether its function takes pairs of any lengths and first differences at once."""
+    adds_over_answers: bool = False
+    """Whether its scores by a sum of metrics are the sums of those by each: then whole answers may be scored apart."""
+    takes_references: bool = False
+    """Whether it can replace activations by something else than those of the other prompt."""
+    collects: bool = False
+    """Whether it adds up activations and gives no scores: it is a stage's, and no job's."""
     begins_within_prompts: bool = False
     """Whether its rows begin at positions of a prompt, from the keys of those before; a state instead will not do."""
     second_derivatives: bool = False
@@ -141,6 +147,8 @@ BUILT_IN_METHODS: Mapping[str, MethodEntry] = MappingProxyType(
                 paper="Nanda 2023; Syed, Rager, Conmy 2023 (arXiv 2310.10348)",
                 gradient_at=GradientAt.BASE,
                 mixes_shapes=True,
+                adds_over_answers=True,
+                takes_references=True,
                 advice="use exact, or try atp_ig (saturation) or atp_star (queries and keys) and verify them too",
                 shares_forward_passes=True,
             ),
@@ -157,6 +165,8 @@ BUILT_IN_METHODS: Mapping[str, MethodEntry] = MappingProxyType(
                 parameters=_PathParameters,
                 gradient_at=GradientAt.PATH,
                 mixes_shapes=True,
+                adds_over_answers=True,
+                takes_references=True,
                 advice="use exact, or more ig_steps and verify again",
             ),
             MethodEntry(
@@ -240,6 +250,8 @@ BUILT_IN_METHODS: Mapping[str, MethodEntry] = MappingProxyType(
                 parameters=AtPositions,
                 measured=True,
                 mixes_shapes=True,
+                adds_over_answers=True,
+                takes_references=True,
                 begins_within_prompts=True,
             ),
         )
@@ -247,7 +259,22 @@ BUILT_IN_METHODS: Mapping[str, MethodEntry] = MappingProxyType(
 )
 """The built-in methods, by kind."""
 
-_loaded: dict[str, MethodEntry] = {}
+MEAN_ACTIVATIONS = MethodEntry(
+    "mean_activations",
+    function="attrib_batch.attribution.means:mean_activations",
+    title="Mean activations",
+    explanation="means over clean prompts by role, which reference mean puts in place of activations.",
+    cost="1: the clean prompt",
+    paper="Wang et al. 2022 (arXiv 2211.00593), section 2",
+    shares_forward_passes=True,
+    mixes_shapes=True,
+    adds_over_answers=True,
+    takes_references=True,
+    collects=True,
+)
+"""What the stage before the scoring computes, one method for each component."""
+
+_loaded: dict[str, MethodEntry] = {MEAN_ACTIVATIONS.kind: MEAN_ACTIVATIONS}
 
 
 def known_methods() -> list[str]:
@@ -303,7 +330,8 @@ def check_method_kind(kind: str) -> str:
         ValueError: naming the kinds there are.
         JobError: see `find_method_entry`.
     """
-    if find_method_entry(kind) is None:
+    entry = find_method_entry(kind)
+    if entry is None or entry.collects:
         raise ValueError(f"expected the kind of a method ({', '.join(known_methods())})")
     return kind
 

@@ -13,11 +13,10 @@ import pytest
 
 from attrib_batch.attribution.engine import ScoredBatch
 from attrib_batch.attribution.scores import BatchScores
-from attrib_batch.execution.commit import commit_chunk
+from attrib_batch.execution.commit import commit_chunk, failure_rows
 from attrib_batch.execution.scheduling.assignment import Assignment
 from attrib_batch.execution.workers.rows import (
     baseline_rows,
-    failure_rows,
     measured_rows,
     moment_pieces,
     moment_rows,
