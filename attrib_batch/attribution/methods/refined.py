@@ -9,9 +9,10 @@ through L - l layers. Components of a method have equal shares.
 
 **Choice.** The first order goes wrong in two ways. Where a node matters, its error matters: so each pair's largest
 |score| are measured. And one pair's gradient may not see a node at all that others show to matter: so nodes with the
-largest mean |score| over the pairs of the task are measured in every pair. Each way has half of the budget; what the
-second leaves of a pair's share is the first's. Nodes of different prompts are the same node if their tokens have the
-same role, or, where they have none, stand as far from the end.
+largest mean |score| over the pairs of the task, a chunk, are measured in every pair. The latter have half of the
+budget; a pair's own have what they leave of its share. Nodes of different prompts are the same node if their tokens
+have the same role, or, where they have none, stand as far from the end. Largest is meant for what it costs: in order
+of the square of |score| over the cost, since an error is about as large as its score and what counts are its squares.
 """
 
 from __future__ import annotations
@@ -207,7 +208,7 @@ class _Candidates:
 
 
 def _chosen_everywhere(candidates: Sequence[_Candidates], budget: float) -> dict[Label, Bool[np.ndarray, "layer head"]]:
-    """Return which nodes are measured in every pair, by label: those with the largest sums of |score|."""
+    """Return which nodes are measured in every pair, by label: the largest by the sum of |score|."""
     value: dict[Label, np.ndarray] = {}
     cost: dict[Label, np.ndarray] = {}
     for one in candidates:
@@ -229,10 +230,7 @@ def _chosen_everywhere(candidates: Sequence[_Candidates], budget: float) -> dict
 def _largest(
     value: Float[np.ndarray, " node"], cost: Int[np.ndarray, " node"], budget: float
 ) -> Int[np.ndarray, " chosen"]:
-    """Return those that are worth most for what they cost, by index, as many as may be paid; 0 is worth nothing.
-
-    An error is as large as its score, about, and what counts in the end are squares of errors.
-    """
+    """Return the largest for what they cost, by index, as many as may be paid; a value of 0 is worth nothing."""
     order = np.argsort(-(value.astype(np.float64) ** 2) / cost, kind="stable")
     affordable = int(np.searchsorted(np.cumsum(cost[order]), budget, side="right"))
     order = order[:affordable]
