@@ -68,9 +68,9 @@ def warning_about(baseline: Mapping[str, Any], method: Mapping[str, Any]) -> str
     if gap < 0 and not metric_entry(str(method.get("metric"))).lower_is_cleaner:
         ablated = reference_of(method) != CORRUPTED
         return (
-            f"The {'ablated' if ablated else 'corrupted'} prompts have the higher mean metric. Normalised scores divide "
-            "by this negative gap, so their signs are the reverse of the raw ones; check answers and wrong_answers in "
-            "the dataset."
+            f"The {'ablated' if ablated else 'corrupted'} prompts have the higher mean metric. Normalised scores "
+            "divide by this negative gap, so their signs are the reverse of the raw ones; check answers and "
+            "wrong_answers in the dataset."
         )
     return None
 
