@@ -66,9 +66,11 @@ def warning_about(baseline: Mapping[str, Any], method: Mapping[str, Any]) -> str
     if gap < 0 and has_magnitudes(method):
         return "The gap is negative, so these magnitudes are negative where they are normalised."
     if gap < 0 and not metric_entry(str(method.get("metric"))).lower_is_cleaner:
+        ablated = reference_of(method) != CORRUPTED
         return (
-            "The corrupted prompts have the higher mean metric. Normalised scores divide by this negative gap, so "
-            "their signs are the reverse of the raw ones; check answers and wrong_answers in the dataset."
+            f"The {'ablated' if ablated else 'corrupted'} prompts have the higher mean metric. Normalised scores "
+            "divide by this negative gap, so their signs are the reverse of the raw ones; check answers and "
+            "wrong_answers in the dataset."
         )
     return None
 

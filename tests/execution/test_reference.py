@@ -169,6 +169,7 @@ def test_means_over_fewer_pairs_are_not_mixed_with_those_over_more(model: PreTra
     attribute(model, tmp_path, methods=METHODS[:1], limit=2)
     with pytest.raises(ResumeMismatchError, match="pairs of the means: was 2, is now 5"):
         attribute(model, tmp_path, methods=METHODS[:1])
+    assert attribute(model, tmp_path, methods=METHODS[:1], limit=2).result.tally.scored == 0
 
 
 def test_what_an_unscored_run_left_is_not_taken_for_another_dataset(model: PreTrainedModel, tmp_path: Path) -> None:

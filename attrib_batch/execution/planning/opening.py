@@ -56,7 +56,7 @@ def open_run(
         raise OutputError(f"--out {store.root} is a file; name a folder")
     existing = find_manifest(store)
     asked, spec = spec, with_ndif_host(with_absolute_paths(spec, existing), ndif_host)
-    verification = Verification.of(spec)
+    verification, means = Verification.of(spec), MeanActivations.of(spec)
     tables = open_tables(spec)
     for table in tables.values():
         table.check_ids()
@@ -83,6 +83,9 @@ def open_run(
         # Another driver may have been there since.
         existing = find_manifest(store)
         grown = _grown(store, existing, manifest, boundaries)
+        if means is not None:
+            # Refused before anything is written, or the job as it was could not go on either.
+            means.entry(spec, store, grown, tables)
         run = OpenRun(
             spec=spec,
             store=store,
@@ -92,7 +95,7 @@ def open_run(
             pins={name: fingerprints[name] if table.is_local else table.pin() for name, table in tables.items()},
             resumed=existing is not None and existing.run_id == grown.run_id,
             retry_failures=retry_failures,
-            stages=tuple(stage for stage in (MeanActivations.of(spec), Scoring(), verification) if stage),
+            stages=tuple(stage for stage in (means, Scoring(), verification) if stage),
         )
         if not run.resumed:
             _clear(store)

@@ -23,8 +23,12 @@ from attrib_batch.tables.growth import grow_stage
 from attrib_batch.tables.manifest import Identities, with_fingerprints
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from attrib_batch.pairs.reading.reader import PairTable
     from attrib_batch.spec import SweepSpec
     from attrib_batch.storage.store import Store
+    from attrib_batch.tables import Manifest
 
 
 DEFAULT_METRIC = "logit_diff"
@@ -43,57 +47,72 @@ class MeanActivations:
         """Return the stage of a job; None where no method needs means."""
         return cls() if any(method.reference == MEAN for method in spec.methods) else None
 
-    def plan(self, run: OpenRun) -> PlannedStage:
-        """Plan what is missing.
+    def entry(self, spec: SweepSpec, store: Store, manifest: Manifest, tables: Mapping[str, PairTable]) -> StageEntry:
+        """Return the stage's entry in a manifest, grown by what a job asks for.
+
+        Args:
+            spec: the job.
+            store: the run's directory.
+            manifest: the one in force, or to be.
+            tables: those of the job, by dataset id.
 
         Raises:
             ResumeMismatchError: means over other pairs, or of another model, are there.
         """
-        store = run.store.below(self.name)
-        before = run.manifest.stage(self.name)
-        if before is None:
-            # A run of which nothing was scored may have left some.
-            for file in [file for table in Table for file in store.list(table, recursive=True)]:
-                store.remove(file.relative)
-        spec = run.spec.model_copy(update={"methods": mean_methods(run.spec), "verify": None})
-        entry = self._entry(run, spec)
-        if before is not None:
-            entry = self._grown(before, entry, store)
-        run.write_manifest(run.manifest.with_stage(entry))
-        return PlannedStage.of(self.name, StageWork(spec, store, run.pins), entry)
-
-    def _entry(self, run: OpenRun, spec: SweepSpec) -> StageEntry:
-        tables = open_tables(run.spec)
+        stage = _stage_spec(spec)
         n_pairs = {name: table.n_rows for name, table in tables.items()}
-        scoring = run.manifest.scoring.identities
+        scoring = manifest.scoring.identities
         identities = Identities(
-            models={model.name: scoring.models.get(model.name, {}) for model in spec.models},
+            models={model.name: scoring.models.get(model.name, {}) for model in stage.models},
             datasets={name: {**scoring.datasets.get(name, {}), "pairs of the means": n} for name, n in n_pairs.items()},
-            methods={method.id: method.identity() for method in spec.methods},
+            methods={method.id: method.identity() for method in stage.methods},
             settings=scoring.settings,
         )
         boundaries = boundaries_of(tables)
-        plans = [CellPlan.of(cell, n_pairs[cell.dataset], spec.chunk_pairs, boundaries) for cell in spec.cells]
-        return StageEntry(
+        plans = [CellPlan.of(cell, n_pairs[cell.dataset], spec.chunk_pairs, boundaries) for cell in stage.cells]
+        entry = StageEntry(
             name=self.name,
             needs=self.needs,
             folder=self.name,
             cells=with_fingerprints(plans, identities),
             identities=identities,
-            job={"methods": [method.model_dump(mode="json") for method in spec.methods]},
+            job={"methods": [method.model_dump(mode="json") for method in stage.methods]},
         )
+        before = manifest.stage(self.name)
+        return entry if before is None else _grown(before, entry, store.below(self.name))
 
-    def _grown(self, before: StageEntry, asked: StageEntry, store: Store) -> StageEntry:
-        def has_scores(cell: Cell) -> bool:
-            return bool(store.parts(Table.SCORES, cell.partition))
+    def plan(self, run: OpenRun) -> PlannedStage:
+        """Plan what is missing.
 
-        try:
-            return grow_stage(before, asked, has_scores, store.root)
-        except ResumeMismatchError as error:
-            raise ResumeMismatchError(
-                f"{store.root} holds mean activations of other pairs or another model, with which what is there was "
-                f"scored. A job with reference mean does not grow: choose another --out.\n{error}"
-            ) from error
+        Raises:
+            ResumeMismatchError: see `entry`.
+        """
+        store = run.store.below(self.name)
+        if run.manifest.stage(self.name) is None:
+            # A run of which nothing was scored may have left some.
+            for file in [file for table in Table for file in store.list(table, recursive=True)]:
+                store.remove(file.relative)
+        entry = self.entry(run.spec, run.store, run.manifest, open_tables(run.spec))
+        run.write_manifest(run.manifest.with_stage(entry))
+        return PlannedStage.of(self.name, StageWork(_stage_spec(run.spec), store, run.pins), entry)
+
+
+def _stage_spec(spec: SweepSpec) -> SweepSpec:
+    # Not checked again: no job may name the stage's kind of method.
+    return spec.model_copy(update={"methods": mean_methods(spec), "verify": None})
+
+
+def _grown(before: StageEntry, asked: StageEntry, store: Store) -> StageEntry:
+    def has_scores(cell: Cell) -> bool:
+        return bool(store.parts(Table.SCORES, cell.partition))
+
+    try:
+        return grow_stage(before, asked, has_scores, store.root)
+    except ResumeMismatchError as error:
+        raise ResumeMismatchError(
+            f"{store.root} holds mean activations of other pairs or another model, with which what is there was "
+            f"scored. A job with reference mean does not grow by pairs: choose another --out.\n{error}"
+        ) from error
 
 
 def mean_methods(spec: SweepSpec) -> tuple[MethodSpec, ...]:
@@ -106,7 +125,6 @@ def mean_methods(spec: SweepSpec) -> tuple[MethodSpec, ...]:
 
 
 def _mean_method(component: Component, metric: str) -> MethodSpec:
-    # No job may name this kind, so it is not checked as one.
     return MethodSpec.model_construct(
         id=mean_name(component),
         kind=MEAN_ACTIVATIONS.kind,
