@@ -33,6 +33,7 @@ from attrib_batch.analysis.tables import (
     read_manifest,
     scan,
 )
+from attrib_batch.analysis.verification.calibrated import RandomSamples, calibrated_means
 from attrib_batch.errors import OutputError
 from attrib_batch.spec.registries.methods import has_magnitudes
 from attrib_batch.storage.store import Store
@@ -73,6 +74,7 @@ def summarize(out: str | Path | Store) -> SummaryPaths:
     heads, positions, strata = [HEADS.to_frame()], [POSITIONS.to_frame()], [STRATA.to_frame()]
     agreement = [STABILITY.to_frame()]
     baselines, failures = [BASELINES.to_frame()], [FAILURES.to_frame()]
+    samples = RandomSamples(store, manifest)
     for entry in plan:
         cell, parts = entry.cell, committed_parts(store, entry.cell)
         counts = _failures(store, cell)
@@ -90,7 +92,9 @@ def summarize(out: str | Path | Store) -> SummaryPaths:
                 magnitudes=has_magnitudes(manifest.method(cell.method)),
             )
             of_heads = pl.col("scope").is_in(list(map(str, HEAD_SCOPES)))
-            heads.append(_labelled(rows.filter(of_heads), cell, HEADS))
+            known = rows.filter(of_heads)
+            calibrated = calibrated_means(samples, cell, known)
+            heads.append(_labelled(known.join(calibrated, on=KEYS, how="left", nulls_equal=True), cell, HEADS))
             positions.append(_labelled(rows.filter(~of_heads), cell, POSITIONS))
             agreement.append(_labelled(stability(reduced.blocks), cell, STABILITY))
             strata.append(_labelled(add_intervals(stratum_statistics(reduced.strata)), cell, STRATA))

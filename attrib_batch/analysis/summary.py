@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 import polars as pl
 
+from attrib_batch.analysis.verification.calibrated import CALIBRATED
 from attrib_batch.errors import OutputError
 from attrib_batch.storage.store import Store
-from attrib_batch.tables import MANIFEST, Scope, Table
+from attrib_batch.tables import MANIFEST, VERIFICATION, Scope, Table
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -58,6 +59,7 @@ HEADS = pl.Schema(
         "layer": pl.Int16(),
         "head": pl.Int16(),  # null for components without heads
         **_STATISTICS,
+        **CALIBRATED,  # null where the exact effects of a random sample are not known
     }
 )
 """``heads.parquet``: one row per (cell, component, scope, role, layer, head).
@@ -211,13 +213,15 @@ def read_summary(out: str | Path | Store) -> Summary:
         OutputError: the run has not been summarised.
     """
     store = Store.parse(out)
-    missing = [f"{name}.parquet" for name in _TABLES if not store.exists(_relative(name))]
-    if missing:
+    absent = [f"{name}.parquet" for name in _TABLES if not store.exists(_relative(name))]
+    if absent:
         raise OutputError(
-            f"{store.root} has no summary ({', '.join(missing)} missing): "
-            f"run attrib-batch summarize {store.root} first."
+            f"{store.root} has no summary ({', '.join(absent)} missing): run attrib-batch summarize {store.root} first."
         )
-    return Summary(*(pl.read_parquet(store.read_bytes(_relative(name))) for name in _TABLES))
+    tables = {name: pl.read_parquet(store.read_bytes(_relative(name))) for name in _TABLES}
+    # An earlier release calibrated no means.
+    missing = [pl.lit(None, dtype).alias(name) for name, dtype in CALIBRATED.items() if name not in tables["heads"]]
+    return Summary(**{**tables, "heads": tables["heads"].with_columns(missing)})
 
 
 def read_stability(out: str | Path | Store) -> pl.DataFrame:
@@ -230,14 +234,15 @@ def read_stability(out: str | Path | Store) -> pl.DataFrame:
 
 
 def summary_is_current(out: str | Path | Store) -> bool:
-    """Return whether the summary is there and newer than the manifest and every part of the run."""
+    """Return whether the summary is there and newer than the manifest and every part of the run, exact scores too."""
     store = Store.parse(out)
     summaries = {file.relative: file.modified_ns for file in store.list(_FOLDER)}
     if not all(_relative(name) in summaries for name in _TABLES):
         return False
     written = min(summaries[_relative(name)] for name in _TABLES)
     manifest = (file for file in store.list("") if file.relative == MANIFEST)
-    sources = chain(manifest, *(store.list(table, recursive=True) for table in Table))
+    folders = (*Table, f"{VERIFICATION}/{Table.SCORES}")
+    sources = chain(manifest, *(store.list(folder, recursive=True) for folder in folders))
     return all(source.modified_ns < written for source in sources)
 
 

@@ -10,6 +10,7 @@ from attrib_batch.analysis.comparison.compare import compare_runs
 from attrib_batch.analysis.places import rows_of
 from attrib_batch.analysis.tables import CELL, read_manifest
 from attrib_batch.analysis.top import components_of, rows_at, strongest
+from attrib_batch.analysis.verification.calibrated import CALIBRATED
 from attrib_batch.api.display import run_html
 from attrib_batch.execution.local import LastModel
 from attrib_batch.observe.status import read_status
@@ -38,7 +39,7 @@ if TYPE_CHECKING:
     from attrib_batch.tables import Manifest
 
 _TOP_COLUMNS = (
-    "component", "layer", "head", "mean", "sem", "low", "high", "mean_normalized", "survives", "n_pairs"
+    "component", "layer", "head", "mean", "sem", "low", "high", "mean_normalized", "survives", "n_pairs", *CALIBRATED
 )  # fmt: skip
 
 
@@ -106,6 +107,27 @@ class Run:
         """Return the pairs that could not be scored, and why; arguments as for `scores`."""
         return analysis.scan_failures(self._store, **cell)
 
+    def measured(self, **cell: str) -> pl.LazyFrame:
+        """Return the scores that ``refined`` measured, each with the ``estimate`` that it stands in place of.
+
+        The columns are those of `scores` and ``estimate``; both in metric units. Arguments as for `scores`.
+        """
+        keys = [*CELL, "pair_id", "component", "layer", "head", "position"]
+        scores = analysis.scan_scores(self._store, **cell).select(*keys, "score")
+        found = analysis.scan_measured(self._store, **cell)
+        return found.join(scores, on=keys, how="left", nulls_equal=True, maintain_order="left")
+
+    def reliability(self, **cell: str) -> pl.LazyFrame:
+        """Return how unreliable each score of ``atp`` is, where the run has ``atp_hvp`` of the same metric as well.
+
+        The columns are those of `attrib_batch.analysis.reliability`: the ``unreliability`` of a score is what the
+        second order adds to it, over itself. Arguments as for `scores`; ``method`` is that of kind ``atp``.
+
+        Raises:
+            OutputError: the run does not have both.
+        """
+        return analysis.reliability(self._store, **cell)
+
     def heads(self, **cell: str) -> pl.DataFrame:
         """Return means, intervals and p-values of every head: at each role, at the last position, and overall.
 
@@ -151,7 +173,10 @@ class Run:
             ``model, dataset, method, component, layer, head``; ``mean, sem, low, high``, the mean score over pairs, its
             standard error and its 95 % interval, in metric units; ``mean_normalized``, the mean as a share of the gap
             between the prompts; ``survives``, whether it differs from 0 at a false discovery rate of 5 % among the
-            heads of its map (null for magnitudes and for one unit), as in `heads`; ``n_pairs``.
+            heads of its map (null for magnitudes and for one unit), as in `heads`; ``n_pairs``; and, after `verify`,
+            ``calibrated_mean, calibrated_low, calibrated_high``, the mean exact effect with a 95 % interval that holds
+            whatever the estimates are worth, from the ``measured_pairs``; it is as narrow as that of
+            ``effective_pairs`` exact effects alone.
 
         Raises:
             ValueError: no row is there or of that role; the message says what there is.

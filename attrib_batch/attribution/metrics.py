@@ -123,6 +123,25 @@ def kl(
     return (clean.exp() * (clean - _log_probs(logits))).sum(-1)
 
 
+def sequence_log_prob(
+    logits: Float[Tensor, "pair *place vocab"],
+    clean_logits: Float[Tensor, "pair *place vocab"],  # noqa: ARG001 - as a Metric's
+    answers: AnswerSets,
+) -> Float[Tensor, " pair"]:
+    """Compute the log-probability of a continuation, the right answer's tokens in their order (nats, at most 0).
+
+    The logits are those of the last places of each row; the last of them predicts the last token. Of one place they may
+    come without an axis of places.
+    """
+    logits = logits.reshape(len(logits), -1, logits.shape[-1])
+    n_tokens = answers.right_mask.sum(-1, keepdim=True)
+    place = logits.shape[1] - n_tokens + torch.arange(answers.right.shape[1], device=logits.device)
+    row = torch.arange(len(logits), device=logits.device).unsqueeze(-1)
+    # What is masked may be at any place.
+    picked = _log_probs(logits)[row, place.clamp(0, logits.shape[1] - 1), answers.right]
+    return picked.masked_fill(~answers.right_mask, 0.0).sum(-1)
+
+
 _loaded: dict[str, Metric] = {}
 """Metrics by name, as far as they were asked for: what was loaded here travels with the code that computes them."""
 
@@ -244,7 +263,7 @@ def _checked(name: str, function: Metric) -> Metric:
     return metric
 
 
-def _log_probs(logits: Float[Tensor, "pair vocab"]) -> Float[Tensor, "pair vocab"]:
+def _log_probs(logits: Float[Tensor, "*place vocab"]) -> Float[Tensor, "*place vocab"]:
     return at_least_float32(logits).log_softmax(-1)
 
 

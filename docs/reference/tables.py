@@ -22,6 +22,8 @@ TABLES: dict[str, tuple[str, str]] = {
     "baselines": ("attrib_batch.tables.schema", "BASELINES"),
     "prompts": ("attrib_batch.tables.schema", "PROMPTS"),
     "failures": ("attrib_batch.tables.schema", "FAILURES"),
+    "measured": ("attrib_batch.tables.schema", "MEASURED"),
+    "means": ("attrib_batch.tables.schema", "MEANS"),
     "moments": ("attrib_batch.tables.moments", "MOMENTS"),
     "strata": ("attrib_batch.tables.moments", "STRATA"),
     "summary/heads.parquet": ("attrib_batch.analysis.summary", "HEADS"),
@@ -105,7 +107,22 @@ def column_comments(module: ModuleType, name: str) -> dict[str, str]:
             before -= 1
         if text := comments.get(number) or " ".join(above):
             found[column[1]] = text
+    for other, imported in _imported(ast.parse(source), name):
+        found = column_comments(importlib.import_module(other), imported) | found
     return found
+
+
+def _imported(tree: ast.Module, name: str) -> list[tuple[str, str]]:
+    """Return the names of this package's other modules that a name is made of, each with its module."""
+    lines = set(_lines_of(tree, name))
+    used = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name) and node.lineno in lines}
+    return [
+        (statement.module, one.name)
+        for statement in tree.body
+        if isinstance(statement, ast.ImportFrom) and (statement.module or "").startswith("attrib_batch.")
+        for one in statement.names
+        if one.name.isupper() and one.name in used
+    ]
 
 
 def _lines_of(tree: ast.Module, name: str) -> list[int]:

@@ -115,7 +115,8 @@ def test_every_cell_has_its_own_strongest(run: ab.Run) -> None:
     assert sorted(found["method"]) == ["atp"] * 3 + ["noise"] * 3
     assert found.columns == [
         "model", "dataset", "method", "component", "layer", "head", "mean", "sem", "low", "high", "mean_normalized",
-        "survives", "n_pairs",
+        "survives", "n_pairs", "calibrated_mean", "calibrated_low", "calibrated_high", "measured_pairs",
+        "effective_pairs",
     ]  # fmt: skip
     heads = run.heads().filter(scope="last", component="z")
     for row in found.iter_rows(named=True):

@@ -120,7 +120,10 @@ def test_the_ways_to_compute_experts_agree(implementation: str) -> None:
         ),
         ("gpt2_upcast", {"id": "atp_star", "components": ["q"]}, r"for q, .*reorder_and_upcast_attn.*attention: sdpa"),
         ("opt_normed_after", {"id": "atp_star"}, r"method 'atp_star': .* normalise the residual stream itself"),
+        ("mixtral", {"id": "relp"}, r"method 'relp': relp has no rules for mixtral: its MLPs are mixtures of experts"),
+        ("qwen3_next", {"id": "relp", "components": ["mlp_out"]}, "no rules for qwen3_next: most .* linear attention"),
         ("qwen3_5", {"id": "exact", "components": ["mlp_out"]}, "linear attention keep a state instead. Use atp or"),
+        ("qwen3_5", {"id": "refined", "components": ["mlp_out"]}, "linear attention keep a state instead. Use atp or"),
     ],
 )
 def test_what_a_family_cannot_give_is_refused_by_name(name: str, asked: dict[str, object], message: str) -> None:

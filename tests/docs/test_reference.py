@@ -8,12 +8,14 @@ import pytest
 import typer
 
 from attrib_batch.analysis.examples import EXAMPLES
+from attrib_batch.analysis.summary import _TABLES as SUMMARY_TABLES
 from attrib_batch.analysis.summary import HEADS
 from attrib_batch.cli.app import app
 from attrib_batch.errors import ExitCode
 from attrib_batch.spec import DatasetSpec, MethodSpec, ModelSpec, SweepSpec, VerificationSpec, WorkersSpec
 from attrib_batch.spec.registries.methods import BUILT_IN_METHODS, built_in_parameters
 from attrib_batch.spec.registries.metrics import METRICS
+from attrib_batch.tables import Table
 from attrib_batch.tables.schema import PAIRS, SCORES, FailureReason
 from docs.reference import GENERATED
 from docs.reference.command_line import commands
@@ -86,6 +88,11 @@ def test_every_column_is_there(heading: str, schema: object) -> None:
     names = schema.names() if callable(getattr(schema, "names", None)) else schema.names  # type: ignore[attr-defined]
     assert first_column(sections("reference/tables.md")[heading]) == list(names)
     assert len(sections("reference/tables.md")) == len(TABLES)
+
+
+def test_every_table_of_a_run_is_there() -> None:
+    assert set(Table) <= TABLES.keys()
+    assert {f"summary/{name}.parquet" for name in SUMMARY_TABLES} <= TABLES.keys()
 
 
 def test_columns_have_the_comments_of_their_own_schema() -> None:

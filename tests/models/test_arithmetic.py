@@ -67,7 +67,7 @@ def test_what_is_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (there["device"], there["cuda"], there["deterministic"]) == ("card 1", "13.0", False)
 
 
-@pytest.mark.parametrize("kind", ["atp", "atp_ig", "atp_star", "exact"])
+@pytest.mark.parametrize("kind", ["atp", "atp_ig", "atp_star", "relp", "exact"])
 def test_every_method_has_deterministic_kernels(kind: str) -> None:
     """On the CPU at least: torch raises there too for an operation that has none."""
     model, pairs = tiny_model("llama"), encoded(random_pairs(2, 9, 4))

@@ -9,7 +9,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from attrib_batch.analysis import read_agreement, read_manifest, write_agreement
+from attrib_batch.analysis import read_agreement, read_manifest, read_summary, summarize, write_agreement
 from attrib_batch.errors import OutputError
 from attrib_batch.report import write_report
 from attrib_batch.report.drawing.maps import Detail
@@ -154,7 +154,10 @@ def test_less_detail_is_fewer_points_and_then_means_alone(tmp_path: Path) -> Non
     write_verified_run(tmp_path, {CELL: {}}, pairs=IoiLike().pairs(24))
     write_agreement(tmp_path, seed=0, resamples=20)
     found = read_verification(tmp_path, read_manifest(tmp_path))[CELL]
-    drawn = [build_verification(0, found, {}, "logits", detail).components[0].figures for detail in Detail]
+    summarize(tmp_path)
+    heads = read_summary(tmp_path).heads
+    built = [build_verification(0, found, heads, method={}, unit="logits", detail=detail) for detail in Detail]
+    drawn = [section.components[0].figures for section in built]
     assert [len(figures) for figures in drawn] == [2, 2, 1]
     assert "2,478 of 3,456: the strongest" in drawn[0][0].caption
     assert drawn[1][0].size < drawn[0][0].size / 2

@@ -31,6 +31,7 @@ EFFECTS = pl.Schema(
         "exact": pl.Float64(),
         "difference": pl.Float64(),  # estimate minus exact
         "half_width": pl.Float64(),  # of its 95% interval (cluster-robust, t); null for one unit
+        "exact_half_width": pl.Float64(),  # of that of ``exact``
     }
 )
 """The columns of `mean_effects`."""
@@ -52,21 +53,27 @@ def mean_effects(verified: Verified) -> pl.DataFrame:
         .collect()
         .lazy()
     )
-    values = by_pair.with_columns(value=pl.col("estimate") - pl.col("exact"))
-    differences = mean_of_units(values, _HEAD).collect()
+    differences, of_exact = (
+        mean_of_units(by_pair.with_columns(value=value), _HEAD).collect().sort(_HEAD)
+        for value in (pl.col("estimate") - pl.col("exact"), pl.col("exact"))
+    )
     means = by_pair.group_by(_HEAD).agg(pl.col("estimate").mean(), pl.col("exact").mean()).collect()
-    sem, n_groups = differences.get_column("sem").cast(pl.Float64), differences.get_column("n_groups")
-    width = pl.Series("half_width", half_width(sem.to_numpy(), n_groups.to_numpy()), nan_to_null=True)
+    widths = (_half_width(differences).alias("half_width"), _half_width(of_exact).alias("exact_half_width"))
     size, half = pl.col("difference").abs(), pl.col("half_width")
     counts = size >= NEGLIGIBLE * pl.col("exact").abs().max().over("component")
     surely = pl.when(counts, half.is_not_null()).then((size - half).clip(lower_bound=0)).otherwise(0.0)
     return (
-        differences.with_columns(width, difference="mean")
+        differences.with_columns(*widths, difference="mean")
         .join(means, on=_HEAD, nulls_equal=True)
         .select(EFFECTS.names())
         .cast(EFFECTS)
         .sort(surely, size, *_HEAD, descending=[True, True, False, False, False])
     )
+
+
+def _half_width(means: pl.DataFrame) -> pl.Series:
+    sem, n_groups = means.get_column("sem").cast(pl.Float64), means.get_column("n_groups")
+    return pl.Series(half_width(sem.to_numpy(), n_groups.to_numpy()), nan_to_null=True)
 
 
 def strongest_disagreements(out: str | Path | Store, n: int) -> pl.DataFrame:

@@ -16,11 +16,13 @@ import polars as pl
 from attrib_batch.analysis.tables import committed_parts, read_manifest, scan
 from attrib_batch.errors import OutputError
 from attrib_batch.spec import Cell, Component
+from attrib_batch.spec.method import reference_of
 from attrib_batch.spec.registries.methods import has_magnitudes
 from attrib_batch.storage.store import Store, StoredFile
 from attrib_batch.tables import VERIFICATION, Chunk, Table
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
     from pathlib import Path
 
     from attrib_batch.tables import Manifest
@@ -90,47 +92,89 @@ def read_verified(out: str | Path | Store, cell: Cell, manifest: Manifest | None
         OutputError: a score without its counterpart, a pair verified twice, or scores that are not finite.
     """
     manifest = manifest or read_manifest(out)
-    exact = scan(_exact_files(out, cell, manifest), Table.SCORES).select(*_keys(), exact="score").collect()
+    both = read_both(out, cell, manifest)
+    measured = both.rows.filter(pl.col("exact").is_not_null())
+    has_role = bool((measured.get_column("role") == END).any())
+    at_end = (pl.col("role") == END).fill_null(value=False) if has_role else pl.col("is_last")
+    rows = (
+        measured.filter(pl.col("position") >= pl.col("first_difference"))
+        .select(*_KEYS, "unit", at_end=at_end, estimate="estimate", exact="exact")
+        .sort(_KEYS)
+    )
+    return Verified(cell, rows, both.n_units, has_role=has_role, magnitudes=both.magnitudes)
+
+
+@dataclass(frozen=True)
+class Both:
+    """All estimated scores of the pairs of which any was measured, beside the exact ones."""
+
+    rows: pl.DataFrame
+    """One row per (pair, component, layer, head, position), the pair's shared prefix included: those keys, then
+
+    - ``unit`` (int64), ``role`` (string), ``is_last`` (bool), ``first_difference`` (int32).
+    - ``estimate``, ``exact`` (float64): in metric units; ``exact`` is null where nothing was measured, and absolute
+      where estimates are magnitudes.
+    """
+    n_units: int
+    magnitudes: bool
+
+
+def read_both(out: str | Path | Store, cell: Cell, manifest: Manifest, among: Collection[int] | None = None) -> Both:
+    """Join a cell's estimates of verified pairs with their exact scores; components without any are left out.
+
+    Args:
+        out: the run's directory.
+        cell: one that was verified.
+        manifest: of the run.
+        among: the ids of the pairs that are read; all that were verified by default.
+
+    Raises:
+        OutputError: see `read_verified`.
+    """
+    measured = scan(_exact_files(out, cell, manifest), Table.SCORES)
+    if among is not None:
+        measured = measured.filter(pl.col("pair_id").is_in(list(among)))
+    exact = measured.select(*_keys(), exact="score").collect()
     pairs, estimates = _estimates(out, cell, exact.get_column("pair_id").unique())
+    wanted = estimates
     if manifest.stage(VERIFICATION) is not None:
         # Methods of other components may share the measurement, and it may be of some positions alone.
         exact = exact.join(estimates.select("component").unique(), on="component", how="semi")
-        if len(_exact_cells(cell, manifest)) > 1:
+        if len(exact_cells(cell, manifest)) > 1:
             exact = exact.unique(_KEYS, keep="first")  # what was measured at more positions later, too
         places = ("pair_id", "component", "position")
-        estimates = estimates.join(exact.select(places).unique(), on=places, how="semi")
-    joined = estimates.join(exact, on=_KEYS, how="full", nulls_equal=True, coalesce=True)
-    _check(cell, joined, exact, estimates)
-    has_role = bool(joined.get_column("is_end").any())
+        wanted = estimates.join(exact.select(places).unique(), on=places, how="semi")
+    _check(cell, wanted.join(exact, on=_KEYS, how="full", nulls_equal=True, coalesce=True), exact, wanted)
     magnitudes = has_magnitudes(manifest.method(cell.method))
     truth = pl.col("exact").cast(pl.Float64)
-    position = pl.col("position")
     rows = (
-        joined.join(pairs, on="pair_id")
-        .filter(position >= pl.col("first_difference"))
+        estimates.join(exact.select("component").unique(), on="component", how="semi")
+        .join(exact, on=_KEYS, how="left", nulls_equal=True)
+        .join(pairs, on="pair_id")
         .select(
             *_KEYS,
             "unit",
-            at_end=pl.col("is_end") if has_role else position == pl.col("n_tokens") - 1,
+            "role",
+            "first_difference",
+            is_last=pl.col("position") == pl.col("n_tokens") - 1,
             estimate=pl.col("estimate").cast(pl.Float64),
             exact=truth.abs() if magnitudes else truth,
         )
-        .sort(_KEYS)
     )
-    return Verified(cell, rows, pairs.get_column("unit").n_unique(), has_role=has_role, magnitudes=magnitudes)
+    return Both(rows, pairs.get_column("unit").n_unique(), magnitudes=magnitudes)
 
 
 def _exact_files(out: str | Path | Store, cell: Cell, manifest: Manifest) -> list[StoredFile]:
     store = Store.parse(out).below(VERIFICATION)
     return [
         store.file(Chunk(measured, *part).path(Table.SCORES))
-        for measured in _exact_cells(cell, manifest)
+        for measured in exact_cells(cell, manifest)
         for part in sorted(store.parts(Table.SCORES, measured.partition))
     ]
 
 
-def _exact_cells(cell: Cell, manifest: Manifest) -> list[Cell]:
-    """Return the cells whose scores measure what a cell of the job estimates."""
+def exact_cells(cell: Cell, manifest: Manifest) -> list[Cell]:
+    """Return the cells of the verification whose scores measure what a cell of the job estimates."""
     stage, method = manifest.stage(VERIFICATION), manifest.method(cell.method)
     if stage is None:
         return [cell]
@@ -138,6 +182,7 @@ def _exact_cells(cell: Cell, manifest: Manifest) -> list[Cell]:
         Cell(cell.model, cell.dataset, exact["id"])
         for exact in stage.job.get("methods", ())
         if all(exact.get(key) == method.get(key) for key in ("metric", "direction"))
+        and reference_of(exact) == reference_of(method)
         and set(exact.get("components", ())) & set(method.get("components", ()))
     ]
 
@@ -149,7 +194,6 @@ def _keys() -> list[pl.Expr]:
 def _estimates(out: str | Path | Store, cell: Cell, wanted: pl.Series) -> tuple[pl.DataFrame, pl.DataFrame]:
     """Read the verified pairs (``pair_id, n_tokens, first_difference, unit``) and their estimated scores."""
     chosen = pl.col("pair_id").is_in(wanted.implode())
-    is_end = (pl.col("role").cast(pl.String) == END).fill_null(value=False)
     pairs, scores = [], []
     for part in [None, *committed_parts(out, cell)]:
         baselines = scan([part.baselines] if part else [], Table.BASELINES).filter(chosen)
@@ -158,7 +202,8 @@ def _estimates(out: str | Path | Store, cell: Cell, wanted: pl.Series) -> tuple[
             pairs.append(here)
             known = pl.col("pair_id").is_in(here.get_column("pair_id").implode())
             rows = scan([part.scores] if part else [], Table.SCORES).filter(known)
-            scores.append(rows.select(*_keys(), is_end=is_end, estimate="score").collect(engine="streaming"))
+            role = pl.col("role").cast(pl.String)
+            scores.append(rows.select(*_keys(), role, estimate="score").collect(engine="streaming"))
     pair_id, group = pl.col("pair_id"), pl.col("group")
     first = pl.when(group.is_null()).then(pair_id).otherwise(pair_id.min().over("group"))
     numbered = pl.concat(pairs).with_columns(unit=first.rank("dense").cast(pl.Int64) - 1).drop("group")

@@ -12,7 +12,8 @@ that with the square of S.
 
 The path is laid through what enters the first layer. Between it and the embeddings stand at most a constant factor, a
 linear map and position embeddings that both prompts share, so a straight line through one is a straight line through
-the other. BLOOM alone normalises its embeddings; there the path is one of normalised embeddings.
+the other. BLOOM alone normalises its embeddings; there the path is one of normalised embeddings. Where activations are
+replaced by zeros or means, the path leads to that in place of the other prompt's.
 """
 
 from __future__ import annotations
@@ -54,7 +55,8 @@ def integrated_gradients(passes: Passes, pairs: Sequence[EncodedPair], method: M
         for component in method.components
     }
     ends = np.cumsum(entries.count)
-    for pair, step in _parts(entries.count, steps, batch_tokens):
+    n_computed = np.array([pair.n_row_tokens - pair.first_difference for pair in pairs])
+    for pair, step in _parts(n_computed, steps, batch_tokens):
         layout = passes.layout([contrast.base_rows[index] for index in pair.tolist()])
         passed = passes.forward(
             layout,
@@ -97,7 +99,9 @@ class _Path:
         here, there = (Index(of.places(rows, entries.first, entries.count)) for of in (layout, others))
         # Before the first difference of a pair its prompts are the same, and there is no way.
         way = torch.zeros_like(base)
-        way[here.on(base.device)] = there.take(other) - here.take(base)
+        start = here.take(base)
+        end = there.take(other) if contrast.replacement is None else contrast.replacement.entering(start)
+        way[here.on(base.device)] = end - start
         return cls(base, way, layout)
 
     def between(

@@ -51,6 +51,13 @@ class Stretch:
     values: Float[Tensor, "kv_head key value_feature"] | None
     how: Sequence[Block] | Runs
 
+    @property
+    def blocks(self) -> Sequence[Block]:
+        """Return the blocks, where it is computed by blocks: nothing else has second derivatives."""
+        if isinstance(self.how, Runs):
+            raise TypeError("a stretch that a kernel computes has no blocks")
+        return self.how
+
     def of(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         """Return the keys and values, which are those of the pass where there are no others."""
         return (key, value) if self.keys is None or self.values is None else (self.keys, self.values)
@@ -138,9 +145,9 @@ def _by_blocks(
         weights = scores.sub_(largest).exp_()
         # The largest has weight 1; only a query that sees no key of the block has less.
         total = weights.sum(-1, keepdim=True).clamp_(min=1.0)
-        found = _product(weights, _by_group(block.keys.gather(values))).div_(total)
-        block.queries.put(out, _by_head(found, block, query))
-        block.queries.put(lse, _by_head(largest.add_(total.log_()), block, query).squeeze(-1))
+        found = _product(weights, by_group(block.keys.gather(values))).div_(total)
+        block.queries.put(out, by_head(found, block, query))
+        block.queries.put(lse, by_head(largest.add_(total.log_()), block, query).squeeze(-1))
     return out, lse
 
 
@@ -163,7 +170,7 @@ def _backward(
         if delta is None:
             delta = (grad.to(lse.dtype) * out).sum(-1)
         taken = query, keys, values, grad, lse, delta
-        for block in stretch.how:
+        for block in stretch.blocks:
             _block_backward(block, taken, seen.scale, found, own=own)
     d_query, d_key, d_value = (of.to(like.dtype) for of, like in zip(found, (query, key, value), strict=True))
     return d_query, d_key, d_value
@@ -176,10 +183,10 @@ def _block_backward(
     query, keys, values, grad, lse, delta = taken
     d_query, d_key, d_value = found
     n_kv_heads = keys.shape[0]
-    wide_keys = _by_group(block.keys.gather(keys))
-    wide_values = _by_group(block.keys.gather(values))
-    queries = _by_kv_head(block.queries.gather(query), n_kv_heads)
-    grads = _by_kv_head(block.queries.gather(grad), n_kv_heads)
+    wide_keys = by_group(block.keys.gather(keys))
+    wide_values = by_group(block.keys.gather(values))
+    queries = by_kv_head(block.queries.gather(query), n_kv_heads)
+    grads = by_kv_head(block.queries.gather(grad), n_kv_heads)
     scores = _product(queries, wide_keys.transpose(-1, -2)).mul_(scale.scaling)
     slope = None
     if scale.softcap is not None:
@@ -187,12 +194,12 @@ def _block_backward(
         slope = 1 - bent * bent
         scores = bent * scale.softcap
     scores = _hide(scores, block)
-    weights = scores.sub_(_by_kv_head(block.queries.gather(lse.unsqueeze(-1)), n_kv_heads)).exp_()
+    weights = scores.sub_(by_kv_head(block.queries.gather(lse.unsqueeze(-1)), n_kv_heads)).exp_()
     d_scores = _product(grads, wide_values.transpose(-1, -2))
-    d_scores.sub_(_by_kv_head(block.queries.gather(delta.unsqueeze(-1)), n_kv_heads)).mul_(weights)
+    d_scores.sub_(by_kv_head(block.queries.gather(delta.unsqueeze(-1)), n_kv_heads)).mul_(weights)
     if slope is not None:
         d_scores.mul_(slope)
-    block.queries.add(d_query, _by_head(_product(d_scores, wide_keys).mul_(scale.scaling), block, query))
+    block.queries.add(d_query, by_head(_product(d_scores, wide_keys).mul_(scale.scaling), block, query))
     if own:
         d_keys = _product(d_scores.transpose(-1, -2), queries).mul_(scale.scaling)
         block.keys.add(d_key, _ungroup(d_keys, block))
@@ -206,8 +213,8 @@ def _by_token(*values: Tensor) -> tuple[Tensor, ...]:
 
 def _scores(block: Block, query: Tensor, keys: Tensor, scale: Scale) -> Tensor:
     """Return the scores of a block, (kv_head and group, served head and query, key); minus infinity where hidden."""
-    queries = _by_kv_head(block.queries.gather(query), keys.shape[0])
-    scores = _product(queries, _by_group(block.keys.gather(keys)).transpose(-1, -2)).mul_(scale.scaling)
+    queries = by_kv_head(block.queries.gather(query), keys.shape[0])
+    scores = _product(queries, by_group(block.keys.gather(keys)).transpose(-1, -2)).mul_(scale.scaling)
     if scale.softcap is not None:
         scores = scores.div_(scale.softcap).tanh_().mul_(scale.softcap)
     return _hide(scores, block)
@@ -232,12 +239,12 @@ def _product(left: Tensor, right: Tensor) -> Tensor:
     return torch.bmm(left.to(wide), right.to(wide))
 
 
-def _by_group(values: Tensor) -> Tensor:
+def by_group(values: Tensor) -> Tensor:
     """Return (kv_head, group, place, feature) as (kv_head and group, place, feature)."""
     return values.flatten(0, 1)
 
 
-def _by_kv_head(values: Tensor, n_kv_heads: int) -> Tensor:
+def by_kv_head(values: Tensor, n_kv_heads: int) -> Tensor:
     """Return (head, group, query, feature) as (kv_head and group, served head and query, feature)."""
     n_heads, n_groups, n_queries, n_features = values.shape
     served = n_heads // n_kv_heads
@@ -245,7 +252,7 @@ def _by_kv_head(values: Tensor, n_kv_heads: int) -> Tensor:
     return grouped.reshape(n_kv_heads * n_groups, served * n_queries, n_features)
 
 
-def _by_head(values: Tensor, block: Block, query: Tensor) -> Tensor:
+def by_head(values: Tensor, block: Block, query: Tensor) -> Tensor:
     """Return (kv_head and group, served head and query, feature) as (head, group, query, feature)."""
     n_groups, n_queries = block.queries.shape
     n_heads = query.shape[0]

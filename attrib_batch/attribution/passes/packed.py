@@ -17,14 +17,15 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from attrib_batch.attribution.batches import Tokens, in_order
+from attrib_batch.attribution.batches import Row, Tokens, in_order
 from attrib_batch.attribution.passes import fused
-from attrib_batch.attribution.passes.base import Capture, Layout, Passes, Row
+from attrib_batch.attribution.passes.base import Capture, Layout, Passes
 from attrib_batch.attribution.passes.blocks import Block, Group, Level
 from attrib_batch.attribution.passes.cascade import Scale, Seen, Stretch, attend
 from attrib_batch.attribution.passes.fused import Runs
 from attrib_batch.attribution.passes.places import Index, ranges
 from attrib_batch.attribution.passes.tree import Node, in_depth_order, prefix_tree
+from attrib_batch.attribution.passes.twice import attend_for_second_derivatives
 from attrib_batch.models.devices import on_device
 from attrib_batch.models.families import Site
 from attrib_batch.models.families.dimensions import text_config
@@ -67,6 +68,8 @@ class PackedAttention:
     own: Level
     record: Keys | None
     """Takes the pass's own keys and values."""
+    twice: bool = False
+    """Whether gradients are to have gradients."""
     windows: dict[int, int | None] = field(default_factory=dict)
     """How many positions each layer said that it sees."""
     _how: dict[tuple[int | None, torch.device, bool], list[list[Block] | Runs]] = field(default_factory=dict)
@@ -87,13 +90,14 @@ class PackedAttention:
         if self.record is not None:
             self.record.keys.append(key[0].detach())
             self.record.values.append(value[0].detach())
-        *above, own = self._how_of(window, query, fused.serves(query, value, softcap=scale.softcap))
+        by_runs = not self.twice and fused.serves(query, value, softcap=scale.softcap)
+        *above, own = self._how_of(window, query, by_runs)
         stretches = [
             Stretch(held.keys[layer], held.values[layer], how)
             for (held, _), how in zip(self.levels, above, strict=True)
         ]
         seen = Seen([*stretches, Stretch(None, None, own)], scale, sinks)
-        found = attend(query[0], key[0], value[0], seen)
+        found = (attend_for_second_derivatives if self.twice else attend)(query[0], key[0], value[0], seen)
         return found.transpose(0, 1).unsqueeze(0)
 
     def _how_of(self, window: int | None, query: Tensor, by_runs: bool) -> list[list[Block] | Runs]:
@@ -176,13 +180,15 @@ class PackedPasses(Passes):
         self._borrowed.clear()
         self._held_rows.clear()
 
-    def hold(self, rows: Sequence[Row], sites: Sequence[Site], vocabulary: Sequence[int] | None) -> Capture:
+    def hold(
+        self, rows: Sequence[Row], sites: Sequence[Site], vocabulary: Sequence[int] | None, *, graph: bool = False
+    ) -> Capture:
         """Compute rows and hold their keys and values."""
         record = Keys([], [])
         layout = self.layout(rows)
         self._recording = record
         try:
-            passed = self.forward(layout, sites, graph=False, vocabulary=vocabulary)
+            passed = self.forward(layout, sites, graph=graph, vocabulary=vocabulary)
         finally:
             self._recording = None
         self._held_rows |= {
@@ -201,7 +207,7 @@ class PackedPasses(Passes):
         start[order] = ends - count[order]
         return Layout(rows, (1, int(ends[-1])), start - first)
 
-    def _call(self, layout: Layout) -> tuple[dict[str, Any], AbstractContextManager[None]]:
+    def _call(self, layout: Layout, *, twice: bool = False) -> tuple[dict[str, Any], AbstractContextManager[None]]:
         ends = [self._end_of(row) for row in layout.rows]
         self._compute(ends)
         order = np.argsort(layout.origin + np.array([row.first for row in layout.rows]))
@@ -209,7 +215,7 @@ class PackedPasses(Passes):
             (layout.rows[index].tokens[layout.rows[index].first :], layout.rows[index].first, ends[index])
             for index in order
         ]
-        return self._arguments(stretches, record=self._recording)
+        return self._arguments(stretches, record=self._recording, twice=twice)
 
     def _end_of(self, row: Row) -> Node | None:
         """Return the node that a row follows; within a row that is held it is a stretch of that."""
@@ -253,7 +259,7 @@ class PackedPasses(Passes):
             tracer.stop()
 
     def _arguments(
-        self, stretches: Sequence[tuple[Tokens, int, Node | None]], *, record: Keys | None
+        self, stretches: Sequence[tuple[Tokens, int, Node | None]], *, record: Keys | None, twice: bool = False
     ) -> tuple[dict[str, Any], AbstractContextManager[None]]:
         """Build a call for stretches of tokens, each with the position it begins at and what it follows."""
         tokens = np.fromiter(chain.from_iterable(stretch for stretch, _, _ in stretches), np.int64)
@@ -267,6 +273,7 @@ class PackedPasses(Passes):
             levels=self._levels([node for _, _, node in stretches], starts, ends, positions),
             own=Level(own, positions, positions, causal=True),
             record=record,
+            twice=twice,
         )
         self._last = attention
         device = self.model.device

@@ -1,13 +1,14 @@
 """Check a run's estimates: measure a sample of its pairs with activation patching, as a stage of the run.
 
 The sample is drawn from the pairs that every method of the job scored, and kept as a table of pairs in
-OUT/verification/pairs. A sample grows: more pairs are drawn beside those it has. The measurement is that of kind
-``exact``, under a name of its own, in OUT/verification; estimates of the same metric in the same direction share it.
+OUT/verification/pairs. It is the first units of a random order, see `attrib_batch.tables.sampling`, and what was
+measured before. So a sample grows: more pairs are drawn beside those it has; and where the run has grown, some of the
+new pairs are, so that it stays a random sample of all. The measurement is that of kind ``exact``, under a name of its
+own, in OUT/verification; estimates of the same metric in the same direction share it.
 """
 
 from __future__ import annotations
 
-import random
 from collections import defaultdict
 from dataclasses import dataclass
 from itertools import chain
@@ -22,12 +23,14 @@ from attrib_batch.execution.planning.stages import OpenRun, PlannedStage, StageW
 from attrib_batch.pairs.making.writer import serialize_pairs
 from attrib_batch.pairs.reading.reader import PairTable
 from attrib_batch.spec import DEFAULT_VERIFIED_PAIRS, Cell, MethodSpec, parse_spec
+from attrib_batch.spec.method import CORRUPTED, reference_of
 from attrib_batch.spec.positions import ALL
 from attrib_batch.spec.registries.methods import EXACT, method_entry
 from attrib_batch.storage.lease import Lease
 from attrib_batch.storage.store import Store
 from attrib_batch.tables import (
     MANIFEST,
+    REFERENCE,
     SCHEMA_VERSION,
     SCORING,
     VERIFICATION,
@@ -40,6 +43,7 @@ from attrib_batch.tables import (
 )
 from attrib_batch.tables.growth import grow_stage
 from attrib_batch.tables.manifest import Identities, with_fingerprints
+from attrib_batch.tables.sampling import SEED, Unit, in_random_order, pairs_by_unit, sample_path
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -72,9 +76,9 @@ class _Sample:
         """Write the sample as a table of its own, unless it is there."""
         if not self.new:
             return
-        table = PairTable.open(dataset.path, dataset.limit)
+        table = PairTable.open(dataset.path, dataset.limit, corrupted=False)
         rows = (pair for batch in table.batches(READ_PAIRS) for pair in batch if pair.pair_id in self.new)
-        store.write_bytes(_sample_name(dataset.id), serialize_pairs(chain(self.kept, rows), form=table.form))
+        store.write_bytes(sample_path(dataset.id), serialize_pairs(chain(self.kept, rows), form=table.form))
 
 
 @dataclass(frozen=True)
@@ -110,13 +114,12 @@ class Verification:
             return False
         if _exact_methods(_estimates(spec), entry, self.at) != list(entry.job.get("methods", ())):
             return False
-        sizes = {plan.dataset: plan.n_pairs for plan in entry.cells}
         measured = {(plan.model, plan.dataset) for plan in entry.cells}
         wanted = {(cell.model, cell.dataset) for cell in spec.cells}
         return (
             wanted <= measured
-            and all(sizes[dataset.id] >= self.pairs for dataset in spec.datasets)
             and not uncommitted(store.below(self.name), entry.cells)
+            and not any(self._draw(store, spec, dataset.id, entry).new for dataset in spec.datasets)
         )
 
     def plan(self, run: OpenRun) -> PlannedStage:
@@ -129,11 +132,16 @@ class Verification:
         store = run.store.below(self.name)
         before = run.manifest.stage(self.name)
         methods = _exact_methods(_estimates(run.spec), before, self.at)
-        samples = {dataset.id: self._draw(run, dataset.id, before) for dataset in run.spec.datasets}
+        samples = {dataset.id: self._draw(run.store, run.spec, dataset.id, before) for dataset in run.spec.datasets}
+        for name, sample in samples.items():
+            if not sample.n_pairs:
+                raise RequestError(
+                    f"{run.store.root}: no pair of dataset {name} is scored by every method yet; run the job first"
+                )
         data = run.spec.model_dump(mode="json") | {
             "chunk_pairs": CHUNK_PAIRS,
             "methods": methods,
-            "datasets": [{"id": name, "path": str(run.store.path(_sample_name(name)))} for name in samples],
+            "datasets": [{"id": name, "path": str(run.store.path(sample_path(name)))} for name in samples],
             "verify": None,
         }
         spec = parse_spec(data, source=self.name)
@@ -144,17 +152,16 @@ class Verification:
         for name, sample in samples.items():
             sample.write(run.store, run.spec.dataset(name))
         run.write_manifest(run.manifest.with_stage(entry))
-        tables = {dataset.id: PairTable.open(dataset.path) for dataset in spec.datasets}
+        tables = {dataset.id: PairTable.open(dataset.path, corrupted=False) for dataset in spec.datasets}
         pins = {name: table.fingerprint() if table.is_local else table.pin() for name, table in tables.items()}
-        return PlannedStage.of(self.name, StageWork(spec, store, pins), entry)
+        return PlannedStage.of(self.name, StageWork(spec, store, pins, run.store.below(REFERENCE)), entry)
 
     def _entry(self, manifest: Manifest, spec: SweepSpec, n_pairs: Mapping[str, int]) -> StageEntry:
         scoring = manifest.scoring.identities
         identities = Identities(
             models={model.name: scoring.models.get(model.name, {}) for model in spec.models},
             datasets={
-                dataset.id: {**scoring.datasets.get(dataset.id, {}), "seed of the sample": self.seed}
-                for dataset in spec.datasets
+                dataset.id: {**scoring.datasets.get(dataset.id, {}), SEED: self.seed} for dataset in spec.datasets
             },
             methods={method.id: method.identity() for method in spec.methods},
             settings=scoring.settings,
@@ -168,7 +175,7 @@ class Verification:
             identities=identities,
             job={
                 "methods": [method.model_dump(mode="json") for method in spec.methods],
-                "datasets": [{"id": dataset.id, "path": _sample_name(dataset.id)} for dataset in spec.datasets],
+                "datasets": [{"id": dataset.id, "path": sample_path(dataset.id)} for dataset in spec.datasets],
             },
         )
 
@@ -183,31 +190,24 @@ class Verification:
                 f"{store.root} holds a verification of another sample or model; remove it to verify anew.\n{error}"
             ) from error
 
-    def _draw(self, run: OpenRun, dataset: str, before: StageEntry | None) -> _Sample:
-        """Draw as many pairs of a dataset as are missing in its sample."""
-        kept = self._kept(run.store, dataset, before)
-        units = _scored_units(run.store, [cell for cell in run.spec.cells if cell.dataset == dataset])
-        if not units and not kept:
-            raise RequestError(
-                f"{run.store.root}: no pair of dataset {dataset} is scored by every method yet; run the job first"
-            )
-        known = {pair.pair_id for pair in kept}
-        chosen = set(known)
-        order = sorted(units)
-        random.Random(self.seed).shuffle(order)  # noqa: S311 - a sample, no secret
-        for unit in order:
-            if len(chosen) >= self.pairs:
+    def _draw(self, store: Store, spec: SweepSpec, dataset: str, before: StageEntry | None) -> _Sample:
+        """Draw as many pairs of a dataset as are asked for; those that were measured before stay beside them."""
+        kept = self._kept(store, dataset, before)
+        units = _scored_units(store, [cell for cell in spec.cells if cell.dataset == dataset])
+        drawn: set[int] = set()
+        for unit in in_random_order(units, self.seed):
+            if len(drawn) >= self.pairs:
                 break
-            chosen |= units[unit]
-        return _Sample(kept, frozenset(chosen - known))
+            drawn |= units[unit]
+        return _Sample(kept, frozenset(drawn - {pair.pair_id for pair in kept}))
 
     def _kept(self, store: Store, dataset: str, before: StageEntry | None) -> list[Pair]:
         """Return the pairs of the sample that is there, in order; none where it was drawn with another seed."""
         identity = before.identities.datasets.get(dataset) if before else None
-        path = _sample_name(dataset)
-        if identity is None or identity.get("seed of the sample") != self.seed or not store.exists(path):
+        path = sample_path(dataset)
+        if identity is None or identity.get(SEED) != self.seed or not store.exists(path):
             return []
-        table = PairTable.open(str(store.path(path)))
+        table = PairTable.open(str(store.path(path)), corrupted=False)
         return table.rows(0, table.n_rows)
 
 
@@ -254,10 +254,6 @@ def open_verification(
     return OpenRun(spec, store, read_manifest(store), lease, pins={}, resumed=resumed, stages=(verification,))
 
 
-def _sample_name(dataset: str) -> str:
-    return f"{VERIFICATION}/pairs/{dataset}.parquet"
-
-
 def _estimates(spec: SweepSpec) -> list[MethodSpec]:
     return [method for method in spec.methods if not method_entry(method.kind).measured]
 
@@ -268,17 +264,19 @@ def _exact_methods(
     """Return the fewest exact methods that measure what ``estimates`` estimate, those that are there already first."""
     exact: list[dict[str, Any]] = list(before.job.get("methods", ())) if before else []
     positions = at if isinstance(at, str) else list(at)
-    alike: dict[tuple[str, str], dict[str, None]] = defaultdict(dict)
+    alike: dict[tuple[str, str, str], dict[str, None]] = defaultdict(dict)
     for method in estimates:
-        alike[method.metric, method.direction].update(dict.fromkeys(map(str, method.components)))
-    for (metric, direction), components in alike.items():
-        same = [item for item in exact if (item["metric"], item["direction"]) == (metric, direction)]
+        alike[method.metric, method.direction, method.reference].update(dict.fromkeys(map(str, method.components)))
+    for (metric, direction, reference), components in alike.items():
+        asked = metric, direction, reference
+        same = [item for item in exact if (item["metric"], item["direction"], reference_of(item)) == asked]
         measured = {
             component for item in same for component in item["components"] if item.get("at", ALL) in (ALL, positions)
         }
         missing = [component for component in components if component not in measured]
         if missing:
             name = EXACT if (metric, direction) == ("logit_diff", "denoise") else f"{EXACT}-{metric}-{direction}"
+            name = name if reference == CORRUPTED else f"{name}-{reference}"
             number = f"-{len(same) + 1}" if same else ""
             method = MethodSpec.model_validate(
                 {
@@ -287,6 +285,7 @@ def _exact_methods(
                     "components": missing,
                     "metric": metric,
                     "direction": direction,
+                    "reference": reference,
                     "at": positions,
                 }
             )
@@ -294,14 +293,10 @@ def _exact_methods(
     return exact
 
 
-def _scored_units(store: Store, cells: Sequence[Cell]) -> dict[tuple[bool, int], set[int]]:
-    """Return pair ids scored in every one of ``cells``, by sampling unit: their group, or the pair itself."""
+def _scored_units(store: Store, cells: Sequence[Cell]) -> dict[Unit, set[int]]:
+    """Return pair ids scored in every one of ``cells``, by sampling unit."""
     scored = [dict(_scored_pairs(store, cell)) for cell in cells]
-    units: dict[tuple[bool, int], set[int]] = defaultdict(set)
-    for pair_id, group in scored[0].items():
-        if all(pair_id in other for other in scored[1:]):
-            units[(group is None, pair_id if group is None else group)].add(pair_id)
-    return units
+    return pairs_by_unit({pair: group for pair, group in scored[0].items() if all(pair in one for one in scored[1:])})
 
 
 def _scored_pairs(store: Store, cell: Cell) -> Iterator[tuple[int, int | None]]:

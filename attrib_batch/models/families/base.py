@@ -49,6 +49,22 @@ class Site:
 
 
 @dataclass(frozen=True)
+class Mlp:
+    """What of an MLP is not linear; paths below its layer."""
+
+    activation: str
+    """The module that is an element-wise function and nothing else."""
+    gated_into: str | None = None
+    """The module whose input is the product of the activation and another projection; None without a gate."""
+
+
+GATED = Mlp("mlp.act_fn", "mlp.down_proj")
+"""Of MLPs whose modules are named as Llama's."""
+GATED_IN_ONE = Mlp("mlp.activation_fn", "mlp.down_proj")
+"""The same where one projection gives both factors."""
+
+
+@dataclass(frozen=True)
 class Architecture:
     """Where the parts of one family of models are, as paths below its ``ForCausalLM`` module."""
 
@@ -70,6 +86,10 @@ class Architecture:
     """Whether a decoder layer gives a tuple that begins with the residual stream."""
     whole_because: str | None = None
     """Why the model cannot be split over processes although transformers has a plan for it."""
+    mlp: Mlp | None = None
+    """What of its MLPs is not linear; None where they are of another kind, or where the family does not say it."""
+    mlp_because: str = "its family does not say what of its MLPs is not linear"
+    """Why there is no `mlp`, as what follows a colon."""
     n_kv_heads: int | None = None
     """How many key/value heads there are; None where the configuration says so under ``num_key_value_heads``."""
     reasons: Mapping[Component, str] = field(default_factory=dict)
@@ -113,6 +133,9 @@ PARALLEL: Mapping[Component, str] = MappingProxyType(
     {Component.RESID_MID: "its attention and MLP read the same residual stream in parallel"}
 )
 """Why a model whose attention and MLP stand side by side has nothing between them."""
+
+EXPERTS = "its MLPs are mixtures of experts"
+"""Why rules for ordinary MLPs do not apply to some models."""
 
 CHANGED_IN_PLACE = "it changes what its processes have gathered in place, where no gradient passes"
 """Why some models cannot be split over processes."""
@@ -225,7 +248,12 @@ def layer_sites(
 
 
 def llama_like(
-    sites: Mapping[Component, Site], *, final_norm: str = "model.norm", reasons: Mapping[Component, str] = PARALLEL
+    sites: Mapping[Component, Site],
+    *,
+    final_norm: str = "model.norm",
+    reasons: Mapping[Component, str] = PARALLEL,
+    mlp: Mlp | None = GATED,
+    mlp_because: str = "",
 ) -> Architecture:
     """Describe a model whose modules are named as Llama's."""
     return Architecture(
@@ -235,6 +263,8 @@ def llama_like(
         attention="self_attn",
         sites=sites,
         reasons=reasons,
+        mlp=mlp,
+        mlp_because=mlp_because,
     )
 
 
@@ -242,6 +272,7 @@ def gpt_like(
     sites: Mapping[Component, Site], *, attention: str = "attn", embedding: str = "wte", **facts: Any
 ) -> Architecture:
     """Describe a model whose modules are named as GPT-2's; ``facts`` are further fields of its `Architecture`."""
+    facts = {"mlp": Mlp("mlp.act"), **facts}
     return Architecture(
         layers="transformer.h",
         embedding=f"transformer.{embedding}",
@@ -259,6 +290,7 @@ def post_normed(
     resid_mid: str = "pre_feedforward_layernorm",
     attn_out: str = "post_attention_layernorm",
     mlp_out: str = "post_feedforward_layernorm",
+    mlp: Mlp = GATED,
 ) -> Architecture:
     """Describe a model in which attention and MLP pass a norm of their own before they are added to the stream."""
-    return llama_like(layer_sites(projections, attn_out=attn_out, mlp_out=mlp_out, resid_mid=resid_mid))
+    return llama_like(layer_sites(projections, attn_out=attn_out, mlp_out=mlp_out, resid_mid=resid_mid), mlp=mlp)

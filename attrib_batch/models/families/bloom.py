@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from attrib_batch.errors import ModelError
-from attrib_batch.models.families.base import Architecture, Family, fused, gpt_like, layer_sites
+from attrib_batch.models.families.base import Architecture, Family, Mlp, fused, gpt_like, layer_sites
 from attrib_batch.models.families.views import interleaved_by_head
 
 
@@ -31,6 +31,7 @@ def _architecture(config: Any) -> Architecture:
         takes_position_ids=False,
         plain_skip=not config.apply_residual_connection_post_layernorm,
         layer_gives_tuple=True,
+        mlp=Mlp("mlp.gelu_impl"),
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from attrib_batch.models.families.base import Architecture, Family, post_normed, separate
+from attrib_batch.models.families.base import GATED_IN_ONE, Architecture, Family, post_normed, separate
 
 
 def _architecture(_config: Any) -> Architecture:
@@ -13,6 +13,7 @@ def _architecture(_config: Any) -> Architecture:
         attn_out="post_self_attn_layernorm",
         resid_mid="post_attention_layernorm",
         mlp_out="post_mlp_layernorm",
+        mlp=GATED_IN_ONE,
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from attrib_batch.models.families.base import PARALLEL, Architecture, Family, fused, layer_sites
+from attrib_batch.models.families.base import PARALLEL, Architecture, Family, Mlp, fused, layer_sites
 from attrib_batch.models.families.views import interleaved_by_head
 
 
@@ -21,6 +21,7 @@ def _architecture(config: Any) -> Architecture:
             resid_mid=None if config.use_parallel_residual else "post_attention_layernorm",
         ),
         reasons=PARALLEL,
+        mlp=Mlp("mlp.act"),
     )
 
 

@@ -11,11 +11,28 @@ from __future__ import annotations
 
 from typing import Any
 
-from attrib_batch.models.families.base import Architecture, Family, layer_sites, llama_like, separate
+from attrib_batch.models.families.base import (
+    EXPERTS,
+    GATED,
+    GATED_IN_ONE,
+    Architecture,
+    Family,
+    Mlp,
+    layer_sites,
+    llama_like,
+    separate,
+)
+
+_EXPERTS = ("mixtral", "qwen2_moe", "gpt_oss")
+_MLPS = {"starcoder2": Mlp("mlp.act"), "glm": GATED_IN_ONE}
 
 
 def _architecture(config: Any) -> Architecture:
-    text = llama_like(layer_sites(separate(), resid_mid="post_attention_layernorm"))
+    text = llama_like(
+        layer_sites(separate(), resid_mid="post_attention_layernorm"),
+        mlp=None if config.model_type in _EXPERTS else _MLPS.get(config.model_type, GATED),
+        mlp_because=EXPERTS,
+    )
     return text.within("model.language_model") if config.model_type == "mistral3" else text
 
 

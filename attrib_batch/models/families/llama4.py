@@ -13,6 +13,7 @@ from typing import Any
 
 from attrib_batch.models.families.base import (
     CHANGED_IN_PLACE,
+    EXPERTS,
     Architecture,
     Family,
     Site,
@@ -42,7 +43,7 @@ def _architecture(config: Any) -> Architecture:
             reasons[component] = _NORMED
     tuned = text.attn_temperature_tuning and not all(text.no_rope_layers)
     return replace(
-        llama_like(MappingProxyType(sites), reasons=reasons),
+        llama_like(MappingProxyType(sites), reasons=reasons, mlp=None, mlp_because=EXPERTS),
         takes_position_ids=not tuned,
         whole_because=CHANGED_IN_PLACE,
     )

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from attrib_batch.models.families.base import Architecture, Family, Site, SiteKey, layer_sites, separate
+from attrib_batch.models.families.base import Architecture, Family, Mlp, Site, SiteKey, layer_sites, separate
 from attrib_batch.spec import Component
 
 _NO_RESID_MID = "its layers hold the residual stream there with the positions of all prompts on one axis"
@@ -30,6 +30,7 @@ def _architecture(config: Any) -> Architecture:
             mlp_out=Site("fc2", "output", rows_as_in=rows_as_in),
         ),
         plain_skip=before,
+        mlp=Mlp("activation_fn"),
         reasons={Component.RESID_MID: _NO_RESID_MID},
     )
 

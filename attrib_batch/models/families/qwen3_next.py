@@ -22,7 +22,12 @@ def _architecture(_config: Any) -> Architecture:
     kept = {component: site for component, site in sites.items() if component not in _INSIDE_ATTENTION}
     reason = "most of its layers have linear attention, and a component is read in every layer"
     return replace(
-        llama_like(MappingProxyType(kept), reasons=dict.fromkeys(_INSIDE_ATTENTION, reason)),
+        llama_like(
+            MappingProxyType(kept),
+            reasons=dict.fromkeys(_INSIDE_ATTENTION, reason),
+            mlp=None,
+            mlp_because="most of its layers have linear attention",
+        ),
         attention_interface=False,
     )
 

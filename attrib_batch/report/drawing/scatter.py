@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from attrib_batch.report.drawing.maps import Target
 
 # Mid tones of the maps' blue and red: they stand out from a white page and from a dark one.
-_BLUE, _RED, _GREY = "rgb(67,147,195)", "rgb(214,96,77)", "rgb(138,148,160)"
+BLUE, RED, GREY = "rgb(67,147,195)", "rgb(214,96,77)", "rgb(138,148,160)"
 GRID = "rgba(128,138,150,0.22)"
 """The colour of lines behind a plot."""
 _HEIGHT = 430
@@ -58,11 +58,11 @@ def draw_scores(points: pl.DataFrame, axes: Axes, *, div_id: str, title: str, ca
     """
     name = _name(points)
     trace = go.Scatter(
-        x=_numbers(points, "exact"),
-        y=_numbers(points, "estimate"),
+        x=numbers(points["exact"]),
+        y=numbers(points["estimate"]),
         customdata=points.select("layer", pl.col("head").fill_null(-1), "position", "pair_id").to_numpy(),
         mode="markers",
-        marker={"size": 5, "color": _BLUE, "opacity": 0.45},
+        marker={"size": 5, "color": BLUE, "opacity": 0.45},
         hovertemplate=(
             f"<b>{name}</b>, pair %{{customdata[3]:d}}, position %{{customdata[2]:d}}<br>"
             "exact %{x:+.3r}<br>estimate %{y:+.3r}<extra></extra>"
@@ -89,15 +89,15 @@ def draw_means(
     labels = _labels(effects, marked)
     traces = []
     for rows, colour in (
-        (effects.join(marked, on=keys, how="anti", nulls_equal=True), _BLUE),
-        (effects.join(marked, on=keys, how="semi", nulls_equal=True), _RED),
+        (effects.join(marked, on=keys, how="anti", nulls_equal=True), BLUE),
+        (effects.join(marked, on=keys, how="semi", nulls_equal=True), RED),
     ):
         columns = rows.select("layer", pl.col("head").fill_null(-1), "difference", "half_width")
         below = (rows.get_column("estimate") < rows.get_column("exact")).to_list()
         traces.append(
             go.Scatter(
-                x=_numbers(rows, "exact"),
-                y=_numbers(rows, "estimate"),
+                x=numbers(rows["exact"]),
+                y=numbers(rows["estimate"]),
                 customdata=columns.cast(pl.Float32).to_numpy(),
                 text=[labels.get(key, "") for key in rows.select(keys).iter_rows()],
                 # Away from the line, where the other points are.
@@ -161,9 +161,9 @@ def _name(rows: pl.DataFrame) -> str:
     return "L%{customdata[0]}H%{customdata[1]}" if has_heads else "L%{customdata[0]}"
 
 
-def _numbers(rows: pl.DataFrame, column: str) -> np.ndarray:
-    """float32 halves the page, and a pixel shows fewer digits still."""
-    return rows.get_column(column).to_numpy().astype(np.float32)
+def numbers(values: pl.Series) -> np.ndarray:
+    """Return values in float32: it halves the page, and a pixel shows fewer digits still."""
+    return values.to_numpy().astype(np.float32)
 
 
 def _drawn(
@@ -174,8 +174,8 @@ def _drawn(
     low, high = (min(values.min(initial=0.0), 0.0), max(values.max(initial=0.0), 0.0))
     margin = 0.06 * ((high - low) or 1.0)
     ends = [low - margin, high + margin]
-    line = go.Scatter(x=ends, y=ends, mode="lines", line={"color": _GREY, "width": 1, "dash": "dot"}, hoverinfo="skip")
-    axis = {"range": ends, "gridcolor": GRID, "zerolinecolor": _GREY, "zerolinewidth": 1, "ticks": "", "nticks": 7}
+    line = go.Scatter(x=ends, y=ends, mode="lines", line={"color": GREY, "width": 1, "dash": "dot"}, hoverinfo="skip")
+    axis = {"range": ends, "gridcolor": GRID, "zerolinecolor": GREY, "zerolinewidth": 1, "ticks": "", "nticks": 7}
     layout = layout_of(
         _HEIGHT,
         margin={"l": 60, "r": 6, "t": 6, "b": 44},

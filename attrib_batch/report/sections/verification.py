@@ -1,4 +1,7 @@
-"""The section 'Can these scores be trusted?': estimates beside exact scores of a verified sample of pairs."""
+"""The section 'Can these scores be trusted?': estimates beside exact scores of a verified sample of pairs.
+
+What the sample makes of the means over all pairs is in `attrib_batch.report.sections.calibration`.
+"""
 
 from __future__ import annotations
 
@@ -9,10 +12,13 @@ from typing import TYPE_CHECKING, Any
 import polars as pl
 
 from attrib_batch.analysis import has_agreement, mean_effects, read_agreement, read_verified, verified_cells
+from attrib_batch.analysis.places import END, is_at
 from attrib_batch.analysis.verification.disagreement import NEGLIGIBLE
 from attrib_batch.report.drawing.maps import Detail, Figure, Target
 from attrib_batch.report.drawing.scatter import Axes, draw_means, draw_scores, head_name
+from attrib_batch.report.sections.calibration import Calibration, calibrate_component
 from attrib_batch.report.sections.verdict import Agreement, Value, Verdict, judge
+from attrib_batch.tables import Scope
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -35,6 +41,8 @@ class VerifiedCell:
     n_pairs: int
     n_units: int
     at: str
+    has_role: bool
+    """Whether ``at`` is the role `END`."""
     magnitudes: bool
     n_scores: dict[str, int]
     """How many scores of each component there are at ``at``."""
@@ -58,6 +66,8 @@ class Disagreement:
     half_width: float | None
     share: float | None
     """The difference as a share of the largest absolute mean exact effect."""
+    calibrated: Value
+    """The mean exact effect over all pairs, see `attrib_batch.report.sections.calibration`."""
 
     @property
     def sure(self) -> bool:
@@ -77,6 +87,7 @@ class VerifiedComponent:
     figures: list[Figure]
     disagreements: list[Disagreement]
     n_elements: int
+    calibration: Calibration
 
 
 @dataclass(frozen=True)
@@ -138,6 +149,7 @@ def _summarized(verified: Verified, table: pl.DataFrame) -> VerifiedCell:
         n_pairs=verified.n_pairs,
         n_units=verified.n_units,
         at=verified.at,
+        has_role=verified.has_role,
         magnitudes=verified.magnitudes,
         n_scores={name: len(rows) for name, rows in of.items()},
         points={name: thinned(rows, MOST_POINTS) for name, rows in of.items()},
@@ -158,18 +170,20 @@ def thinned(rows: pl.DataFrame, most: int) -> pl.DataFrame:
 
 
 def build_verification(
-    index: int, data: VerifiedCell, method: dict[str, Any], unit: str, detail: Detail
+    index: int, data: VerifiedCell, heads: pl.DataFrame, *, method: dict[str, Any], unit: str, detail: Detail
 ) -> VerificationSection:
     """Draw and judge one verified cell.
 
     Args:
         index: of the cell.
         data: from `read_verification`.
+        heads: the cell's rows of the ``heads`` summary.
         method: the job's method.
         unit: of the metric.
         detail: below ``FULL`` fewer points are drawn, at ``CORE`` only means.
     """
     axes, anchor = Axes(unit, data.magnitudes), f"cell-{index}"
+    there = heads.filter(is_at(END if data.has_role else Scope.LAST))
     components = []
     for name, effects in data.effects.items():
         kind = _kind(effects)
@@ -185,7 +199,17 @@ def build_verification(
             + (" Red: those of the table." if len(off) else ""),
             target=Target(index, name),
         )
-        figures = [means] if detail is Detail.CORE else [_scores(index, name, data, axes, detail), means]
+        calibration = calibrate_component(
+            there.filter(pl.col("component") == name),
+            effects,
+            axes,
+            n_units=data.n_units,
+            div_id=f"{anchor}-{name}-calibrated",
+            at=data.at,
+            target=Target(index, name),
+        )
+        drawn = [means] if calibration.figure is None else [means, calibration.figure]
+        figures = [means] if detail is Detail.CORE else [_scores(index, name, data, axes, detail), *drawn]
         components.append(
             VerifiedComponent(
                 name=name,
@@ -193,8 +217,9 @@ def build_verification(
                 verdict=judge(data.agreement[name], method, data.at),
                 agreement=data.agreement[name],
                 figures=figures,
-                disagreements=_disagreements(effects, off),
+                disagreements=_disagreements(effects, off, calibration),
                 n_elements=len(effects),
+                calibration=calibration,
             )
         )
     return VerificationSection(f"{anchor}-verification", data, components)
@@ -234,13 +259,15 @@ def _kind(rows: pl.DataFrame) -> str:
     return "layer" if rows.get_column("head").null_count() else "head"
 
 
-def _disagreements(effects: pl.DataFrame, off: pl.DataFrame) -> list[Disagreement]:
+def _disagreements(effects: pl.DataFrame, off: pl.DataFrame, calibration: Calibration) -> list[Disagreement]:
     largest = max(map(abs, effects.get_column("exact")), default=0.0)
+    calibrated = {(layer, head): Value(*rest) for layer, head, *rest in calibration.rows.iter_rows()}
     return [
         Disagreement(
             name=head_name(row),
             **{key: row[key] for key in ("layer", "head", "estimate", "exact", "difference", "half_width")},
             share=row["difference"] / largest if largest else None,
+            calibrated=calibrated.get((row["layer"], row["head"]), Value(None, None, None)),
         )
         for row in off.iter_rows(named=True)
     ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -17,6 +17,7 @@ from attrib_batch.attribution.passes import fused
 from attrib_batch.attribution.passes.blocks import Group, Level
 from attrib_batch.attribution.passes.cascade import Scale, Seen, Stretch, attend
 from attrib_batch.attribution.passes.fused import Runs
+from attrib_batch.attribution.passes.twice import attend_for_second_derivatives
 from tests.support.device import TEST_DEVICE
 from tests.support.near import assert_near
 
@@ -66,7 +67,9 @@ def tensors(case: Case) -> tuple[list[Tensor], list[Tensor], Tensor | None]:
     return own, before, random(N_HEADS) if case.sinks else None
 
 
-def by_levels(case: Case, *, by_runs: bool = False) -> tuple[Tensor, list[Tensor]]:
+def by_levels(
+    case: Case, function: Callable[..., Tensor] = attend, *, by_runs: bool = False
+) -> tuple[Tensor, list[Tensor]]:
     own, before, sinks = tensors(case)
     device = TEST_DEVICE if by_runs else CPU
     if device.type == "cuda":
@@ -92,7 +95,7 @@ def by_levels(case: Case, *, by_runs: bool = False) -> tuple[Tensor, list[Tensor
         blocks = level.blocks(case.window, n_heads=N_HEADS, most_products=case.most_products, device=device)
         assert (how is not None) is (by_runs and len(level.groups) >= fused.LEAST_RUNS)
         stretches.append(Stretch(*held, how or blocks))
-    return attend(*own, Seen(stretches, Scale(0.3, case.softcap), sinks)), own
+    return function(*own, Seen(stretches, Scale(0.3, case.softcap), sinks)), own
 
 
 def row_by_row(case: Case) -> tuple[Tensor, list[Tensor]]:
@@ -121,17 +124,34 @@ def row_by_row(case: Case) -> tuple[Tensor, list[Tensor]]:
     return torch.cat(outs, 1), own
 
 
+def weighted(values: Sequence[Tensor]) -> Tensor:
+    """A sum in which every number has a weight of its own."""
+    return torch.stack(
+        [(of * torch.linspace(-1, 1, of.numel(), dtype=torch.float64).view(of.shape).to(of)).sum() for of in values]
+    ).sum()
+
+
 def assert_equal(case: Case, *, by_runs: bool = False) -> None:
     found, mine = by_levels(case, by_runs=by_runs)
     expected, theirs = row_by_row(case)
-    weights = torch.linspace(-1, 1, found.numel(), dtype=torch.float64).view_as(expected)
-    gradients = torch.autograd.grad((found * weights.to(found)).sum(), mine)
-    expected_gradients = torch.autograd.grad((expected * weights).sum(), theirs)
+    gradients = torch.autograd.grad(weighted([found]), mine)
+    expected_gradients = torch.autograd.grad(weighted([expected]), theirs)
     # Sums of as many terms as there are queries, of size 1 or so.
     terms = 10.0 + found.shape[1]
     for ours, other in zip((found, *gradients), (expected, *expected_gradients), strict=True):
         dtype = str(ours.dtype).removeprefix("torch.")
         assert_near(ours.cpu(), other, terms, dtype=dtype, float32_steps=0)
+
+
+def assert_equal_to_second_order(case: Case) -> None:
+    of_both = []
+    for out, own in (by_levels(case, attend_for_second_derivatives), row_by_row(case)):
+        gradients = torch.autograd.grad(weighted([out]), own, create_graph=True)
+        second = torch.autograd.grad(weighted(gradients), own)
+        of_both.append((out, *gradients, *second))
+    terms = 10.0 + of_both[0][0].shape[1]
+    for ours, other in zip(*of_both, strict=True):
+        assert_near(ours, other, terms, dtype="float64", float32_steps=0)
 
 
 @given(cases())
@@ -146,6 +166,15 @@ def test_a_long_row_is_cut_and_gives_the_same(window: int | None) -> None:
 
 def test_a_prefix_behind_the_window_is_not_seen_at_all() -> None:
     assert_equal(Case([3], [(0, 9)], window=2))
+
+
+@given(cases())
+def test_second_derivatives_are_those_of_attention_to_all_keys(case: Case) -> None:
+    assert_equal_to_second_order(case)
+
+
+def test_second_derivatives_behind_a_window_that_hides_a_prefix() -> None:
+    assert_equal_to_second_order(Case([3], [(0, 9)], window=2, softcap=3.0, sinks=True))
 
 
 def test_gradients_are_those_of_finite_differences() -> None:

@@ -38,7 +38,7 @@ def test_suffixes_are_packed_where_the_family_says_that_its_attention_can_be_rep
     assert isinstance(passes_for(model), PackedPasses if fit else PaddedPasses)
 
 
-@pytest.mark.parametrize("kind", ["atp", "atp_ig", "atp_star", "exact"])
+@pytest.mark.parametrize("kind", ["atp", "atp_ig", "atp_star", "relp", "exact"])
 def test_a_mixture_of_shapes_scores_as_its_pairs_one_at_a_time(kind: str) -> None:
     model, pairs = tiny_model("mistral_short_window"), mixture()
     job = method(id=kind, components=["z", "k", "resid_mid"])
@@ -58,7 +58,7 @@ def test_in_half_precision_too_scores_do_not_depend_on_the_batch() -> None:
             assert_near(together[pair.pair_id][component], scores, terms, dtype="float16")
 
 
-@pytest.mark.parametrize("kind", ["atp", "atp_ig", "atp_star", "exact"])
+@pytest.mark.parametrize("kind", ["atp", "atp_ig", "atp_star", "relp", "exact"])
 def test_padded_suffixes_score_as_packed_ones(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     model, pairs = tiny_model("gemma2"), mixture()
     job = method(id=kind, components=["z", "q", "mlp_out"])

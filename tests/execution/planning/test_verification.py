@@ -17,6 +17,7 @@ from attrib_batch.pairs.reading.reader import PairTable
 from attrib_batch.spec import Cell, MethodSpec, parse_spec
 from attrib_batch.spec.positions import ALL
 from attrib_batch.tables import SCORES, Chunk, StageEntry, Table
+from attrib_batch.tables.sampling import in_random_order
 from tests.support.jobs import TinyJob
 from tests.support.synthetic_run import Pair, write_chunk
 
@@ -173,6 +174,21 @@ def test_a_sample_grows_and_what_is_measured_is_not_measured_again(run: OpenRun)
     assert sample(fewer) == sample(grown), "a sample never shrinks"
 
 
+def test_where_the_run_has_grown_the_sample_is_drawn_from_all_of_it(job: TinyJob, tmp_path: Path) -> None:
+    run = opened(job, tmp_path)
+    commit(run, range(12))
+    planned = Verification(8, seed=3).plan(run)
+    kept = sample(planned)
+    finish(planned)
+    assert Verification(8, seed=3).is_committed(run.store, run.manifest, run.spec)
+    commit(run, range(N_PAIRS))
+    units = in_random_order([(False, group) for group in range(N_PAIRS // 2)], 3)
+    first = {2 * group + mirror for _, group in units[:4] for mirror in range(2)}
+    assert max(first) >= 12, "some of the first are new"
+    assert not Verification(8, seed=3).is_committed(run.store, run.manifest, run.spec)
+    assert set(sample(Verification(8, seed=3).plan(run))) == {*kept, *first}
+
+
 def test_a_kept_sample_stays_though_its_pairs_are_not_scored_by_a_new_method(job: TinyJob, tmp_path: Path) -> None:
     first = opened(job, tmp_path)
     commit(first, range(N_PAIRS))
@@ -184,7 +200,18 @@ def test_a_kept_sample_stays_though_its_pairs_are_not_scored_by_a_new_method(job
     commit(run, others, "noise")
     grown = Verification(6, seed=3).plan(run)
     assert sample(grown)[:4] == kept
+    assert len(sample(grown)[4:]) == 6
     assert set(sample(grown)[4:]) <= set(others)
+
+
+def test_before_any_pair_is_scored_by_a_new_method_nothing_is_committed_and_nothing_raised(
+    job: TinyJob, tmp_path: Path
+) -> None:
+    first = opened(job, tmp_path)
+    commit(first, range(N_PAIRS))
+    finish(Verification(4, seed=3).plan(first))
+    run = opened(job, tmp_path, methods=[{"id": "atp"}, NOISE])
+    assert not Verification(4, seed=5).is_committed(run.store, run.manifest, run.spec)
 
 
 def test_a_sample_of_another_seed_is_refused_once_some_of_it_is_measured(run: OpenRun) -> None:
