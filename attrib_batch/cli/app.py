@@ -19,6 +19,7 @@ from attrib_batch.errors import AttribBatchError, ExitCode
 app = typer.Typer(
     name="attrib-batch",
     help="Attribution patching over large tables of prompt pairs.",
+    epilog=example("demo"),
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},

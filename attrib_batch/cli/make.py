@@ -15,7 +15,9 @@ if TYPE_CHECKING:
 
     from attrib_batch.pairs.making.generator import Generator
 
-make = typer.Typer(help="Generate pairs.", no_args_is_help=True)
+make = typer.Typer(
+    help="Generate pairs.", epilog=example("pairs make ioi --count 1000 --out ioi.parquet"), no_args_is_help=True
+)
 
 OutFile = Annotated[
     str, typer.Option("--out", metavar="FILE", help="The Parquet file to write: a path, s3:// or gs://bucket/file.")

@@ -17,6 +17,7 @@ from attrib_batch.pairs.reading.columns import AnswerKind
 
 app = typer.Typer(
     help="Make, import and check tables of prompt pairs.",
+    epilog=example("pairs describe pairs.parquet"),
     no_args_is_help=True,
     context_settings={"help_option_names": ["-h", "--help"]},
 )

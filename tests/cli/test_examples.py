@@ -53,6 +53,13 @@ def test_help_ends_with_an_example_that_is_understood(name: str) -> None:
     assert understood.keys() == {parameter.name for parameter in command.params}
 
 
+@pytest.mark.parametrize("words", [[], ["pairs"], ["pairs", "make"]], ids=" ".join)
+def test_help_of_several_commands_ends_with_an_example_of_one_of_them(words: list[str]) -> None:
+    shown = CliRunner().invoke(app, [*words, "--help"], env={"COLUMNS": "200", "TERM": "dumb"})
+    [example] = [line.strip() for line in shown.output.splitlines() if PREFIX in line]
+    assert any(example.startswith(PREFIX + name) for name in COMMANDS if name.split()[1:-1] == words)
+
+
 @pytest.mark.parametrize("name", CHEAP)
 def test_cheap_examples_do_what_they_say(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
