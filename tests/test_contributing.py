@@ -8,6 +8,7 @@ import tomllib
 
 import yaml
 
+from attrib_batch import __version__
 from tests.support.jobs import ROOT
 
 
@@ -23,6 +24,16 @@ def test_a_word_has_one_meaning() -> None:
     words = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8").partition("## Words")[2]
     entries = re.findall(r"^\| ([\w -]+) \|", words, re.MULTILINE)
     assert len(entries) == len(set(entries)) > 30
+
+
+def test_it_is_cited_by_the_version_that_it_is() -> None:
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    assert citation["version"] == __version__
+    assert (
+        citation["license"]
+        == tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["license"]
+    )
+    assert {"cff-version", "message", "title", "authors"} <= citation.keys()
 
 
 def test_the_workflow_runs_everything_on_both_kinds_of_processors_without_secrets() -> None:

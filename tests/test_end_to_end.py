@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from pathlib import Path
 
@@ -34,6 +35,8 @@ def demo(tmp_path_factory: pytest.TempPathFactory, unpacked_wheel: Path) -> Path
     assert ended.code == 0, ended.said
     assert ended.output.rstrip().endswith("report: runs/demo/report.html")
     assert "Warning" not in ended.said
+    assert "follow activation patching" in ended.output
+    assert re.search(r"^  L23H3 +\+0\.\d\d  \(", ended.output, re.MULTILINE)
     return folder / "runs/demo"
 
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import pytest
 
-from tests.support.jobs import TinyJob, attrib_batch, read_table
-from tests.support.wheel import wheel_environment
+from tests.support.jobs import ROOT, TinyJob, attrib_batch, read_table
+from tests.support.wheel import BUILT_FROM, wheel_environment
 
 DATA = {
     "attrib_batch/py.typed",
@@ -31,6 +33,28 @@ def test_doctor_needs_no_checkout(unpacked_wheel: Path, tmp_path: Path) -> None:
     ended = attrib_batch("doctor", cwd=tmp_path, env=wheel_environment(unpacked_wheel), fresh=True)
     assert ended.code == 0, ended.said
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow
+def test_the_sdist_builds_the_same_wheel_and_holds_no_half_of_the_tests(unpacked_wheel: Path, tmp_path: Path) -> None:
+    source, sdist = tmp_path / "source", tmp_path / "sdist"
+    source.mkdir()
+    for name in (*BUILT_FROM, "MANIFEST.in", "tests"):
+        (source / name).symlink_to(ROOT / name)
+    build = "import sys; from setuptools import build_meta; build_meta.build_sdist(sys.argv[1])"
+    subprocess.run(
+        [sys.executable, "-W", "error", "-c", build, sdist], cwd=source, capture_output=True, check=True, timeout=120
+    )
+    [archive] = sdist.glob("attrib_batch-*.tar.gz")
+    shutil.unpack_archive(archive, sdist)
+    [inner] = (path for path in sdist.iterdir() if path.is_dir())
+    assert not (inner / "tests").exists()
+    pip = [sys.executable, "-m", "pip", "wheel", ".", "--no-deps", "--no-build-isolation", "--no-index", "-w", tmp_path]
+    subprocess.run(pip, cwd=inner, capture_output=True, check=True, timeout=120)
+    [wheel] = tmp_path.glob("*.whl")
+    with zipfile.ZipFile(wheel) as opened:
+        built = {name for name in opened.namelist() if name.startswith("attrib_batch/")}
+    assert built == {str(path.relative_to(unpacked_wheel)) for path in (unpacked_wheel / "attrib_batch").rglob("*.*")}
 
 
 @pytest.mark.slow

@@ -11,6 +11,7 @@ from rich.markup import escape
 
 from attrib_batch._version import __version__
 from attrib_batch.cli import pairs, results, runs
+from attrib_batch.cli.examples import example
 from attrib_batch.cli.export import export
 from attrib_batch.cli.submit import submit
 from attrib_batch.errors import AttribBatchError, ExitCode
@@ -23,19 +24,19 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.add_typer(pairs.app, name="pairs")
-for verb in (
-    runs.demo,
-    runs.plan,
-    runs.run,
-    submit,
-    runs.verify,
-    runs.doctor,
-    results.status,
-    results.summarize,
-    results.report,
-    export,
+for verb, arguments in (
+    (runs.demo, "demo --out runs/demo"),
+    (runs.plan, "plan job.yaml"),
+    (runs.run, "run job.yaml --out runs/mine"),
+    (submit, "submit job.yaml --address http://127.0.0.1:8265 --out s3://my-bucket/runs/mine"),
+    (runs.verify, "verify runs/mine --pairs 64 --at last"),
+    (runs.doctor, "doctor"),
+    (results.status, "status runs/mine --watch"),
+    (results.summarize, "summarize runs/mine"),
+    (results.report, "report runs/mine"),
+    (export, "export runs/mine --format csv --format png --at last"),
 ):
-    app.command()(verb)
+    app.command(epilog=example(arguments))(verb)
 
 
 @app.callback(invoke_without_command=True)

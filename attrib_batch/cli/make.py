@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from attrib_batch.cli.examples import example
 from attrib_batch.pairs.making.generators.registry import GENERATORS
 from attrib_batch.pairs.making.ioi import Counterfactual
 
@@ -28,7 +29,7 @@ _MIRROR = typer.Option(
 Seed = Annotated[int, typer.Option(help="The same seed gives the same bytes.")]
 
 
-@make.command("ioi")
+@make.command("ioi", epilog=example("pairs make ioi --count 1000 --seed 0 --out ioi.parquet"))
 def make_ioi(
     out: OutFile,
     count: Count = 1000,
@@ -100,6 +101,8 @@ def _write(
 
 
 for _generator in GENERATORS.values():
-    make.command(_generator.name, help=f"Make pairs of {_generator.explanation}. {_generator.paper}.")(
-        _command(_generator)
-    )
+    make.command(
+        _generator.name,
+        help=f"Make pairs of {_generator.explanation}. {_generator.paper}.",
+        epilog=example(f"pairs make {_generator.name} --count 1000 --out {_generator.name}.parquet"),
+    )(_command(_generator))

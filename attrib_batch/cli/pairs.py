@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from attrib_batch.cli.examples import example
 from attrib_batch.cli.make import OutFile, make
 from attrib_batch.cli.named import named_values
 from attrib_batch.cli.tokenizer import given_tokenizer
@@ -26,7 +27,7 @@ Table = Annotated[
 ]
 
 
-@app.command("import")
+@app.command("import", epilog=example("pairs import prompts.csv --column clean=prompt --out pairs.parquet"))
 def import_table(
     source: Annotated[
         str,
@@ -128,7 +129,7 @@ def import_table(
     return int(ExitCode.SOME_FAILED if counts.refused else ExitCode.OK)
 
 
-@app.command("formats")
+@app.command("formats", epilog=example("pairs formats"))
 def list_formats() -> None:
     """List the layouts that `pairs import` knows, with the columns by which it recognises them."""
     from attrib_batch.pairs.importing.registry import RECIPES
@@ -137,7 +138,7 @@ def list_formats() -> None:
         typer.echo(f"{recipe.name}: {recipe.explanation}\n  columns: {recipe.columns}\n  from: {recipe.published}")
 
 
-@app.command()
+@app.command(epilog=example("pairs validate pairs.parquet --model smollm2-135m"))
 def validate(
     file: Annotated[
         str,
@@ -223,7 +224,7 @@ def _validate_job(path: str) -> int:
     return int(ExitCode.OK if ok else ExitCode.SOME_FAILED)
 
 
-@app.command()
+@app.command(epilog=example("pairs describe pairs.parquet"))
 def describe(table: Table) -> None:
     """Count pairs by task, template and length; needs no model."""
     from attrib_batch.pairs.describe import describe as describe_table

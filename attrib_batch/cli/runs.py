@@ -82,10 +82,17 @@ def demo(
 ) -> int:
     """Run the demo's job on the bundled model, from any folder, check a sample of it, and write its report."""
     from attrib_batch.api import Job
+    from attrib_batch.cli import story
 
+    job = load_demo()
+    for line in story.before(job, local=local):
+        typer.echo(line)
     with _stopped_is_an_error():
-        made = Job(load_demo()).run(out, executor=_executor(None, local=local))
+        made = Job(job).run(out, executor=_executor(None, local=local))
     code = _print_result(made, out)
+    if code is ExitCode.OK:
+        for line in story.after(made, job, out, local=local):
+            typer.echo(line)
     report(out)
     return int(code)
 

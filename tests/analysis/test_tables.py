@@ -61,17 +61,17 @@ def test_a_run_without_failures_has_an_empty_table_of_them(tmp_path: Path) -> No
     assert failures.columns == ["model", "dataset", "method", *Table.FAILURES.schema.names]
 
 
-def test_what_the_readme_shows_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_the_documentation_shows_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     [code] = [
         block.partition("```")[0]
-        for block in (ROOT / "README.md").read_text(encoding="utf-8").split("```python\n")[1:]
+        for block in (ROOT / "docs/pages/how-to/results.md").read_text(encoding="utf-8").split("```python\n")[1:]
         if "scan_parquet" in block.partition("```")[0]
     ]
     cell = Cell("gpt2", "ioi", "atp")
     summarize(write_run(tmp_path / "runs/mine", {cell: [Pair(i, {"z": np.ones((2, 3, 4))}) for i in range(3)]}))
     monkeypatch.chdir(tmp_path)
     scope: dict[str, object] = {}
-    exec(code, scope)  # noqa: S102 - the README's
+    exec(code, scope)  # noqa: S102 - the page's
     lines = [line.partition("#")[0] for line in code.splitlines() if line.startswith("pl.scan_parquet")]
     [frame] = [eval(line, scope) for line in lines]  # noqa: S307 - likewise
     rows = frame.collect()
