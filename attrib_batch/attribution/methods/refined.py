@@ -9,10 +9,10 @@ through L - l layers. Components of a method have equal shares.
 
 **Choice.** The first order goes wrong in two ways. Where a node matters, its error matters: so each pair's largest
 |score| are measured. And one pair's gradient may not see a node at all that others show to matter: so nodes with the
-largest mean |score| over the pairs of the task, a chunk, are measured in every pair. The latter have half of the
-budget; a pair's own have what they leave of its share. Nodes of different prompts are the same node if their tokens
-have the same role, or, where they have none, stand as far from the end. Largest is meant for what it costs: in order
-of the square of |score| over the cost, since an error is about as large as its score and what counts are its squares.
+largest mean |score| over the pairs of the task, a chunk, are measured in every pair. The latter have three quarters of
+the budget; a pair's own have what they leave of its share. Nodes of different prompts are the same node if their tokens
+have the same role, or, where they have none, stand as far from the end. Largest is meant for what it costs, in order of
+|score| over cost: that reaches most nodes, the last positions and layers first.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ from attrib_batch.spec.positions import positions_asked
 
 ATP_PASSES = 3
 """What ``atp`` costs, in passes of a pair's suffix: both prompts, and the gradient on one."""
-CHUNK_SHARE = 0.5
+CHUNK_SHARE = 0.75
 """The part of the budget for nodes that are measured in every pair."""
 
 
@@ -231,7 +231,7 @@ def _largest(
     value: Float[np.ndarray, " node"], cost: Int[np.ndarray, " node"], budget: float
 ) -> Int[np.ndarray, " chosen"]:
     """Return the largest for what they cost, by index, as many as may be paid; a value of 0 is worth nothing."""
-    order = np.argsort(-(value.astype(np.float64) ** 2) / cost, kind="stable")
+    order = np.argsort(-value / cost, kind="stable")
     affordable = int(np.searchsorted(np.cumsum(cost[order]), budget, side="right"))
     order = order[:affordable]
     return order[value[order] > 0]
