@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import platform
 from datetime import UTC, datetime
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import torch
@@ -17,17 +17,20 @@ def describe() -> str:
     """One paragraph of Markdown."""
     processor = _processor()
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-    versions = ", ".join(f"{name} {_version(name)}" for name in PACKAGES)
+    versions = ", ".join(f"{name} {found}" for name in PACKAGES if (found := _version(name)))
     return (
         f"{datetime.now(UTC):%Y-%m-%d}. {os.cpu_count()} cores of {processor}, {memory:.0f} GiB of memory, "
         f"{torch.get_num_threads()} threads. Python {platform.python_version()}, {versions}."
     )
 
 
-def _version(name: str) -> str:
+def _version(name: str) -> str | None:
     from attrib_batch._version import __version__
 
-    return __version__ if name == "attrib_batch" else version(name)
+    try:
+        return __version__ if name == "attrib_batch" else version(name)
+    except PackageNotFoundError:  # Ray, where one process measures
+        return None
 
 
 def _processor() -> str:

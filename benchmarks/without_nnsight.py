@@ -77,7 +77,7 @@ class _HookedPasses(PackedPasses):
             head = model.module.get_submodule(model.architecture.unembedding)
             if vocabulary is not None:
                 stack.enter_context(_only(head, torch.tensor(vocabulary)))
-            last = torch.from_numpy(layout.last)
+            last = torch.from_numpy(layout.predicting[:, 0])
             logits = model.module(**inputs, logits_to_keep=last).logits[0]
         return Capture(layout, read, logits)
 

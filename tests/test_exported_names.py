@@ -31,8 +31,10 @@ ANALYSIS = [
     "read_stability",
     "read_summary",
     "read_verified",
+    "reliability",
     "scan_baselines",
     "scan_failures",
+    "scan_measured",
     "scan_scores",
     "stability_sentence",
     "stratum_spread",
@@ -44,9 +46,9 @@ ANALYSIS = [
 ]
 
 SIGNATURES = {
-    "attribute": "(model, pairs, methods=('atp',), *, components=('z',), metric='logit_diff', direction='denoise', "
-    "tokenizer=None, prepend_bos=False, dtype='float32', device='auto', limit=None, verify=None, out=None, name=None, "
-    "chunk_pairs=256, batch_tokens='auto', executor=None, progress=True)",
+    "attribute": "(model, pairs, methods=('atp',), *, components=('z',), metric='logit_diff', direction=None, "
+    "reference='corrupted', tokenizer=None, prepend_bos=False, bos_token=None, dtype='float32', device='auto', "
+    "limit=None, verify=None, out=None, name=None, chunk_pairs=256, batch_tokens='auto', executor=None, progress=True)",
     "load_job": "(source)",
     "open_run": "(out)",
     "Job": "(spec, models=<factory>)",
@@ -64,7 +66,9 @@ RUN = {
     "failures": "(self, **cell)",
     "heads": "(self, **cell)",
     "heatmap": "(self, component='z', at='last', *, normalized=True, **cell)",
+    "measured": "(self, **cell)",
     "positions": "(self, **cell)",
+    "reliability": "(self, **cell)",
     "report": "(self)",
     "scores": "(self, **cell)",
     "stability": "(self, **cell)",

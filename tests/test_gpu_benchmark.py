@@ -185,7 +185,7 @@ def test_the_page_gets_its_part(tmp_path: Path) -> None:
     page = tmp_path / "RESULTS.md"
     assert main(["--device", "cpu", "--tiny", "--only", "peaks-small", "--out", str(page)]) == 0
     text = page.read_text()
-    assert text.startswith("# Benchmarks\n\n<!-- part: gpu -->\n\n## (l) On a GPU")
+    assert text.startswith("# Benchmarks\n\n<!-- part: gpu -->\n\n## (m) On a GPU")
     assert "pairs of 15 tokens that first differ at 9." in text
 
 

@@ -12,6 +12,7 @@ Quick start::
 from attrib_batch.analysis.comparison.compare import compare
 from attrib_batch.analysis.comparison.correlations import rank_correlations
 from attrib_batch.analysis.examples import examples, examples_of_top
+from attrib_batch.analysis.reliability import reliability
 from attrib_batch.analysis.statistics.moments import half_width
 from attrib_batch.analysis.statistics.stability import stability_sentence
 from attrib_batch.analysis.strata import stratum_spread
@@ -24,7 +25,14 @@ from attrib_batch.analysis.summary import (
     read_summary,
     summary_is_current,
 )
-from attrib_batch.analysis.tables import normalized, read_manifest, scan_baselines, scan_failures, scan_scores
+from attrib_batch.analysis.tables import (
+    normalized,
+    read_manifest,
+    scan_baselines,
+    scan_failures,
+    scan_measured,
+    scan_scores,
+)
 from attrib_batch.analysis.verification.agreement import agreement_path, has_agreement, read_agreement, write_agreement
 from attrib_batch.analysis.verification.disagreement import mean_effects, strongest_disagreements
 from attrib_batch.analysis.verification.verified import Verified, read_verified, verified_cells
@@ -48,8 +56,10 @@ __all__ = [
     "read_stability",
     "read_summary",
     "read_verified",
+    "reliability",
     "scan_baselines",
     "scan_failures",
+    "scan_measured",
     "scan_scores",
     "stability_sentence",
     "stratum_spread",

@@ -214,6 +214,27 @@ def scan_failures(
     return _concat((cell, scan(failure_files(out, cell), Table.FAILURES)) for cell in cells)
 
 
+def scan_measured(
+    out: str | Path | Store, *, model: str | None = None, dataset: str | None = None, method: str | None = None
+) -> pl.LazyFrame:
+    """Open the table of scores that were measured in place of estimates, by methods that choose which (``refined``).
+
+    Takes the arguments of `scan_scores` and raises what it raises.
+
+    Returns:
+        One row per measured score, the columns of ``schema.MEASURED`` after the names of the cell: ``estimate`` is what
+        the measured score stands in place of. No rows for methods that measure no score or all of them.
+    """
+    cells = _select_cells(out, model, dataset, method)
+    store = Store.parse(out)
+
+    def files(cell: Cell) -> list[StoredFile]:
+        there = store.parts(Table.MEASURED, cell.partition) & store.parts(Table.SCORES, cell.partition)
+        return [store.file(Chunk(cell, *part).path(Table.MEASURED)) for part in sorted(there)]
+
+    return _concat((cell, scan(files(cell), Table.MEASURED)) for cell in cells)
+
+
 def normalized(scores: pl.LazyFrame, baselines: pl.LazyFrame) -> pl.LazyFrame:
     """Add the normalised score, the share of the gap between the two prompts that a score accounts for.
 

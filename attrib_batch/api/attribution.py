@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from attrib_batch.api.job import Job
 from attrib_batch.api.pairs import pairs_path
 from attrib_batch.spec import Component, MethodSpec, parse_spec
+from attrib_batch.spec.method import CORRUPTED, reference_of
 from attrib_batch.spec.names import reads_as_text
 
 if TYPE_CHECKING:
@@ -30,9 +31,11 @@ def attribute(
     *,
     components: Sequence[str] = (Component.Z,),
     metric: str = "logit_diff",
-    direction: str = "denoise",
+    direction: str | None = None,
+    reference: str = CORRUPTED,
     tokenizer: Any = None,
     prepend_bos: bool = False,
+    bos_token: str | None = None,
     dtype: str = "float32",
     device: str = "auto",
     limit: int | None = None,
@@ -55,11 +58,14 @@ def attribute(
         methods: kinds of methods, such as ``atp``, ``atp_ig``, ``atp_star``, ``relp`` or ``exact``; or entries of a job
             file.
         components: what is attributed, for methods that do not say so themselves; likewise ``metric`` and
-            ``direction``.
+            ``direction`` and ``reference``.
         metric: what is measured at the last position, by name.
-        direction: ``denoise``: clean into corrupted; ``noise``: the mirror.
+        direction: ``denoise``, the default: clean into corrupted; ``noise``: the mirror.
+        reference: what activations are replaced by: ``corrupted``, those of the other prompt; or ``zero`` or ``mean``,
+            which patch the clean prompt and need no corrupted one.
         tokenizer: the tokenizer of a model that is given.
         prepend_bos: prepend the beginning-of-sequence token. It changes results.
+        bos_token: which token that is, as the vocabulary writes it; the tokenizer's own by default.
         dtype: precision of the weights, of a model that is loaded here.
         device: where a model that is loaded here goes: auto, cpu, cuda, ...
         limit: score only the first so many pairs.
@@ -88,8 +94,12 @@ def attribute(
         given[model_name] = adopt_model(model, tokenizer)
         dtype = str(given[model_name].module.dtype).removeprefix("torch.")
     dataset = name or (_as_name(Path(str(pairs)).stem) if isinstance(pairs, str | Path) else "pairs")
-    defaults = {"components": list(components), "metric": metric, "direction": direction}
-    wanted = [methods] if isinstance(methods, str) else methods
+    defaults = {"components": list(components), "metric": metric, "direction": direction, "reference": reference}
+    wanted = [
+        _method(method, {key: value for key, value in defaults.items() if value is not None})
+        for method in ([methods] if isinstance(methods, str) else methods)
+    ]
+    corrupted = any(reference_of(method) == CORRUPTED for method in wanted)
     spec = parse_spec(
         {
             "name": dataset,
@@ -100,11 +110,14 @@ def attribute(
                     "dtype": dtype,
                     "device": device,
                     "prepend_bos": prepend_bos,
+                    "bos_token": bos_token,
                     "batch_tokens": batch_tokens,
                 }
             ],
-            "datasets": [{"id": dataset, "path": pairs_path(pairs, folder, dataset), "limit": limit}],
-            "methods": [_method(method, defaults) for method in wanted],
+            "datasets": [
+                {"id": dataset, "path": pairs_path(pairs, folder, dataset, corrupted=corrupted), "limit": limit}
+            ],
+            "methods": wanted,
             "chunk_pairs": chunk_pairs,
             "verify": None if verify is None else {"pairs": verify},
         },

@@ -8,11 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 from attrib_batch.errors import DatasetError
 from attrib_batch.pairs.making.writer import serialize_pairs
-from attrib_batch.pairs.reading.columns import ANSWER_COLUMNS, ROLE_BOUNDS, TableForm
+from attrib_batch.pairs.reading.columns import ANSWER_COLUMNS, ROLE_BOUNDS, TableForm, required_columns
 from attrib_batch.pairs.reading.notes import TableNotes
 from attrib_batch.pairs.reading.reader import Pair, Role
 from attrib_batch.storage.store import Store
-from attrib_batch.tables import REQUIRED_PAIR_COLUMNS
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -21,20 +20,21 @@ FOLDER = "pairs"
 """Where a run's directory holds pairs that it was given as rows."""
 
 
-def pairs_path(pairs: Any, out: str | Path | Store, name: str) -> str:
+def pairs_path(pairs: Any, out: str | Path | Store, name: str, *, corrupted: bool = True) -> str:
     """Return where the pairs lie; rows are written into the run's directory first.
 
     Args:
         pairs: a path or URL; a Polars or pandas frame, an Arrow table, or an iterable of mappings.
         out: the run's directory.
         name: the dataset's name.
+        corrupted: whether corrupted prompts are needed.
 
     Raises:
         DatasetError: they are none of these, or a column is missing or of the wrong type.
     """
     if isinstance(pairs, str | Path):
         return str(pairs)
-    rows = [_pair(index, row) for index, row in enumerate(_rows(pairs))]
+    rows = [_pair(index, row, required_columns(corrupted=corrupted)) for index, row in enumerate(_rows(pairs))]
     if not rows:
         raise DatasetError("pairs: there is no row, so there is nothing to score")
     form = TableForm(
@@ -72,12 +72,12 @@ def _rows(pairs: Any) -> Iterator[Mapping[str, Any]]:
         )
 
 
-def _pair(index: int, row: Any) -> Pair:
+def _pair(index: int, row: Any, required: tuple[str, ...]) -> Pair:
     if isinstance(row, Pair):
         return row
     if not hasattr(row, "keys"):
         raise DatasetError(f"pairs: row {index} is a {type(row).__name__}; expected a dict")
-    if missing := [name for name in REQUIRED_PAIR_COLUMNS if name not in row]:
+    if missing := [name for name in required if name not in row]:
         raise DatasetError(
             f"pairs: row {index} has no {', '.join(missing)}; it has {', '.join(map(str, row)) or 'nothing'}"
         )
@@ -87,7 +87,7 @@ def _pair(index: int, row: Any) -> Pair:
     return Pair(
         pair_id=index if pair_id is None else _whole(index, "pair_id", pair_id),
         clean=_text(index, "clean", value["clean"]),
-        corrupted=_text(index, "corrupted", value["corrupted"]),
+        corrupted=_text(index, "corrupted", value.get("corrupted")),
         answers=_answers(index, "answers", value["answers"]),
         wrong_answers=_answers(index, "wrong_answers", value["wrong_answers"]),
         roles=tuple(_roles(index, value.get("roles"))),

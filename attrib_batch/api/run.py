@@ -107,6 +107,27 @@ class Run:
         """Return the pairs that could not be scored, and why; arguments as for `scores`."""
         return analysis.scan_failures(self._store, **cell)
 
+    def measured(self, **cell: str) -> pl.LazyFrame:
+        """Return the scores that ``refined`` measured, each with the ``estimate`` that it stands in place of.
+
+        The columns are those of `scores` and ``estimate``; both in metric units. Arguments as for `scores`.
+        """
+        keys = [*CELL, "pair_id", "component", "layer", "head", "position"]
+        scores = analysis.scan_scores(self._store, **cell).select(*keys, "score")
+        found = analysis.scan_measured(self._store, **cell)
+        return found.join(scores, on=keys, how="left", nulls_equal=True, maintain_order="left")
+
+    def reliability(self, **cell: str) -> pl.LazyFrame:
+        """Return how unreliable each score of ``atp`` is, where the run has ``atp_hvp`` of the same metric as well.
+
+        The columns are those of `attrib_batch.analysis.reliability`: the ``unreliability`` of a score is what the
+        second order adds to it, over itself. Arguments as for `scores`; ``method`` is that of kind ``atp``.
+
+        Raises:
+            OutputError: the run does not have both.
+        """
+        return analysis.reliability(self._store, **cell)
+
     def heads(self, **cell: str) -> pl.DataFrame:
         """Return means, intervals and p-values of every head: at each role, at the last position, and overall.
 

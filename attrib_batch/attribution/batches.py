@@ -16,8 +16,11 @@ Tokens = tuple[int, ...]
 
 
 def suffix_tokens(batch: Sequence[EncodedPair]) -> int:
-    """Count the positions from the first difference on, of clean and corrupted prompts together."""
-    return sum(2 * (pair.n_tokens - pair.first_difference) for pair in batch)
+    """Count the positions from the first difference on, of clean and corrupted prompts together.
+
+    Of whole answers each is passed behind both prompts.
+    """
+    return sum(2 * pair.n_continuations * (pair.n_row_tokens - pair.first_difference) for pair in batch)
 
 
 def in_order(pairs: Sequence[EncodedPair]) -> list[EncodedPair]:
@@ -26,10 +29,10 @@ def in_order(pairs: Sequence[EncodedPair]) -> list[EncodedPair]:
 
 
 def by_shape(pairs: Sequence[EncodedPair]) -> list[list[EncodedPair]]:
-    """Divide pairs, in order, into those of one length and one first difference."""
-    shapes: dict[tuple[int, int], list[EncodedPair]] = defaultdict(list)
+    """Divide pairs, in order, into those of one length and one first difference, and answers of one length."""
+    shapes: dict[tuple[int, int, int], list[EncodedPair]] = defaultdict(list)
     for pair in in_order(pairs):
-        shapes[pair.n_tokens, pair.first_difference].append(pair)
+        shapes[pair.n_tokens, pair.first_difference, pair.n_predicted].append(pair)
     return list(shapes.values())
 
 
@@ -45,17 +48,17 @@ def by_cost(pairs: Sequence[EncodedPair], pass_tokens: int) -> list[list[Encoded
     """
     found: list[list[EncodedPair]] = []
     rows = longest = shortest = 0
-    for shape in sorted(by_shape(pairs), key=lambda shape: (shape[0].first_difference, shape[0].n_tokens)):
-        pair, more = shape[0], 2 * len(shape)
-        alone = more * (pair.n_tokens - pair.first_difference)
-        n_tokens, first = max(longest, pair.n_tokens), min(shortest, pair.first_difference)
+    for shape in sorted(by_shape(pairs), key=lambda shape: (shape[0].first_difference, shape[0].n_row_tokens)):
+        pair, more = shape[0], sum(2 * pair.n_continuations for pair in shape)
+        alone = more * (pair.n_row_tokens - pair.first_difference)
+        n_tokens, first = max(longest, pair.n_row_tokens), min(shortest, pair.first_difference)
         together = (rows + more) * (n_tokens - first)
         if found and together <= rows * (longest - shortest) + alone + pass_tokens:
             found[-1] += shape
             rows, longest, shortest = rows + more, n_tokens, first
         else:
             found.append(list(shape))
-            rows, longest, shortest = more, pair.n_tokens, pair.first_difference
+            rows, longest, shortest = more, pair.n_row_tokens, pair.first_difference
     return found
 
 
@@ -68,7 +71,7 @@ class Size:
     prefix_tokens: int
     """Positions of prefixes whose keys and values are held; copies count."""
     rows: int
-    """Prompts."""
+    """Places whose logits are read: one of a prompt, or one for every token of a whole answer."""
 
 
 def micro_batches(
@@ -118,8 +121,9 @@ class _PackedSize:
         # In order, no earlier prompt begins with more of this one's tokens than the last does.
         held = min(self.held, _common(self.last, prompt)) if self.held else 0
         new = max(0, pair.first_difference - held)
+        size = self.size
         return _PackedSize(
-            Size(self.size.suffix_tokens + suffix_tokens([pair]), self.size.prefix_tokens + new, self.size.rows + 2),
+            Size(size.suffix_tokens + suffix_tokens([pair]), size.prefix_tokens + new, size.rows + _places(pair)),
             prompt,
             held + new,
         )
@@ -132,14 +136,21 @@ class _PaddedSize:
     rows: int = 0
     longest: int = 0
     shortest: int = 0
+    places: int = 0
 
     @property
     def size(self) -> Size:
-        return Size(self.rows * (self.longest - self.shortest), self.rows * self.shortest, self.rows)
+        return Size(self.rows * (self.longest - self.shortest), self.rows * self.shortest, self.places)
 
     def with_pair(self, pair: EncodedPair) -> _PaddedSize:
         shortest = min(self.shortest, pair.first_difference) if self.rows else pair.first_difference
-        return _PaddedSize(self.rows + 2, max(self.longest, pair.n_tokens), shortest)
+        rows = self.rows + 2 * pair.n_continuations
+        return _PaddedSize(rows, max(self.longest, pair.n_row_tokens), shortest, self.places + _places(pair))
+
+
+def _places(pair: EncodedPair) -> int:
+    """Count the places of a pair whose logits are read."""
+    return 2 * pair.n_continuations * pair.n_predicted
 
 
 def _common(first: Tokens, second: Tokens) -> int:
@@ -150,18 +161,30 @@ def _common(first: Tokens, second: Tokens) -> int:
     return min(len(first), len(second))
 
 
+@dataclass(frozen=True)
+class Row:
+    """A prompt, and its first position that a pass computes; what is before it is its prefix."""
+
+    tokens: Tokens
+    first: int
+    n_predicting: int = 1
+    """At how many of its last tokens the logits are read."""
+
+
 def base_and_other(pair: EncodedPair, direction: Direction) -> tuple[Tokens, Tokens]:
-    """Return the prompt that is patched, and the prompt whose activations are patched in."""
-    return (pair.corrupted, pair.clean) if direction == "denoise" else (pair.clean, pair.corrupted)
+    """Return the prompt that is patched, and the prompt whose activations are patched in, as a pass computes them."""
+    clean, corrupted = pair.clean + pair.continuation, pair.corrupted + pair.continuation
+    return (corrupted, clean) if direction == "denoise" else (clean, corrupted)
 
 
-def first_positions(pairs: Sequence[EncodedPair]) -> dict[Tokens, int]:
-    """Return for each prompt of pairs where the first of its pairs begins to differ: from there it must be computed."""
+def rows_of(pairs: Sequence[EncodedPair]) -> dict[Tokens, Row]:
+    """Return for each prompt of pairs its row, which begins where the first of its pairs begins to differ."""
     first: dict[Tokens, int] = {}
     for pair in pairs:
-        for tokens in (pair.clean, pair.corrupted):
+        for tokens in base_and_other(pair, "denoise"):
             first[tokens] = min(pair.first_difference, first.get(tokens, pair.first_difference))
-    return first
+    n_predicting = max(pair.n_predicted for pair in pairs)
+    return {tokens: Row(tokens, at, n_predicting) for tokens, at in first.items()}
 
 
 @dataclass(frozen=True)

@@ -14,12 +14,13 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from attrib_batch.attribution.batches import base_and_other, first_positions
+from attrib_batch.attribution.batches import Row, base_and_other, rows_of
 from attrib_batch.attribution.entries import Entries
 from attrib_batch.attribution.method import Method
 from attrib_batch.attribution.metrics import AnswerSets, Metric, at_least_float32, metric_named
-from attrib_batch.attribution.passes import Passes, Row
+from attrib_batch.attribution.passes import Passes
 from attrib_batch.attribution.passes.places import Index
+from attrib_batch.attribution.references import Replacement, ablated_logits
 from attrib_batch.attribution.scores import Scores
 from attrib_batch.models.families import Site
 from attrib_batch.models.load import LoadedModel
@@ -51,7 +52,7 @@ class Objective:
 
     metric: Metric
     answers: AnswerSets
-    clean_logits: Float[Tensor, "pair vocab"]
+    clean_logits: Float[Tensor, "pair *place vocab"]
     clean: Float[Tensor, " pair"]
     corrupted: Float[Tensor, " pair"]
     base: Float[Tensor, " pair"]
@@ -62,8 +63,8 @@ class Objective:
         cls,
         method: Method,
         pairs: Sequence[EncodedPair],
-        base_logits: Float[Tensor, "pair vocab"],
-        other_logits: Float[Tensor, "pair vocab"],
+        base_logits: Float[Tensor, "pair *place vocab"],
+        other_logits: Float[Tensor, "pair *place vocab"],
         vocabulary: Sequence[int] | None = None,
     ) -> Objective:
         """Build the objective of ``pairs`` from the logits of their prompts, for all tokens or for ``vocabulary``."""
@@ -76,7 +77,7 @@ class Objective:
             corrupted = metric(corrupted_logits, clean_logits, answers)
         return cls(metric, answers, clean_logits, clean, corrupted, base=corrupted if denoise else clean)
 
-    def __call__(self, logits: Float[Tensor, "row vocab"], pair: Index) -> Float[Tensor, " row"]:
+    def __call__(self, logits: Float[Tensor, "row *place vocab"], pair: Index) -> Float[Tensor, " row"]:
         """Compute the metric of rows that belong to the pairs at ``pair``."""
         return self.metric(logits, pair.take(self.clean_logits), self.answers.select(pair.on(logits.device)))
 
@@ -116,8 +117,10 @@ class Contrast:
     base_rows: list[Row]
     """In the order of the pairs, as ``other_rows``."""
     other_rows: list[Row]
+    replacement: Replacement | None
+    """What stands in place of the other prompts' activations, if anything does."""
     difference: list[dict[Component, Float[Tensor, "entry head feature"]]]
-    """``difference[layer][component]``: the other prompt's activation minus the base's."""
+    """``difference[layer][component]``: the other prompt's activation, or the replacement, minus the base's."""
     objective: Objective
     vocabulary: list[int] | None
     """The tokens whose logits it is of, None for all."""
@@ -128,9 +131,9 @@ class Contrast:
     ) -> Contrast:
         """Compute both prompts of pairs; a prompt that occurs more than once is computed once."""
         entries, dimensions = Entries.of(pairs), passes.model.dimensions
-        first = first_positions(pairs)
+        row_with = rows_of(pairs)
         base_rows, other_rows = (
-            [Row(tokens, first[tokens]) for tokens in of]
+            [row_with[tokens] for tokens in of]
             for of in zip(*(base_and_other(pair, method.direction) for pair in pairs), strict=True)
         )
         distinct = list(dict.fromkeys([*base_rows, *other_rows]))
@@ -141,15 +144,23 @@ class Contrast:
         passed = passes.forward(layout, list(sites.values()), graph=False, vocabulary=vocabulary)
         at_base, at_other = entries.index(base, layout), entries.index(other, layout)
         base_logits, other_logits = (Index(np.array(of)).take(passed.logits) for of in (base, other))
+        replacement = None
+        if method.reference is not None:
+            other_logits = ablated_logits(passes, pairs, sites, method.reference, vocabulary)
+            replacement = method.reference.at(pairs, entries)
         return cls(
             entries,
             base_rows,
             other_rows,
+            replacement,
             difference=[
                 {
-                    component: subtract(at_other.take(values), at_base.take(values))
+                    component: subtract(
+                        at_other.take(values) if replacement is None else replacement.of(component, layer, here), here
+                    )
                     for component, site in sites.items()
                     for values in (passed.at(layer, site, dimensions),)
+                    for here in (at_base.take(values),)
                 }
                 for layer in range(dimensions.n_layers)
             ],

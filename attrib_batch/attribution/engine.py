@@ -12,11 +12,14 @@ import torch
 
 from attrib_batch.attribution.batches import Size, by_shape, micro_batches, suffix_tokens
 from attrib_batch.attribution.faults import is_out_of_memory, raise_if_no_pair_is_to_blame
-from attrib_batch.attribution.groups import MethodGroup, group_methods
+from attrib_batch.attribution.groups import MethodGroup, ShapeScores, group_methods
+from attrib_batch.attribution.groups import by_shape as shapes_of
 from attrib_batch.attribution.method import Method
 from attrib_batch.attribution.metrics import metric_named
 from attrib_batch.attribution.passes import Passes, passes_for
+from attrib_batch.attribution.references import Means
 from attrib_batch.attribution.scores import BatchScores
+from attrib_batch.attribution.steps import Kept, TwoSteps
 from attrib_batch.errors import RequestError
 from attrib_batch.models.checks.capabilities import check_layers
 from attrib_batch.models.load import LoadedModel
@@ -55,6 +58,10 @@ class Limit(Protocol):
         """Return how many positions a method may compute at once for a micro-batch."""
         ...
 
+    def keeps(self, n_suffix_tokens: int, n_bytes: int) -> bool:
+        """Return whether what passes of so many suffix positions left may be kept, so many bytes, beside a batch."""
+        ...
+
 
 @runtime_checkable
 class Budget(Protocol):
@@ -91,6 +98,10 @@ class TokenBudget:
         """Return the number."""
         return self.tokens
 
+    def keeps(self, n_suffix_tokens: int, _n_bytes: int) -> bool:
+        """Return whether they are no more than those of a micro-batch."""
+        return n_suffix_tokens <= self.tokens
+
     def ran_out_at(self, batch: Sequence[EncodedPair]) -> bool:
         """Allow half of a micro-batch that did not fit."""
         before = self.tokens
@@ -123,6 +134,7 @@ def score_pairs(
     budget: Budget,
     *,
     agree: Agree = _alone,
+    means: Means | None = None,
 ) -> Iterator[tuple[MethodSpec, Outcome]]:
     """Score pairs of any shapes; for each method every pair ends in exactly one scored batch or one failure.
 
@@ -136,6 +148,7 @@ def score_pairs(
         budget: how large a micro-batch may be.
         agree: called once after every attempt at a micro-batch, before its outcomes are given; what it raises ends the
             scoring. Processes that share a model's weights split a micro-batch alike or not at all.
+        means: mean activations of the dataset, for methods whose reference they are.
 
     Raises:
         RequestError: a metric is not known in this process, or cannot be what it is used as; the model does not have
@@ -146,7 +159,7 @@ def score_pairs(
         metric_named(method.metric)
         check_layers(method, model.dimensions.n_layers, where=f"method {method.id!r}")
     spec_of = {method.id: method for method in methods}
-    for scored_by, outcome in score_groups(model, pairs, group_methods(methods), budget, agree=agree):
+    for scored_by, outcome in score_groups(model, pairs, group_methods(methods, means), budget, agree=agree):
         yield spec_of[scored_by.id], outcome
 
 
@@ -162,30 +175,99 @@ def score_groups(
     passes = passes_for(model)
     for group in groups:
         limit = budget.limit(passes, group)
-        passes.begin(pairs)
-        together = passes.together(pairs) if group.mixes_shapes else by_shape(pairs)
-        for some in together:
-            rest = some
-            while rest:
-                # One after the other: the budget may have shrunk.
-                batch = next(micro_batches(rest, limit.fits, padded=passes.padded))
-                rest = rest[len(batch) :]
-                yield from _score_or_split(passes, batch, group, (budget, limit), agree, attempts=1)
+        work = _Work(passes, group, budget, limit, agree)
+        if isinstance(group.function, TwoSteps):
+            yield from _in_two_steps(work, group.function, pairs)
+        else:
+            passes.begin(pairs)
+            yield from _by_micro_batches(work, pairs, _at_once(work))
+
+
+Attempt = Callable[[list[EncodedPair]], list[list[ShapeScores]]]
+"""Computes a micro-batch; for each method of the group what it gives for pairs of one shape."""
+
+
+@dataclass(frozen=True)
+class _Work:
+    """What micro-batches of a group of methods are computed with."""
+
+    passes: Passes
+    group: MethodGroup
+    budget: Budget
+    limit: Limit
+    agree: Agree
+
+
+def _at_once(work: _Work) -> Attempt:
+    # No shapes here: the annotations of an inner function are evaluated on a server too, which has no jaxtyping.
+    def attempt(batch: list[EncodedPair]) -> list[list[ShapeScores]]:
+        work.passes.prepare(batch)
+        return work.group.score(work.passes, batch, batch_tokens=work.limit.batch_tokens(batch))
+
+    return attempt
+
+
+def _by_micro_batches(work: _Work, pairs: Sequence[EncodedPair], attempt: Attempt) -> Iterator[tuple[Method, Outcome]]:
+    together = work.passes.together(pairs) if work.group.mixes_shapes else by_shape(pairs)
+    for some in together:
+        rest = some
+        while rest:
+            # One after the other: the budget may have shrunk.
+            batch = next(micro_batches(rest, work.limit.fits, padded=work.passes.padded))
+            rest = rest[len(batch) :]
+            yield from _score_or_split(work, batch, attempt, attempts=1)
+
+
+def _in_two_steps(work: _Work, steps: TwoSteps, pairs: Sequence[EncodedPair]) -> Iterator[tuple[Method, Outcome]]:
+    """Score all pairs by the first step of a method, and then, by what all of these scores say, by its second."""
+    [method] = work.group.methods
+    kept = Kept(work.limit)
+
+    def first(batch: list[EncodedPair]) -> list[list[ShapeScores]]:
+        with kept.let_go_when_memory_runs_out():
+            passes = passes_for(work.passes.model)
+            passes.begin(batch)
+            passes.prepare(batch)
+            scores, state = steps.first(passes, batch, method)
+            kept.add(batch, passes, state)
+            return [shapes_of(batch, scores)]
+
+    estimated: list[ScoredBatch] = []
+    for _, outcome in _by_micro_batches(work, pairs, first):
+        if isinstance(outcome, ScoredBatch):
+            estimated.append(outcome)
+        else:
+            yield method, outcome
+    choice = steps.choose(work.passes.model.dimensions, method, [(one.pairs, one.result) for one in estimated])
+    # Where processes share a model's weights they must measure the same.
+    work.agree(f"chose {choice.digest}")
+
+    def second(batch: list[EncodedPair]) -> list[list[ShapeScores]]:
+        with kept.let_go_when_memory_runs_out():
+            passes, state = kept.take(batch) or (passes_for(work.passes.model), None)
+            if state is None:
+                passes.begin(batch)
+                passes.prepare(batch)
+                state = steps.again(passes, batch, method)
+            tokens = work.limit.batch_tokens(batch)
+            return [shapes_of(batch, steps.second(passes, batch, state, choice, batch_tokens=tokens))]
+
+    rest = {pair.pair_id: pair for one in estimated for pair in one.pairs}
+    for batch in kept.batches():
+        if all(pair.pair_id in rest for pair in batch):
+            for pair in batch:
+                del rest[pair.pair_id]
+            yield from _score_or_split(work, batch, second, attempts=1)
+    if rest:
+        yield from _by_micro_batches(work, list(rest.values()), second)
 
 
 def _score_or_split(
-    passes: Passes,
-    batch: list[EncodedPair],
-    group: MethodGroup,
-    allowed: tuple[Budget, Limit],
-    agree: Agree,
-    *,
-    attempts: int,
+    work: _Work, batch: list[EncodedPair], attempt: Attempt, *, attempts: int
 ) -> Iterator[tuple[Method, Outcome]]:
-    budget, limit = allowed
+    agree = work.agree
     try:
-        passes.prepare(batch)
-        results = group.score(passes, batch, batch_tokens=limit.batch_tokens(batch))
+        results = attempt(batch)
     except RequestError:
         raise  # whatever the pairs, it would be the same
     except Exception as error:  # noqa: BLE001 - whatever one pair raises must cost only that pair; it is recorded
@@ -194,26 +276,26 @@ def _score_or_split(
         out_of_memory = is_out_of_memory(error)
     else:
         agree(SUCCESS)
-        for method, shapes in zip(group.methods, results, strict=True):
+        for method, shapes in zip(work.group.methods, results, strict=True):
             for alike, result in shapes:
-                for outcome in _finite_and_not(passes.model, method, alike, result, attempts):
+                for outcome in _finite_and_not(work.passes.model, method, alike, result, attempts):
                     yield method, outcome
         return
     # Outside the handler: the exception, and with it the tensors of the failed attempt, are gone by now.
     agree(OUT_OF_MEMORY if out_of_memory else message)
     if out_of_memory:
         _release_cached_memory()
-        if budget.ran_out_at(batch) and len(batch) == 1:
+        if work.budget.ran_out_at(batch) and len(batch) == 1:
             # A method may compute further rows for one pair, and computes them in smaller parts now.
-            yield from _score_or_split(passes, batch, group, allowed, agree, attempts=attempts + 1)
+            yield from _score_or_split(work, batch, attempt, attempts=attempts + 1)
             return
     if len(batch) == 1:
-        for method in group.methods:
+        for method in work.group.methods:
             yield method, FailedPair(batch[0], FailureReason.SCORING_ERROR, message, attempts)
         return
     middle = len(batch) // 2
     for half in (batch[:middle], batch[middle:]):
-        yield from _score_or_split(passes, half, group, allowed, agree, attempts=attempts + 1)
+        yield from _score_or_split(work, half, attempt, attempts=attempts + 1)
 
 
 def _finite_and_not(

@@ -43,3 +43,8 @@ class Entries:
     def pair(self) -> Int[np.ndarray, " entry"]:
         """For each entry its pair."""
         return np.repeat(np.arange(len(self.count)), self.count)
+
+    @property
+    def position(self) -> Int[np.ndarray, " entry"]:
+        """For each entry its position in its prompt."""
+        return ranges(self.first, self.count)

@@ -12,17 +12,17 @@ from typing import Protocol, cast, runtime_checkable
 
 import numpy as np
 
+from attrib_batch.attribution.continuations import over_continuations, with_continuations
 from attrib_batch.attribution.method import Method
 from attrib_batch.attribution.passes import Passes
-from attrib_batch.attribution.scores import BatchScores, Scores
+from attrib_batch.attribution.references import Means
+from attrib_batch.attribution.scores import BatchScores, Result, Scores
 from attrib_batch.errors import JobError
 from attrib_batch.pairs.encoding.encode import EncodedPair
 from attrib_batch.spec import MethodSpec, share_forward_passes
 from attrib_batch.spec.registries.entry_points import load_reference
 from attrib_batch.spec.registries.methods import method_entry
-
-Result = BatchScores | Scores | Sequence[Scores]
-"""What a scoring function returns: one result of all its pairs, or several for parts of them in their order."""
+from attrib_batch.spec.registries.metrics import metric_entry
 
 
 @runtime_checkable
@@ -64,15 +64,21 @@ class MethodGroup:
     """Whether ``function`` takes pairs of any shapes at once."""
     differentiates: bool
     """Whether it computes gradients."""
+    whole_answers: bool = False
+    """Whether the metrics read whole answers, each behind its prompt."""
 
     def score(self, passes: Passes, pairs: Sequence[EncodedPair], *, batch_tokens: int) -> list[list[ShapeScores]]:
         """Score pairs by every method of the group; of one shape, unless it mixes shapes."""
+        given = with_continuations(pairs) if self.whole_answers else pairs
+        results: Sequence[Result]
         if self.shared:
             together = cast("SharedScoringFunction", self.function)
-            results = together(passes, pairs, self.methods, batch_tokens=batch_tokens)
+            results = together(passes, given, self.methods, batch_tokens=batch_tokens)
         else:
             alone = cast("ScoringFunction", self.function)
-            results = [alone(passes, pairs, method, batch_tokens=batch_tokens) for method in self.methods]
+            results = [alone(passes, given, method, batch_tokens=batch_tokens) for method in self.methods]
+        if self.whole_answers:
+            results = [over_continuations(pairs, result) for result in results]
         return [by_shape(pairs, result) for result in results]
 
 
@@ -99,8 +105,12 @@ def by_shape(pairs: Sequence[EncodedPair], result: Result) -> list[ShapeScores]:
     return found
 
 
-def group_methods(methods: Sequence[MethodSpec]) -> list[MethodGroup]:
+def group_methods(methods: Sequence[MethodSpec], means: Means | None = None) -> list[MethodGroup]:
     """Group methods by what is computed in the same forward passes, and load their functions.
+
+    Args:
+        methods: the methods.
+        means: mean activations of the dataset, for those whose reference they are.
 
     Raises:
         JobError: the function of a kind cannot be imported.
@@ -110,11 +120,12 @@ def group_methods(methods: Sequence[MethodSpec]) -> list[MethodGroup]:
         entry = method_entry(members[0].kind)
         groups.append(
             MethodGroup(
-                tuple(map(Method.of, members)),
+                tuple(Method.of(member, means) for member in members),
                 scoring_function(entry.kind),
                 entry.shares_forward_passes,
                 entry.mixes_shapes,
                 entry.differentiates,
+                metric_entry(members[0].metric).whole_answers and not entry.collects,
             )
         )
     return groups

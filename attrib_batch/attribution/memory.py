@@ -8,6 +8,7 @@ through both peaks. The others follow from the sizes of the model.
 
 from __future__ import annotations
 
+import time
 import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import astuple, dataclass, replace
@@ -42,8 +43,10 @@ MEASURED_METRIC = "logit_diff"
 """The metric that is measured in place of any."""
 LEAST_SHRUNK = 2**-10
 """What is left at least of what memory allows when it ran out again and again."""
-_SMALL, _LARGE = 2, 6
-"""The pairs of the two measured sets."""
+MEASURED_PAIRS = {"cpu": (2, 6), "cuda": (8, 24)}
+"""The pairs of the two measured sets, by kind of device: on a GPU many runs are attended to in another way than few."""
+_TIMED_LENGTH, _TIMED_PASSES = 8, 3
+"""The positions of a row of a pass that is timed, and how often it is."""
 _PREFIX, _SUFFIX = 2, 8
 """The positions of a made-up pair."""
 
@@ -93,6 +96,10 @@ class MemoryLimit:
         fitting = max(int(beside / max(self.model.suffix_token, 1.0)), suffix_tokens(batch[:1]))
         return max(1, min(self.tokens.tokens, fitting))
 
+    def keeps(self, _n_suffix_tokens: int, n_bytes: int) -> bool:
+        """Return whether so much may be kept beside a micro-batch."""
+        return n_bytes <= self.room
+
 
 Agreed = Callable[[Sequence[float]], Sequence[float]]
 """Takes numbers that processes found each for itself, and returns for each the largest that any of them found."""
@@ -130,13 +137,18 @@ class MemoryBudget:
         self._agreed = agreed
         self._tokens = TokenBudget(MOST_TOKENS.get(device.type, MOST_TOKENS["cpu"]))
         self._models: dict[str, MemoryModel] = {}
+        self._pass_tokens: float | None = None
 
     def limit(self, passes: Passes, group: MethodGroup) -> MemoryLimit:
-        """Return the limit for a group of methods; the first time, measure what they take."""
+        """Return the limit for a group of methods; the first time, measure what they take, and what a pass costs."""
         # By value: parameters of methods have no hash.
         key = repr(group.methods)
         if key not in self._models:
             self._models[key] = MemoryModel(*self._agreed(astuple(measure(passes, group))))
+        if passes.padded:
+            if self._pass_tokens is None:
+                (self._pass_tokens,) = self._agreed([pass_tokens(passes.model)])
+            passes.pass_tokens = round(self._pass_tokens)
         (least,) = self._agreed([-float(free_bytes(self._device, share=self._share))])
         room = min(-SHARE * least, MOST_BYTES.get(self._device.type, -least))
         return MemoryLimit(self._models[key], room / 2**self._ran_out, self._tokens, passes.padded)
@@ -151,6 +163,7 @@ class MemoryBudget:
             return self
         budget = MemoryBudget(self._device, share=self._share, ran_out=self._ran_out + times, agreed=self._agreed)
         budget._models, budget._tokens = self._models, self._tokens.halved(times)
+        budget._pass_tokens = self._pass_tokens
         return budget
 
 
@@ -165,8 +178,9 @@ def measure(passes: Passes, group: MethodGroup) -> MemoryModel:
         passes.prepare(pairs)
         measured.score(passes, pairs, batch_tokens=suffix_tokens(pairs))
 
-    small, large = (peak_bytes(model.device, partial(score, n_pairs)) for n_pairs in (_SMALL, _LARGE))
-    tokens = [suffix_tokens(_made_up(model, n_pairs)) for n_pairs in (_SMALL, _LARGE)]
+    measured_pairs = MEASURED_PAIRS.get(model.device.type, MEASURED_PAIRS["cpu"])
+    small, large = (peak_bytes(model.device, partial(score, n_pairs)) for n_pairs in measured_pairs)
+    tokens = [suffix_tokens(_made_up(model, n_pairs)) for n_pairs in measured_pairs]
     slope = max(0.0, (large - small) / (tokens[1] - tokens[0]))
     dimensions, item = model.dimensions, torch.finfo(model.module.dtype).bits // 8
     key_bytes = 2.0 * dimensions.n_layers * dimensions.n_kv_heads * dimensions.head_dim * item / model.shards
@@ -182,6 +196,28 @@ def measure(passes: Passes, group: MethodGroup) -> MemoryModel:
     )
 
 
+def pass_tokens(model: LoadedModel, *, now: Callable[[], float] = time.perf_counter) -> float:
+    """Measure what a pass costs whatever it computes, in positions: the time of none, over the time of one more.
+
+    The line through the times of a small and a large pass, the best of some each; at most as many positions as a
+    micro-batch may have, which is what a GPU that is busy with neither gets.
+    """
+    most = MOST_TOKENS.get(model.device.type, MOST_TOKENS["cpu"])
+    length = min(_TIMED_LENGTH, model.dimensions.max_tokens)
+    rows = [1, max(2, most // 32 // length)]
+    small, large = (min(_seconds(model, n, length, now) for _ in range(_TIMED_PASSES)) for n in rows)
+    slope = (large - small) / ((rows[1] - rows[0]) * length)
+    return min(float(most), max(0.0, small / slope - length)) if slope > 0 else float(most)
+
+
+def _seconds(model: LoadedModel, n_rows: int, length: int, now: Callable[[], float]) -> float:
+    ids = torch.zeros(n_rows, length, dtype=torch.long, device=model.device)
+    started = now()
+    with torch.no_grad():
+        model.module(ids, use_cache=False, logits_to_keep=1).logits[0, -1, 0].item()  # waits for it
+    return now() - started
+
+
 def _differentiating(group: MethodGroup) -> MethodGroup:
     """Return what is measured for a group: itself, or attribution patching where it computes no gradient.
 
@@ -189,7 +225,8 @@ def _differentiating(group: MethodGroup) -> MethodGroup:
     works on any pair; what others take of all logits is counted apart.
     """
     if group.differentiates:
-        return replace(group, methods=tuple(replace(method, metric=MEASURED_METRIC) for method in group.methods))
+        methods = tuple(replace(method, metric=MEASURED_METRIC, reference=None) for method in group.methods)
+        return replace(group, methods=methods, whole_answers=False)
     return group_methods(
         [MethodSpec(id=method.id, kind=MEASURED_KIND, components=method.components) for method in group.methods]
     )[0]

@@ -12,11 +12,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int, Num
 from torch import Tensor
 
 from attrib_batch.errors import JobError
+from attrib_batch.models.devices import on_device
 from attrib_batch.pairs.encoding.encode import EncodedPair
 from attrib_batch.spec import MethodSpec
 from attrib_batch.spec.registries.entry_points import load_offered, load_reference, offered
@@ -55,10 +57,11 @@ def _places(tokens: Sequence[int], place: Mapping[int, int] | None) -> Sequence[
 def _rectangle(
     rows: Sequence[Sequence[int]], device: torch.device
 ) -> tuple[Int[Tensor, "pair answer"], Bool[Tensor, "pair answer"]]:
-    width = max(len(row) for row in rows)
-    ids = torch.tensor([[*row, *[0] * (width - len(row))] for row in rows], dtype=torch.long)
-    mask = torch.tensor([[i < len(row) for i in range(width)] for row in rows], dtype=torch.bool)
-    return ids.to(device), mask.to(device)
+    count = np.array([len(row) for row in rows])
+    mask = np.arange(count.max()) < count[:, None]
+    ids = np.zeros(mask.shape, dtype=np.int64)
+    ids[mask] = [token for row in rows for token in row]
+    return on_device(ids, device), on_device(mask, device)
 
 
 Metric = Callable[["Float[Tensor, 'pair vocab']", "Float[Tensor, 'pair vocab']", AnswerSets], "Float[Tensor, ' pair']"]
@@ -118,6 +121,25 @@ def kl(
     """
     clean = _log_probs(clean_logits)
     return (clean.exp() * (clean - _log_probs(logits))).sum(-1)
+
+
+def sequence_log_prob(
+    logits: Float[Tensor, "pair *place vocab"],
+    clean_logits: Float[Tensor, "pair *place vocab"],  # noqa: ARG001 - as a Metric's
+    answers: AnswerSets,
+) -> Float[Tensor, " pair"]:
+    """Compute the log-probability of a continuation, the right answer's tokens in their order (nats, at most 0).
+
+    The logits are those of the last places of each row; the last of them predicts the last token. Of one place they may
+    come without an axis of places.
+    """
+    logits = logits.reshape(len(logits), -1, logits.shape[-1])
+    n_tokens = answers.right_mask.sum(-1, keepdim=True)
+    place = logits.shape[1] - n_tokens + torch.arange(answers.right.shape[1], device=logits.device)
+    row = torch.arange(len(logits), device=logits.device).unsqueeze(-1)
+    # What is masked may be at any place.
+    picked = _log_probs(logits)[row, place.clamp(0, logits.shape[1] - 1), answers.right]
+    return picked.masked_fill(~answers.right_mask, 0.0).sum(-1)
 
 
 _loaded: dict[str, Metric] = {}
@@ -241,7 +263,7 @@ def _checked(name: str, function: Metric) -> Metric:
     return metric
 
 
-def _log_probs(logits: Float[Tensor, "pair vocab"]) -> Float[Tensor, "pair vocab"]:
+def _log_probs(logits: Float[Tensor, "*place vocab"]) -> Float[Tensor, "*place vocab"]:
     return at_least_float32(logits).log_softmax(-1)
 
 

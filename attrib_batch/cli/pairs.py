@@ -29,7 +29,11 @@ Table = Annotated[
 @app.command("import")
 def import_table(
     source: Annotated[
-        Path, typer.Argument(help="CSV, TSV, JSON (lines, an array, an object) or Parquet; also .gz and .zst.")
+        str,
+        typer.Argument(
+            help="CSV, TSV, JSON (lines, an array, an object) or Parquet; also .gz and .zst. A path, s3://, gs://, "
+            "hf://datasets/ or https://."
+        ),
     ],
     out: OutFile,
     *,
@@ -69,7 +73,10 @@ def import_table(
         Corrupt | None, typer.Option(help="Take the corrupted prompt from another row of the same length.")
     ] = None,
     join: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="The file of the corrupted prompts, by prompt_id or row by row.")
+        str | None,
+        typer.Option(
+            metavar="FILE", help="The file of the corrupted prompts, by prompt_id or row by row; or that of the verbs."
+        ),
     ] = None,
     positions: Annotated[Positions | None, typer.Option(help="Whether token positions count a BOS.")] = None,
     seed: Annotated[int, typer.Option(help="Of --corrupt and --repair.")] = 0,
@@ -92,7 +99,7 @@ def import_table(
     from attrib_batch.pairs.importing.options import ImportOptions
 
     named = named_values("--column", "OURS=THEIRS, for example --column clean=prompt", columns or [])
-    needs_it = chat_template or repair or corrupt is not None or answers is AnswerKind.FIRST_TOKEN
+    needs_it = chat_template or repair or corrupt or join or answers is AnswerKind.FIRST_TOKEN
     options = ImportOptions(
         layout=layout,
         columns={theirs: ours for ours, theirs in named},
@@ -102,7 +109,7 @@ def import_table(
         corrupt=corrupt,
         join=join,
         positions=positions,
-        tokenizer=None if tokenizer is None else given_tokenizer(tokenizer, needed=needs_it),
+        tokenizer=None if tokenizer is None else given_tokenizer(tokenizer, needed=bool(needs_it)),
         chat_template=chat_template,
         repair=repair,
         seed=seed,
@@ -152,6 +159,16 @@ def validate(
     bos_token: Annotated[
         str | None, typer.Option(metavar="TOKEN", help="As in the job file: what --prepend-bos puts there.")
     ] = None,
+    whole_answers: Annotated[
+        bool,
+        typer.Option(
+            "--whole-answers", help="Take answers of several tokens, as metric sequence_logprob_diff reads them."
+        ),
+    ] = False,
+    clean_alone: Annotated[
+        bool,
+        typer.Option("--clean-alone", help="Leave corrupted prompts out, as reference zero and reference mean do."),
+    ] = False,
 ) -> int:
     """Tokenise every pair and count, per reason, those that cannot be scored; exit code 3 if there are any.
 
@@ -159,7 +176,7 @@ def validate(
     refused as `run` would refuse it.
     """
     if Path(file).suffix.lower() in {".yaml", ".yml"}:
-        if model or revision or limit or prepend_bos or allow_boundary or bos_token:
+        if any((model, revision, limit, prepend_bos, allow_boundary, bos_token, whole_answers, clean_alone)):
             raise RequestError(f"{file} is a job file: models and settings are those in it; leave the options out")
         return _validate_job(file)
     if bos_token and not prepend_bos:
@@ -174,7 +191,7 @@ def validate(
     from attrib_batch.pairs.validate import validate as validate_table
     from attrib_batch.spec import ModelSpec
 
-    pairs = PairTable.open(file, limit)
+    pairs = PairTable.open(file, limit, corrupted=not clean_alone)
     job = ModelSpec(id=model, revision=revision, prepend_bos=prepend_bos, bos_token=bos_token)
     tokenizer, dimensions = load_tokenizer(job), read_dimensions(job)
     check_vocabulary(job, tokenizer, dimensions.d_vocab)
@@ -187,6 +204,8 @@ def validate(
         vocabulary_size=dimensions.d_vocab,
         allow_boundary=allow_boundary,
         bos_token=bos_token,
+        whole_answers=whole_answers,
+        against_corrupted=not clean_alone,
     )
     typer.echo(render_validation(report))
     return int(ExitCode.OK if report.ok else ExitCode.SOME_FAILED)
@@ -211,4 +230,4 @@ def describe(table: Table) -> None:
     from attrib_batch.pairs.describe import render_description
     from attrib_batch.pairs.reading.reader import PairTable
 
-    typer.echo(render_description(describe_table(PairTable.open(table))))
+    typer.echo(render_description(describe_table(PairTable.open(table, corrupted=False))))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from operator import itemgetter
 from typing import TYPE_CHECKING, TypeAlias
 
 import pyarrow as pa
@@ -20,7 +21,7 @@ from attrib_batch.tables import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
     from typing import Any
 
     from attrib_batch.execution.scheduling.assignment import LeftOut
@@ -42,10 +43,12 @@ def commit_chunk(
     moments: Content,
     strata: Content,
     prompts: Content,
+    measured: Content | None = None,
 ) -> int:
     """Write a chunk's tables, and return the bytes of the scores file.
 
-    Each is a table, or the bytes of its file where it is encoded already.
+    Each is a table, or the bytes of its file where it is encoded already. Methods that measure no score or all of them
+    have no table ``measured``.
 
     An attempt that died may have left tables without their commit; they are replaced or removed, so that committed
     tables always come from one attempt. Where a chunk is committed already and other pairs fail now than did before,
@@ -64,6 +67,10 @@ def commit_chunk(
     _write(store, chunk.path(Table.MOMENTS), moments)
     _write(store, chunk.path(Table.STRATA), strata)
     _write(store, chunk.path(Table.PROMPTS), prompts)
+    if measured is not None:
+        _write(store, chunk.path(Table.MEASURED), measured)
+    elif store.exists(chunk.path(Table.MEASURED)):  # of an attempt that died
+        store.remove(chunk.path(Table.MEASURED))
     return _write(store, chunk.path(Table.SCORES), scores)
 
 
@@ -92,13 +99,27 @@ def commit_given_up(store: Store, chunk: Chunk, pairs: Sequence[Pair], left_out:
     Raises:
         OutputError: the store cannot be written.
     """
-    rows = worker_failures(pairs, chunk.start, left_out)
+    _commit_without_scores(store, chunk, failure_rows(worker_failures(pairs, chunk.start, left_out)))
+
+
+def commit_means(store: Store, chunk: Chunk, means: pa.Table, failures: pa.Table) -> int:
+    """Commit a chunk of mean activations, which has no scores, and return their bytes.
+
+    Raises:
+        OutputError: the store cannot be written.
+    """
+    size = _write(store, chunk.path(Table.MEANS), means)
+    _commit_without_scores(store, chunk, failures)
+    return size
+
+
+def _commit_without_scores(store: Store, chunk: Chunk, failures: pa.Table) -> None:
     commit_chunk(
         store,
         chunk,
         scores=SCORES.empty_table(),
         baselines=BASELINES.empty_table(),
-        failures=pa.Table.from_pylist(rows, schema=FAILURES),
+        failures=failures,
         moments=MOMENTS.empty_table(),
         strata=STRATA.empty_table(),
         prompts=PROMPTS.empty_table(),
@@ -129,3 +150,8 @@ def worker_failures(pairs: Sequence[Pair], start: int, left_out: Iterable[LeftOu
 def failure_row(pair_id: int, stage: Stage, reason: str, message: str, *, attempts: int) -> dict[str, Any]:
     """Build one row of the failures table."""
     return {"pair_id": pair_id, "stage": stage, "error": reason, "message": message, "attempts": attempts}
+
+
+def failure_rows(failures: Sequence[Mapping[str, Any]]) -> pa.Table:
+    """Build the failures table of a chunk, in the order of the pairs' ids."""
+    return pa.Table.from_pylist(sorted(failures, key=itemgetter("pair_id")), schema=FAILURES)

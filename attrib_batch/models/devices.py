@@ -11,7 +11,9 @@ from attrib_batch.errors import ModelError
 if TYPE_CHECKING:
     from collections.abc import MutableMapping
 
+    import numpy as np
     import torch
+    from torch import Tensor
     from transformers import PreTrainedModel
 
     from attrib_batch.spec import ModelSpec
@@ -137,3 +139,14 @@ def _bytes_of(module: PreTrainedModel, place: str) -> int:
         for name, parameter in module.named_parameters()
         if not place or name == place or name.startswith(f"{place}.")
     )
+
+
+def on_device(values: np.ndarray, device: torch.device) -> Tensor:
+    """Copy an array to a device; to a GPU without waiting for it."""
+    import numpy as np
+    import torch
+
+    found = torch.from_numpy(np.ascontiguousarray(values))
+    if device.type == "cuda":
+        found = found.pin_memory()
+    return found.to(device, non_blocking=True)

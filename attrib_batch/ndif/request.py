@@ -102,6 +102,7 @@ def score_on_server(
                     "clean_metric": outcome.result.clean_metric,
                     "corrupted_metric": outcome.result.corrupted_metric,
                     "positions": outcome.result.positions,
+                    "estimates": {str(name): values for name, values in (outcome.result.estimates or {}).items()},
                 }
             )
         else:
@@ -137,6 +138,7 @@ def outcomes(
             batch["clean_metric"],
             batch["corrupted_metric"],
             batch["positions"],
+            {Component(name): values for name, values in batch["estimates"].items()} or None,
         )
         yield method_of[batch["method"]], ScoredBatch([pair_of[pair_id] for pair_id in batch["pair_ids"]], result)
     for failure in answer["failed"]:

@@ -27,8 +27,9 @@ ADVICE: Mapping[FailureReason, str] = MappingProxyType(
         FailureReason.NO_ANSWER: "Give every pair at least one right and one wrong answer.",
         FailureReason.MULTI_TOKEN_ANSWER: (
             "Choose answers of one token, with their leading space; `pairs import --answers first-token` takes the "
-            "first one, and --repair exchanges names that are too long."
+            "first one, and --repair exchanges names that are too long. Metric sequence_logprob_diff takes whole ones."
         ),
+        FailureReason.UNEQUAL_ANSWERS: "Choose right and wrong answers of as many tokens.",
         FailureReason.BOUNDARY: (
             "Move the white space at the prompt's end to the answer, or say allow_boundary: true (--allow-boundary "
             "here)."

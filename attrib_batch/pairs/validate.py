@@ -81,6 +81,8 @@ def validate(
     vocabulary_size: int | None = None,
     allow_boundary: bool = False,
     bos_token: str | None = None,
+    whole_answers: bool = False,
+    against_corrupted: bool = True,
     examples: int = 3,
 ) -> ValidationReport:
     """Tokenise and align every pair of a table; the table is read once, in batches.
@@ -95,6 +97,8 @@ def validate(
         vocabulary_size: as there.
         allow_boundary: as there.
         bos_token: as there.
+        whole_answers: as there.
+        against_corrupted: as there.
         examples: how many rows to keep for each reason and each kind of warning.
 
     Raises:
@@ -113,6 +117,8 @@ def validate(
         "vocabulary_size": vocabulary_size,
         "allow_boundary": allow_boundary,
         "bos_token": bos_token,
+        "whole_answers": whole_answers,
+        "against_corrupted": against_corrupted,
     }
     for row, pair, result in _results(table, tokenizer, options):
         words.add(pair)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import fields
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import jinja2
@@ -91,6 +92,32 @@ def render(material: Material, *, budget: int = FIGURE_BUDGET) -> str:
     """
     manifest, baselines = material.manifest, material.summary.baselines
     sections, sweep, detail = _within(material, budget)
+    totals = {name: int(baselines.get_column(name).sum()) for name in ("expected", "scored", "failed")}
+    return (
+        _environment()
+        .get_template("page.html.j2")
+        .render(
+            run=describe_run(manifest),
+            state=describe_state(**totals),
+            totals=totals,
+            sections=sections,
+            sweep=sweep,
+            compared=compared_methods(section.verification for section in sections if section.verification),
+            detail=detail,
+            Detail=Detail,
+            failures=_failures(material.summary),
+            has_stability=material.stability is not None,
+            has_examples=material.examples is not None,
+            plotly_js=get_plotlyjs(),
+            data=page_data(sections, sweep, material.summary),
+            light_scale=list(RDBU),
+        )
+    )
+
+
+@cache
+def _environment() -> jinja2.Environment:
+    """Set up the templates; they are compiled once in a process."""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("attrib_batch.report"),
         autoescape=True,
@@ -100,23 +127,7 @@ def render(material: Material, *, budget: int = FIGURE_BUDGET) -> str:
     )
     environment.policies["json.dumps_kwargs"] = {"separators": (",", ":")}  # in the order of the page, not of names
     environment.filters.update(signed=formats.signed, plain=formats.plain, count=formats.count, percent=formats.percent)
-    totals = {name: int(baselines.get_column(name).sum()) for name in ("expected", "scored", "failed")}
-    return environment.get_template("page.html.j2").render(
-        run=describe_run(manifest),
-        state=describe_state(**totals),
-        totals=totals,
-        sections=sections,
-        sweep=sweep,
-        compared=compared_methods(section.verification for section in sections if section.verification),
-        detail=detail,
-        Detail=Detail,
-        failures=_failures(material.summary),
-        has_stability=material.stability is not None,
-        has_examples=material.examples is not None,
-        plotly_js=get_plotlyjs(),
-        data=page_data(sections, sweep, material.summary),
-        light_scale=list(RDBU),
-    )
+    return environment
 
 
 def _within(material: Material, budget: int) -> tuple[list[CellSection], Sweep, Detail]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from attrib_batch.spec.method import CORRUPTED, ZERO, reference_of
 from attrib_batch.spec.registries.methods import find_method_entry, has_magnitudes
 from attrib_batch.spec.registries.metrics import metric_entry
 
@@ -29,6 +30,11 @@ def describe_scale(method: Mapping[str, Any]) -> str:
     """Say what normalised numbers and their colours mean."""
     if has_magnitudes(method):
         return "0 is no effect and 1 the whole gap."
+    if (reference := reference_of(method)) != CORRUPTED:
+        return (
+            f"{reference} ablation, so 0 is the clean behaviour and \N{MINUS SIGN}1 that with everything replaced by "
+            f"{'zeros' if reference == ZERO else 'means'} at once; what carries the behaviour is red."
+        )
     if method.get("direction", "denoise") == "noise":
         return (
             "noising, so 0 is the clean behaviour and \N{MINUS SIGN}1 the corrupted one; what carries the behaviour "
@@ -48,8 +54,8 @@ def warning_about(baseline: Mapping[str, Any], method: Mapping[str, Any]) -> str
         return "No pair of this cell has been scored, so there is nothing to draw."
     if not baseline["normalizable"]:
         return (
-            "The clean and the corrupted prompts have the same mean metric, so scores cannot be normalised: maps and "
-            "tables show raw means."
+            f"{_ends(method)} have the same mean metric, so scores cannot be normalised: maps and tables show raw "
+            "means."
         )
     gap, sem = baseline["mean_difference"], baseline["sem_difference"]
     if sem is not None and abs(gap) < 2 * sem:
@@ -60,11 +66,22 @@ def warning_about(baseline: Mapping[str, Any], method: Mapping[str, Any]) -> str
     if gap < 0 and has_magnitudes(method):
         return "The gap is negative, so these magnitudes are negative where they are normalised."
     if gap < 0 and not metric_entry(str(method.get("metric"))).lower_is_cleaner:
+        ablated = reference_of(method) != CORRUPTED
         return (
-            "The corrupted prompts have the higher mean metric. Normalised scores divide by this negative gap, so "
-            "their signs are the reverse of the raw ones; check answers and wrong_answers in the dataset."
+            f"The {'ablated' if ablated else 'corrupted'} prompts have the higher mean metric. Normalised scores "
+            "divide by this negative gap, so their signs are the reverse of the raw ones; check answers and "
+            "wrong_answers in the dataset."
         )
     return None
+
+
+def _ends(method: Mapping[str, Any]) -> str:
+    clean = "The clean prompts"
+    return (
+        f"{clean} as they are and ablated"
+        if reference_of(method) != CORRUPTED
+        else "The clean and the corrupted prompts"
+    )
 
 
 def _entry(method: Mapping[str, Any]) -> MethodEntry | None:

@@ -5,7 +5,7 @@ from attrib_batch.spec.cell import Cell, Component
 from attrib_batch.spec.dataset import DatasetSpec
 from attrib_batch.spec.demo import load_demo
 from attrib_batch.spec.job_file import load_spec, parse_spec
-from attrib_batch.spec.method import Direction, MethodSpec, forward_group, share_forward_passes
+from attrib_batch.spec.method import Direction, MethodSpec, Reading, forward_group, share_forward_passes
 from attrib_batch.spec.model import Dtype, ModelSpec
 from attrib_batch.spec.sweep import SweepSpec
 from attrib_batch.spec.verification import DEFAULT_VERIFIED_PAIRS, VerificationSpec
@@ -24,6 +24,7 @@ __all__ = [
     "ModelSpec",
     "Name",
     "PartitionName",
+    "Reading",
     "SweepSpec",
     "VerificationSpec",
     "WorkerKind",

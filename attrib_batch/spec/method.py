@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, NamedTuple, Self
 
 from pydantic import AfterValidator, ConfigDict, Field, model_validator
 
@@ -25,6 +25,10 @@ if TYPE_CHECKING:
 MethodKind = Annotated[str, AfterValidator(check_method_kind)]
 MetricName = Annotated[str, AfterValidator(check_metric_name)]
 Direction = Literal["denoise", "noise"]
+ReferenceName = Literal["corrupted", "zero", "mean"]
+CORRUPTED: Final = "corrupted"
+ZERO: Final = "zero"
+MEAN: Final = "mean"
 
 
 class MethodSpec(Strict):
@@ -41,6 +45,11 @@ class MethodSpec(Strict):
     components: tuple[Component, ...] = Field((Component.Z,), min_length=1, description="what is attributed")
     metric: MetricName = Field("logit_diff", description="what is measured at the last position, by name")
     direction: Direction = Field("denoise", description="denoise: clean into corrupted; noise: the mirror")
+    reference: ReferenceName = Field(
+        CORRUPTED,
+        description="what activations are replaced by: those of the other prompt, zeros, or their mean over the "
+        "dataset's clean prompts by role; zero and mean patch the clean prompt, which is direction noise",
+    )
 
     @property
     def parameters(self) -> Mapping[str, Any]:
@@ -53,6 +62,8 @@ class MethodSpec(Strict):
         if not isinstance(data, dict):
             return data
         data = {"kind": data.get("id"), **data}
+        if data.get("reference") in {ZERO, MEAN}:
+            data = {"direction": "noise", **data}
         entry = find_method_entry(data["kind"]) if isinstance(data["kind"], str) else None
         if entry is None:
             return {name: data[name] for name in data if name in cls.model_fields}  # the kind is what is wrong
@@ -74,9 +85,38 @@ class MethodSpec(Strict):
             and method_entry(self.kind).gradient_at is GradientAt.BASE
         ):
             others = [kind for kind, entry in BUILT_IN_METHODS.items() if entry.gradient_at is not GradientAt.BASE]
+            denoise = "direction denoise, or " if self.reference == CORRUPTED else ""
             raise ValueError(
                 f"metric {self.metric} is at its minimum on the clean prompt, where {self.kind} with direction noise "
-                f"takes its gradients: every score would be 0; use direction denoise, or kind {' or '.join(others)}"
+                f"takes its gradients: every score would be 0; use {denoise}kind {' or '.join(others)}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _reference_is_one_that_it_takes(self) -> Self:
+        if self.reference == CORRUPTED:
+            return self
+        if not method_entry(self.kind).takes_references:
+            others = [kind for kind, entry in BUILT_IN_METHODS.items() if entry.takes_references]
+            raise ValueError(
+                f"kind {self.kind} knows no reference but {CORRUPTED}; for {self.reference} use kind "
+                f"{' or '.join(others)}"
+            )
+        if self.direction == "denoise":
+            raise ValueError(
+                f"reference {self.reference} patches the clean prompt, which is direction noise; there is no prompt "
+                "to restore it in: leave direction out"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _scores_add_over_whole_answers(self) -> Self:
+        if metric_entry(self.metric).whole_answers and not method_entry(self.kind).adds_over_answers:
+            others = [kind for kind, entry in BUILT_IN_METHODS.items() if entry.adds_over_answers]
+            raise ValueError(
+                f"metric {self.metric} is a sum over answers that are passed through the model one by one, and scores "
+                f"of kind {self.kind} do not add up over them; use kind {' or '.join(others)}, or metric logit_diff "
+                "with answers of one token"
             )
         return self
 
@@ -89,7 +129,14 @@ class MethodSpec(Strict):
 
     def identity(self) -> dict[str, Any]:
         """Return the keys that the stored numbers depend on."""
-        return self.model_dump(mode="json", exclude={"id"}, exclude_none=True)
+        # Earlier releases knew no other reference, and what they scored goes on.
+        default = {"reference"} if self.reference == CORRUPTED else set()
+        return self.model_dump(mode="json", exclude={"id"} | default, exclude_none=True)
+
+
+def reference_of(method: Mapping[str, Any]) -> str:
+    """Return the reference of a job's method as plain data; earlier releases knew one, and did not write it."""
+    return str(method.get("reference", CORRUPTED))
 
 
 def share_forward_passes(methods: Iterable[MethodSpec]) -> list[tuple[MethodSpec, ...]]:
@@ -103,4 +150,27 @@ def share_forward_passes(methods: Iterable[MethodSpec]) -> list[tuple[MethodSpec
 def forward_group(method: MethodSpec) -> str:
     """Return a name that methods of a job have in common if and only if they share forward passes."""
     # No id has a space.
-    return f"kind {method.kind}" if method_entry(method.kind).shares_forward_passes else method.id
+    if not method_entry(method.kind).shares_forward_passes:
+        return method.id
+    reading = Reading.of(method)
+    answers = " with whole answers" if reading.whole_answers else ""
+    return f"kind {method.kind}{answers}{'' if reading.against_corrupted else ' of clean prompts'}"
+
+
+class Reading(NamedTuple):
+    """How the pairs of a table are read for a method; those that share forward passes agree in it."""
+
+    whole_answers: bool = False
+    """Whether an answer is all its tokens; otherwise it must be one."""
+    against_corrupted: bool = True
+    """Whether pairs have a corrupted prompt; otherwise the clean one is compared with nothing else."""
+
+    @classmethod
+    def of(cls, method: MethodSpec) -> Reading:
+        """Return how a method reads them."""
+        return cls(metric_entry(method.metric).whole_answers, method.reference == CORRUPTED)
+
+    def __str__(self) -> str:
+        """Return what is particular to it, for people; empty for nothing."""
+        parts = ["whole answers"] if self.whole_answers else []
+        return ", ".join(parts if self.against_corrupted else [*parts, "clean prompts alone"])

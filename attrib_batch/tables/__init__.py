@@ -3,6 +3,7 @@
 from attrib_batch.tables.layout import Chunk, Table, parse_part_name, part_name
 from attrib_batch.tables.manifest import (
     MANIFEST,
+    REFERENCE,
     SCORING,
     VERIFICATION,
     Manifest,
@@ -15,6 +16,8 @@ from attrib_batch.tables.plan import CellPlan
 from attrib_batch.tables.schema import (
     BASELINES,
     FAILURES,
+    MEANS,
+    MEASURED,
     PAIRS,
     PROMPTS,
     READABLE_SCHEMA_VERSIONS,
@@ -30,10 +33,13 @@ __all__ = [
     "BASELINES",
     "FAILURES",
     "MANIFEST",
+    "MEANS",
+    "MEASURED",
     "MOMENTS",
     "PAIRS",
     "PROMPTS",
     "READABLE_SCHEMA_VERSIONS",
+    "REFERENCE",
     "REQUIRED_PAIR_COLUMNS",
     "ROLE_SPAN",
     "SCHEMA_VERSION",

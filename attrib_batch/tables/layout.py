@@ -8,7 +8,7 @@ from enum import StrEnum
 from typing import TYPE_CHECKING
 
 from attrib_batch.tables.moments import MOMENTS, STRATA
-from attrib_batch.tables.schema import BASELINES, FAILURES, PROMPTS, SCORES
+from attrib_batch.tables.schema import BASELINES, FAILURES, MEANS, MEASURED, PROMPTS, SCORES
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -25,6 +25,8 @@ class Table(StrEnum):
     MOMENTS = "moments"
     STRATA = "strata"
     PROMPTS = "prompts"
+    MEASURED = "measured"
+    MEANS = "means"
 
     @property
     def schema(self) -> pa.Schema:
@@ -36,6 +38,8 @@ class Table(StrEnum):
             Table.MOMENTS: MOMENTS,
             Table.STRATA: STRATA,
             Table.PROMPTS: PROMPTS,
+            Table.MEASURED: MEASURED,
+            Table.MEANS: MEANS,
         }[self]
 
 

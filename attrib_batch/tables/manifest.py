@@ -34,7 +34,7 @@ MANIFEST = "manifest.json"
 MANIFEST_VERSION = 3
 """Raised whenever a key of the manifest changes its meaning. Version 1 had one fingerprint for the whole job, version 2
 chunks of one size in a segment."""
-SCORING, VERIFICATION = "scoring", "verification"
+SCORING, VERIFICATION, REFERENCE = "scoring", "verification", "reference"
 """The stages of a plan, by name."""
 _PACKAGES = ("torch", "nnsight", "transformers", "ray", "pyarrow", "polars", "numpy", "einops")
 

@@ -31,6 +31,7 @@ class FailureReason(StrEnum):
     TOO_LONG = "too_long"
     NO_ANSWER = "no_answer"
     MULTI_TOKEN_ANSWER = "multi_token_answer"  # noqa: S105 - the name of a reason, no secret
+    UNEQUAL_ANSWERS = "unequal_answers"
     BOUNDARY = "boundary"
     AMBIGUOUS_ANSWER = "ambiguous_answer"
     OFF_VOCABULARY = "off_vocabulary"
@@ -86,12 +87,21 @@ SCORES = pa.schema(
 )
 """The product: one row per (pair, component, layer, head, position)."""
 
+MEASURED = pa.schema(
+    [
+        *(SCORES.field(name) for name in ("pair_id", "component", "layer", "head", "position", "role")),
+        pa.field("estimate", pa.float32(), nullable=False),  # raw, as scores: what the first order gave
+    ]
+)
+"""One row per score that a method of estimates measured instead: the score is the effect, and this what it replaced."""
+
 BASELINES = pa.schema(
     [
         pa.field("pair_id", pa.int64(), nullable=False),
         pa.field("n_tokens", pa.int32(), nullable=False),  # length of both prompts, a prepended BOS counted
         pa.field("first_difference", pa.int32(), nullable=False),  # first position where the prompts differ
         pa.field("clean_metric", pa.float64(), nullable=False),
+        # Of a method that replaces activations by zeros or means: that of clean with everything replaced at once.
         pa.field("corrupted_metric", pa.float64(), nullable=False),
         pa.field("template", pa.string()),
         pa.field("group", pa.int64()),
@@ -103,7 +113,8 @@ PROMPTS = pa.schema(
     [
         pa.field("pair_id", pa.int64(), nullable=False),
         pa.field("clean_tokens", pa.list_(pa.string()), nullable=False),  # the text of each token, leading space kept
-        pa.field("corrupted_tokens", pa.list_(pa.string()), nullable=False),  # as many; a prepended BOS is in both
+        # As many; a prepended BOS is in both. Those of clean where a method looks at no corrupted prompt.
+        pa.field("corrupted_tokens", pa.list_(pa.string()), nullable=False),
         pa.field("task", pa.string()),  # as in the table of pairs; the template is in the baselines
     ]
 )
@@ -120,3 +131,15 @@ FAILURES = pa.schema(
     ]
 )
 """One row per pair that could not be scored."""
+
+MEANS = pa.schema(
+    [
+        pa.field("component", _names, nullable=False),  # a Component; resid_pre of layer 0 is what enters the model
+        pa.field("layer", pa.int16(), nullable=False),
+        pa.field("head", pa.int16()),  # null without heads
+        pa.field("role", _names),  # null: tokens without a role
+        pa.field("n_tokens", pa.int64(), nullable=False),  # how many the mean is over
+        pa.field("mean", pa.list_(pa.float64()), nullable=False),  # a number for each feature
+    ]
+)
+"""Mean activations of clean prompts: one row per (component, layer, head, role)."""

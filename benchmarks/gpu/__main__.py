@@ -79,7 +79,7 @@ def run(bench: Bench, parts: Sequence[Part], seconds: float) -> tuple[str, bool]
 
     A part that fails, or for which too little time is left, costs no other.
     """
-    text = _say(f"## (l) On a GPU\n\nWritten by `python -m benchmarks.gpu`. {describe(bench.device)}")
+    text = _say(f"## (m) On a GPU\n\nWritten by `python -m benchmarks.gpu`. {describe(bench.device)}")
     total, failed = Clock(seconds), False
     for part in parts:
         text += _say(f"### {part.title}")

@@ -20,7 +20,12 @@ from benchmarks.page import table
 if TYPE_CHECKING:
     from benchmarks.gpu.bench import Bench, Clock
 
-TESTS = ("tests/attribution/test_against_oracle.py", "tests/attribution/methods", "tests/attribution/test_metrics.py")
+TESTS = (
+    "tests/attribution/test_against_oracle.py",
+    "tests/attribution/methods",
+    "tests/attribution/test_metrics.py",
+    "tests/attribution/passes/test_cascade.py",
+)
 DEVICE_VARIABLE = "ATTRIB_BATCH_TEST_DEVICE"
 
 

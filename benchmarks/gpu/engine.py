@@ -28,7 +28,23 @@ def score(
         RuntimeError: a pair could not be scored, or micro-batches had to be made smaller: a timing would be of
             something else than it says.
     """
-    budget = TokenBudget(batch_tokens)
+    yield from _score(model, pairs, _Counted(batch_tokens), method)
+
+
+class _Counted(TokenBudget):
+    """Counts the micro-batches: each is asked for once."""
+
+    n_batches = 0
+
+    def batch_tokens(self, batch: Sequence[EncodedPair]) -> int:
+        self.n_batches += 1
+        return super().batch_tokens(batch)
+
+
+def _score(
+    model: LoadedModel, pairs: Sequence[EncodedPair], budget: _Counted, method: MethodSpec = ATP
+) -> Iterator[ScoredBatch]:
+    batch_tokens = budget.tokens
     for _, outcome in score_pairs(model, pairs, [method], budget):
         if not isinstance(outcome, ScoredBatch):
             raise RuntimeError(f"a pair was not scored: {outcome.message}")  # noqa: TRY004 - not a wrong type
@@ -39,7 +55,10 @@ def score(
 
 def n_micro_batches(model: LoadedModel, pairs: Sequence[EncodedPair], batch_tokens: int) -> int:
     """Score pairs; return in how many micro-batches."""
-    return sum(1 for _ in score(model, pairs, batch_tokens))
+    budget = _Counted(batch_tokens)
+    for _ in _score(model, pairs, budget):
+        pass
+    return budget.n_batches
 
 
 def scores_of(

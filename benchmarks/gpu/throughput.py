@@ -12,7 +12,7 @@ import torch
 from benchmarks.gpu import card, engine, hooks, lens
 from benchmarks.gpu.bench import Clock
 from benchmarks.gpu.flops import ModelFlops
-from benchmarks.gpu.models import make_pairs
+from benchmarks.gpu.models import GPT2, make_pairs
 from benchmarks.page import table
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 NO_TIME = "no time left"
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.1, torch.float16: 0.02}
 """Largest difference between the engine and the hooks, of the largest score, that is rounding."""
-HOOK_ROUNDS = 3
+ROUNDS = 3
 
 
 @dataclass(frozen=True)
@@ -58,28 +58,46 @@ def timed(
 
 
 def small(bench: Bench, clock: Clock) -> str:
-    """GPT-2 small in float32: the engine, hooks, TransformerLens."""
-    model, sizes = bench.gpt2, bench.sizes
+    """GPT-2 small: the engine, hooks, TransformerLens in float32, then the first two in bfloat16."""
+    sizes = bench.sizes
+    single = _of_small(bench, bench.gpt2, clock, sizes.budgets, sizes.hook_batches, beside_lens=True)
+    ends = sizes.hook_batches[0], sizes.hook_batches[-1]
+    narrow = _of_small(bench, bench.model(GPT2.of(torch.bfloat16)), clock, sizes.budgets[-1:], ends, beside_lens=False)
+    return f"#### GPT-2 small, float32\n\n{single}\n\n#### GPT-2 small, bfloat16\n\n{narrow}"
+
+
+def _of_small(
+    bench: Bench,
+    model: LoadedModel,
+    clock: Clock,
+    budgets: Sequence[int],
+    hook_batches: Sequence[int],
+    *,
+    beside_lens: bool,
+) -> str:
+    sizes = bench.sizes
     pairs = make_pairs(model, sizes.pairs, sizes.prompts)
-    few = pairs[: max(sizes.hook_batches)]
-    difference = _check(model, few[: sizes.hook_batches[0]], sizes.budgets[0])
+    few = pairs[: max(hook_batches)]
+    difference = _check(model, few[: hook_batches[0]], budgets[0])
     speeds = [
-        timed(f"engine, {tokens:,} suffix tokens", len(pairs), partial(_drain, model, pairs, tokens), bench, clock)
-        for tokens in sizes.budgets
-    ]
+        timed(f"engine, {tokens:,} suffix tokens", len(pairs), partial(_drain, model, pairs, tokens), bench, clock,
+              rounds=ROUNDS)
+        for tokens in budgets
+    ]  # fmt: skip
     speeds += [
         timed(f"hooks, batches of {size}", len(few), partial(hooks.scores_of, model, few, size), bench, clock,
-              rounds=HOOK_ROUNDS)
-        for size in sizes.hook_batches
+              rounds=ROUNDS)
+        for size in hook_batches
     ]  # fmt: skip
-    speeds.append(lens.speed(bench, model, few[: sizes.hook_batches[0]], clock))
+    if beside_lens:
+        speeds.append(lens.speed(bench, model, few[: hook_batches[0]], clock))
     head = (
-        f"#### GPT-2 small, float32\n\n{len(pairs):,} pairs of {sizes.prompts[0][0]} to {sizes.prompts[-1][0]} tokens "
-        f"in {len(sizes.prompts)} shapes, prefixes all different. Engine and hooks agree within {difference:.1e} of "
-        "the largest score. Hooks: sorted by length, padded on the right, parameters frozen, two forward passes and a "
-        "backward pass, only last positions unembedded.\n\n"
+        f"{len(pairs):,} pairs of {sizes.prompts[0][0]} to {sizes.prompts[-1][0]} tokens in {len(sizes.prompts)} "
+        f"shapes, prefixes all different. Engine and hooks agree within {difference:.1e} of the largest score. Hooks: "
+        "sorted by length, padded on the right, parameters frozen, two forward passes and a backward pass, only last "
+        "positions unembedded.\n\n"
     )
-    return head + _speeds(bench, model, pairs, speeds, f"hooks, batches of {sizes.hook_batches[0]}")
+    return head + _speeds(bench, model, pairs, speeds, f"hooks, batches of {hook_batches[0]}")
 
 
 def large(bench: Bench, clock: Clock) -> str:

@@ -18,6 +18,7 @@ from attrib_batch.models.load import load_model
 from attrib_batch.pairs.reading.reader import PairTable
 from attrib_batch.spec import MethodSpec
 from tests.support.jobs import TinyJob, attrib_batch_here, run_script, start_script
+from tests.support.near import assert_near, estimated_terms
 from tests.support.same_tables import Tables, assert_same_numbers
 from tests.support.tiny_models import ARCHITECTURES, tiny_tokenizer
 
@@ -209,3 +210,76 @@ def test_an_interrupt_leaves_what_is_committed_and_the_same_call_goes_on(job: Ti
     again = run_script(script, job.model, job.pairs, out)
     assert again.code == 0, again.said
     assert f"scored {N_PAIRS - committed}" in again.output
+
+
+def test_whole_answers_beside_answers_of_one_token(tmp_path: Path) -> None:
+    """A pair fails with the methods that cannot take its answers, and with no others; a sample is measured alike."""
+    prompt = {"clean": "w1 w2 w3", "corrupted": "w1 w4 w3"}
+    pairs = [
+        {**prompt, "answers": [" Mary John"], "wrong_answers": [" Paul Anna"]},
+        {**prompt, "answers": [" Mary"], "wrong_answers": [" Paul"]},
+        {**prompt, "answers": [" Mary John"], "wrong_answers": [" Paul"]},
+    ]
+    whole = {"id": "whole", "kind": "atp", "metric": "sequence_logprob_diff"}
+    run = attribute(ARCHITECTURES["llama"](), pairs, tmp_path, tokenizer=tiny_tokenizer(), methods=["atp", whole])
+    failed = run.failures().collect().select("method", "pair_id", "error").sort("method", "pair_id").rows()
+    assert failed == [
+        ("atp", 0, "multi_token_answer"),
+        ("atp", 2, "multi_token_answer"),
+        ("whole", 2, "unequal_answers"),
+    ]
+    scores = run.scores().collect()
+    assert set(scores["position"].unique()) == {0, 1, 2}
+    ours, theirs = (
+        scores.filter((pl.col("pair_id") == 1) & (pl.col("method") == name)).sort("layer", "head", "position")["score"]
+        for name in ("atp", "whole")
+    )
+    metrics = run.baselines(method="atp").select("clean_metric", "corrupted_metric").collect().to_numpy()
+    assert_near(ours, theirs, estimated_terms(ours.to_numpy(), metrics))
+    assert set(run.verify(1)["method"]) == {"atp", "whole"}
+
+
+def test_ablations_need_no_corrupted_prompt(tmp_path: Path) -> None:
+    pairs = [
+        {"clean": f"w1 w2 w{last}", "answers": [" Mary"], "wrong_answers": [" Paul"], "template": "t"}
+        for last in range(3, 8)
+    ]
+    model = ARCHITECTURES["llama"]()
+    with pytest.raises(DatasetError, match="row 0 has no corrupted"):
+        attribute(model, pairs, tmp_path / "no", tokenizer=tiny_tokenizer())
+    run = attribute(model, pairs, tmp_path / "out", tokenizer=tiny_tokenizer(), reference="zero")
+    assert run.failures().collect().is_empty()
+    baselines = run.baselines(method="atp").collect()
+    assert (baselines["clean_metric"] != baselines["corrupted_metric"]).all()
+    assert set(run.scores().collect()["position"]) == {0, 1, 2}
+    # What is measured is the same kind of replacement.
+    assert run.verify(2)["method"].unique().to_list() == ["atp"]
+    assert {item["reference"] for item in run.manifest.stage("verification").job["methods"]} == {"zero"}  # type: ignore[union-attr]
+    assert "zero ablation" in Path(run.report()).read_text(encoding="utf-8")
+
+
+def test_a_table_without_corrupted_prompts_is_refused_where_they_are_needed(tmp_path: Path) -> None:
+    table = tmp_path / "pairs.parquet"
+    pl.DataFrame({"clean": ["w1 w2"], "answers": [[" Mary"]], "wrong_answers": [[" Paul"]]}).write_parquet(table)
+    model, tokenizer = ARCHITECTURES["llama"](), tiny_tokenizer()
+    zero = {"id": "zero", "kind": "atp", "reference": "zero"}
+    with pytest.raises(DatasetError, match="has no column corrupted"):
+        attribute(model, table, tmp_path / "no", tokenizer=tokenizer, methods=[zero, "atp"])
+    run = attribute(model, table, tmp_path / "out", tokenizer=tokenizer, methods=[zero])
+    assert run.result.exit_code == 0
+
+
+def test_the_token_that_is_prepended(tmp_path: Path) -> None:
+    pairs = [{"clean": "w1 w2", "corrupted": "w1 w3", "answers": [" Mary"], "wrong_answers": [" Paul"]}]
+    model = ARCHITECTURES["llama"]()
+    found = {
+        token: attribute(
+            model, pairs, tmp_path / str(token), tokenizer=tiny_tokenizer(), prepend_bos=True, bos_token=token
+        )
+        .baselines()
+        .collect()["clean_metric"][0]
+        for token in (None, "<bos>", "w9")
+    }
+    assert found[None] == found["<bos>"] != found["w9"]
+    with pytest.raises(JobError, match="bos_token is what prepend_bos: true prepends"):
+        attribute(model, pairs, tmp_path / "no", tokenizer=tiny_tokenizer(), bos_token="w9")  # noqa: S106

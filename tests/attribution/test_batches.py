@@ -16,10 +16,10 @@ from attrib_batch.attribution.batches import (
     base_and_other,
     by_cost,
     by_shape,
-    first_positions,
     in_order,
     micro_batches,
     plan_rows,
+    rows_of,
     size_of,
     suffix_tokens,
 )
@@ -166,7 +166,9 @@ def test_no_pair_makes_no_micro_batch() -> None:
 
 def test_a_prompt_is_computed_from_the_first_difference_of_any_of_its_pairs() -> None:
     early, late = pair(0, (1, 2, 3), (4, 2, 3)), pair(1, (1, 2, 3), (1, 2, 5))
-    assert first_positions([late, early]) == {(1, 2, 3): 0, (4, 2, 3): 0, (1, 2, 5): 2}
+    rows = rows_of([late, early])
+    assert {tokens: row.first for tokens, row in rows.items()} == {(1, 2, 3): 0, (4, 2, 3): 0, (1, 2, 5): 2}
+    assert all(row.tokens == tokens for tokens, row in rows.items())
 
 
 def test_denoising_takes_the_gradient_on_the_corrupted_prompt_and_noising_on_the_clean_one() -> None:

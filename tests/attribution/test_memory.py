@@ -18,9 +18,10 @@ from attrib_batch.attribution.memory import (
     budget_for,
     free_bytes,
     measure,
+    pass_tokens,
     peak_bytes,
 )
-from attrib_batch.attribution.passes import passes_for
+from attrib_batch.attribution.passes import Passes, passes_for
 from tests.support.demo_pairs import random_pairs
 from tests.support.scored import encoded, method, tiny_model
 
@@ -132,3 +133,33 @@ def test_free_memory_is_what_the_machine_and_its_containers_leave(tmp_path: Path
     (tmp_path / "memory.max").write_text("max\n")
     assert memory._cgroup_room(tmp_path) == [1200]
     assert 0 < free_bytes(CPU, share=0.5) < free_bytes(CPU, share=1.0)
+
+
+def test_what_a_pass_costs_is_the_time_of_no_position_over_that_of_one_more() -> None:
+    """By a clock that goes on by 3 seconds a pass and a thousandth a position."""
+    model = tiny_model("llama")
+    time = 0.0
+
+    def forward(module: torch.nn.Module, args: tuple[torch.Tensor, ...]) -> None:
+        nonlocal time
+        time += 3.0 + 0.001 * args[0].numel()
+
+    handle = model.module.register_forward_pre_hook(forward)
+    try:
+        assert pass_tokens(model, now=lambda: time) == pytest.approx(3000)
+    finally:
+        handle.remove()
+    # No pass takes longer than another.
+    assert pass_tokens(model, now=lambda: 0.0) == memory.MOST_TOKENS["cpu"]
+
+
+def test_a_model_that_pads_is_told_what_a_pass_costs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "pass_tokens", lambda _model: 1234.4)
+    (group,) = group_methods([method()])
+    padded, packed = passes_for(tiny_model("gptj")), passes_for(tiny_model("llama"))
+    assert padded.padded
+    budget = MemoryBudget(CPU)
+    for passes in (padded, packed):
+        budget.halved(1).limit(passes, group)
+    assert padded.pass_tokens == 1234
+    assert packed.pass_tokens == Passes.pass_tokens

@@ -123,6 +123,7 @@ def test_the_ways_to_compute_experts_agree(implementation: str) -> None:
         ("mixtral", {"id": "relp"}, r"method 'relp': relp has no rules for mixtral: its MLPs are mixtures of experts"),
         ("qwen3_next", {"id": "relp", "components": ["mlp_out"]}, "no rules for qwen3_next: most .* linear attention"),
         ("qwen3_5", {"id": "exact", "components": ["mlp_out"]}, "linear attention keep a state instead. Use atp or"),
+        ("qwen3_5", {"id": "refined", "components": ["mlp_out"]}, "linear attention keep a state instead. Use atp or"),
     ],
 )
 def test_what_a_family_cannot_give_is_refused_by_name(name: str, asked: dict[str, object], message: str) -> None:

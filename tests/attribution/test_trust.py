@@ -64,6 +64,9 @@ def test_atp_misleads_on_one_head_where_the_subject_becomes_the_indirect_object(
     assert off[L20H0] > 3 * np.sort(off)[-2]
     assert np.abs((atp_ig - truth).mean(0))[L20H0] < 0.6 * off[L20H0]
     assert pearson(atp, truth) < 0.9 < pearson(atp_ig, truth)
+    refined = at_end(smollm2, pairs, "refined")
+    assert pearson(refined, truth) > 0.999
+    assert np.abs((refined - truth).mean(0))[L20H0] < 0.01 * off[L20H0]
     # Truly it is the strongest head of all; the first order puts it behind others.
     assert int(truth.mean(0).argmax()) == L20H0
     assert list(np.abs(atp.mean(0)).argsort()[::-1]).index(L20H0) >= 3

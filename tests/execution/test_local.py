@@ -129,8 +129,8 @@ class Gate:
         self.opened = threading.Event()
         monkeypatch.setattr(engine, "score_pairs", self._score_slowly)
 
-    def _score_slowly(self, *arguments: Any) -> Iterator[Any]:
-        for number, outcome in enumerate(self._score(*arguments)):
+    def _score_slowly(self, *arguments: Any, **options: Any) -> Iterator[Any]:
+        for number, outcome in enumerate(self._score(*arguments, **options)):
             if number:
                 self.reached.set()
                 assert self.opened.wait(SECONDS)

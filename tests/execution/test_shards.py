@@ -22,6 +22,8 @@ METHODS = [
     {"id": "atp", "components": ["z", "q", "k", "mlp_out", "resid_post"]},
     {"id": "noise", "kind": "atp", "direction": "noise", "metric": "prob_diff"},
     {"id": "exact", "components": ["z"]},
+    {"id": "mean", "kind": "atp", "components": ["z", "mlp_out"], "reference": "mean"},
+    {"id": "whole", "kind": "atp", "metric": "sequence_logprob_diff"},
 ]
 COLLECTIVE_SECONDS = 8.0
 

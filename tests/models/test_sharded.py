@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from attrib_batch.attribution.engine import TokenBudget, score_pairs
+from attrib_batch.attribution.scores import ActivationSums
 from attrib_batch.models.load import LoadedModel, load_model
 from attrib_batch.models.sharded import parameters_here
 from attrib_batch.pairs.encoding.encode import EncodedPair, encode_pairs
 from attrib_batch.pairs.making.tutorial import tutorial_pairs
 from attrib_batch.spec import Component, MethodSpec, ModelSpec
+from tests.support import teacher_forced
 from tests.support.demo_pairs import TokenPair, random_pairs
-from tests.support.near import assert_same_scores
+from tests.support.near import assert_near, assert_same_scores
 from tests.support.ranks import Ranks
 from tests.support.scored import PairScores, encoded, method, score, score_together
 from tests.support.shards import double, model_job, shard
+from tests.support.teacher_forced import random_pairs_with_answers, whole
 from tests.support.terms import terms_of
 from tests.support.tiny_models import VOCABULARY
 
@@ -37,7 +43,7 @@ WITH_PLAN = [
 ]
 MORE_WITH_PLAN = ["mixtral", "phi3"]
 """Of the families that most tests leave out: experts, and a projection that is gathered to be cut in three."""
-KINDS = ["atp", "atp_ig", "atp_star", "relp", "exact"]
+KINDS = ["atp", "atp_ig", "atp_star", "relp", "exact", "refined"]
 METRICS = ["logit_diff", "prob_diff", "log_prob", "kl"]
 
 
@@ -89,9 +95,63 @@ def test_every_metric_and_direction_on_every_component(ranks: Ranks, tiny: Calla
         method(id=f"{metric}-{direction}", kind=kind, components=list(Component), metric=metric, direction=direction)
         for metric in METRICS
         for direction in ("denoise", "noise")
-        if not (metric == "kl" and direction == "noise" and kind in {"atp", "atp_star", "relp"})
+        if not (metric == "kl" and direction == "noise" and kind in {"atp", "atp_star", "relp", "refined"})
     ]
     assert_equal(ranks, double(tiny("llama")), mixed_pairs(), methods)
+
+
+def test_whole_answers(ranks: Ranks, tiny: Callable[[str], Path]) -> None:
+    model, given = double(tiny("llama")), random_pairs_with_answers()
+    methods = [
+        method(id=kind, kind=kind, metric="sequence_logprob_diff", components=["z", "mlp_out"])
+        for kind in ("atp", "atp_ig", "exact")
+    ]
+    loaded = load_model(model)
+    for ours in ranks.run(score_on_shard, model, ranks.size, whole(given), methods):
+        for job in methods:
+            theirs = score(loaded, whole(given), job)
+            for pair_id, pair in enumerate(given):
+                terms = teacher_forced.terms(loaded.module, pair)
+                assert_same_scores(ours[job.id][pair_id], theirs[pair_id], terms, dtype=model.dtype)
+
+
+def means_on_shard(model: ModelSpec, shards: int, pairs: list[EncodedPair]) -> list[ActivationSums]:
+    return sums_of(shard(model, shards), pairs)
+
+
+def sums_of(model: LoadedModel, pairs: list[EncodedPair]) -> list[ActivationSums]:
+    jobs = [
+        MethodSpec.model_construct(
+            id=name, kind="mean_activations", components=(Component(name),), metric="logit_diff", direction="noise"
+        )
+        for name in ("z", "q", "mlp_out")
+    ]
+    return [outcome.result.sums for _, outcome in score_pairs(model, pairs, jobs, TokenBudget(4096))]
+
+
+def test_ablations(ranks: Ranks, tiny: Callable[[str], Path]) -> None:
+    """Every tensor that is replaced, and all at once for the metric; and the sums that means are made of."""
+    model = double(tiny("qwen3"))
+    pairs = [replace(pair, corrupted=pair.clean, first_difference=0) for pair in mixed_pairs()]
+    methods = [
+        method(id=kind, kind=kind, reference="zero", components=["z", "q", "k", "v", "mlp_out"])
+        for kind in ("atp", "atp_ig", "exact")
+    ]
+    loaded = load_model(model)
+    every = ranks.run(score_on_shard, model, ranks.size, pairs, methods)
+    for job in methods:
+        theirs = score(loaded, pairs, job)
+        for pair in pairs:
+            terms = max(theirs[pair.pair_id].terms, terms_of(loaded.module, pair))
+            for ours in every:
+                mine = ours[job.id][pair.pair_id]
+                assert_same_scores(mine, theirs[pair.pair_id], terms, dtype=model.dtype)
+                assert_near(mine.corrupted_metric, theirs[pair.pair_id].corrupted_metric, terms, dtype=model.dtype)
+    whole = sums_of(loaded, pairs)
+    for found in ranks.run(means_on_shard, model, ranks.size, pairs):
+        for mine, others in zip(found, whole, strict=True):
+            assert_near(mine.totals, others.totals, np.abs(others.totals).max(), dtype=model.dtype)
+            assert_near(mine.entering, others.entering, np.abs(others.entering).max(), dtype=model.dtype)
 
 
 @pytest.mark.parametrize("name", [*WITH_PLAN, *MORE_WITH_PLAN])

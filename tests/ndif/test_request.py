@@ -21,10 +21,12 @@ from attrib_batch.ndif.server import PACKAGES_THERE
 from attrib_batch.pairs.encoding.encode import EncodedPair, encode_pairs
 from attrib_batch.spec import Component, MethodSpec, ModelSpec
 from attrib_batch.tables import FailureReason
+from tests.support import teacher_forced
 from tests.support.demo_pairs import random_pairs
 from tests.support.jobs import in_words
 from tests.support.near import assert_near, assert_same_scores
 from tests.support.scored import encoded, score, tiny_model
+from tests.support.teacher_forced import random_pairs_with_answers, whole
 from tests.support.terms import terms_of
 from tests.support.tiny_models import save_tiny
 
@@ -39,7 +41,10 @@ METHODS = {
     "atp_star": [{"id": "atp_star", "components": ["z", "q", "k"]}],
     "relp": [{"id": "relp", "components": ["z", "q", "mlp_out", "resid_mid"]}],
     "exact": [{"id": "exact", "components": ["z", "k"]}],
+    "zeros": [{"id": "zeros", "kind": "atp", "reference": "zero", "components": ["z", "q", "mlp_out"]}],
     "exact at the end": [{"id": "exact", "at": "last"}],
+    "refined": [{"id": "refined", "components": ["z", "k"]}],
+    "atp_hvp": [{"id": "atp_hvp", "components": ["z", "mlp_out"]}],
 }
 
 
@@ -78,6 +83,10 @@ def test_a_request_scores_what_the_engine_scores(model: LoadedModel, case: str) 
                 assert_near(getattr(mine, metric)[at], getattr(theirs, metric)[where], terms)
             if mine.positions is not None:
                 np.testing.assert_equal(theirs.positions[where], mine.positions[at])
+            if mine.estimates is not None:
+                for component, estimates in mine.estimates.items():
+                    measured = np.isnan(theirs.estimates[component][where])
+                    np.testing.assert_equal(np.isnan(estimates[at]), measured)
             scores, others = (
                 {component: values[index] for component, values in batch.scores.items()}
                 for batch, index in ((mine, at), (theirs, where))
@@ -105,6 +114,22 @@ def test_a_family_with_views_that_copy_and_outputs_that_change_travels() -> None
         there = {of: values[index] for of, values in outcome.result.scores.items()}
         mine = {of: values[..., pair.first_difference :] for of, values in here[pair.pair_id].items()}
         assert_same_scores(there, mine, terms_of(model.module, pair))
+
+
+def test_whole_answers_travel(model: LoadedModel) -> None:
+    pairs = whole(random_pairs_with_answers())
+    jobs = [
+        MethodSpec.model_validate({"id": kind, "kind": kind, "metric": "sequence_logprob_diff"})
+        for kind in ("atp", "atp_ig", "exact")
+    ]
+    for job in jobs:
+        here = score(model, pairs, job)
+        there = by_method(remote.outcomes(simulated(model, pairs, [job]), pairs, [job]))[job.id]
+        for pair, given in zip(pairs, random_pairs_with_answers(), strict=True):
+            result, index = there[pair.pair_id]
+            scores = {component: values[index] for component, values in result.scores.items()}
+            mine = {of: values[..., pair.first_difference :] for of, values in here[pair.pair_id].items()}
+            assert_same_scores(scores, mine, teacher_forced.terms(model.module, given))
 
 
 @pytest.mark.parametrize("case", METHODS)

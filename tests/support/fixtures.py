@@ -8,13 +8,11 @@ from tests.support.google_store import google_conditions, google_store
 from tests.support.ndif_server import ndif_server
 from tests.support.object_store import object_store, object_store_server
 from tests.support.shared_ray import shared_ray
-from tests.support.templates import compiled_once
 from tests.support.travelling import without_shape_checks
 from tests.support.wheel import unpacked_wheel
 
 __all__ = [
     "browser",
-    "compiled_once",
     "google_conditions",
     "google_store",
     "ndif_server",

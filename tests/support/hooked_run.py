@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -14,7 +15,7 @@ from tests.support.own_attention import Attention, Patch, Softmax, own_attention
 from tests.support.sites import QKV, Sites, component_names, sites_of, text_config
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from transformers import PreTrainedModel
 
@@ -50,6 +51,7 @@ def run(
     own_attention: bool,
     embeddings: Tensor | None = None,
     dropped_layer: int | None = None,
+    shifts: Mapping[tuple[str, int], Tensor] = MappingProxyType({}),
 ) -> Run:
     """Run ``model`` on one prompt and record every component.
 
@@ -58,9 +60,10 @@ def run(
         embeddings: take these [1, position, feature] for the token embeddings of ``ids``.
         dropped_layer: let no gradient through what this layer adds to the residual stream; its skip
             connection passes gradients on, and no value changes.
+        shifts: what is added to activations, by component and layer.
     """
     found, [logits] = _run_rows(
-        model, [ids], (), own_attention=own_attention, embeddings=embeddings, dropped_layer=dropped_layer
+        model, [ids], (), own_attention=own_attention, embeddings=embeddings, dropped_layer=dropped_layer, shifts=shifts
     )
     return replace(found, logits=logits)
 
@@ -84,6 +87,7 @@ def _run_rows(
     own_attention: bool,
     embeddings: Tensor | None = None,
     dropped_layer: int | None = None,
+    shifts: Mapping[tuple[str, int], Tensor] = MappingProxyType({}),
 ) -> tuple[Run, Tensor]:
     """Run ``model`` on rows that are alike but for the patches, one a row; what it leaves, and the logits of all."""
     sites = sites_of(model)
@@ -96,10 +100,12 @@ def _run_rows(
         return leaf[0]
 
     with ExitStack() as stack:
-        attention = stack.enter_context(own_attention_of(model, patches)) if own_attention else Attention()
+        attention = stack.enter_context(own_attention_of(model, patches, shifts)) if own_attention else Attention()
         stack.callback(model.get_submodule(sites.embedding).register_forward_hook(replace_embeddings).remove)
         for index, layer in enumerate(model.get_submodule(sites.layers)):
-            handles = _hook_layer(layer, index, sites, seen, patches, n_rows=len(rows), drop=index == dropped_layer)
+            handles = _hook_layer(
+                layer, index, sites, seen, patches, n_rows=len(rows), drop=index == dropped_layer, shifts=shifts
+            )
             for handle in handles:
                 stack.callback(handle.remove)
         tokens = torch.tensor([list(ids) for ids in rows], device=device.of(model))
@@ -116,6 +122,7 @@ def _hook_layer(
     *,
     n_rows: int,
     drop: bool,
+    shifts: Mapping[tuple[str, int], Tensor],
 ) -> list[Any]:
     """Record, and where asked replace, the activations of one layer."""
 
@@ -129,6 +136,8 @@ def _hook_layer(
 
     def put(component: str, tensor: Tensor) -> Tensor:
         mine = [row for row, patch in enumerate(patches) if (patch.component, patch.layer) == (component, index)]
+        if (component, index) in shifts:
+            tensor = tensor + shifts[component, index]
         if mine:
             tensor = tensor.clone()
         for row in mine:
@@ -148,6 +157,8 @@ def _hook_layer(
         for row, patch in enumerate(patches):
             if (patch.component, patch.layer) == ("resid_mid", index):
                 args[0][row, patch.position] = patch.value
+        if ("resid_mid", index) in shifts:
+            args[0].add_(shifts["resid_mid", index])
         seen["resid_mid", index] = args[0]
 
     names = [sites.attn_out] if isinstance(sites.attn_out, str) else sites.attn_out

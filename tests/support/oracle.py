@@ -42,6 +42,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "atp",
+    "atp_hvp",
     "atp_ig",
     "atp_star",
     "component_names",
@@ -154,6 +155,43 @@ def exact(
             effects = torch.stack([metric_fn(logits) for logits in patched]) - metric_fn(base.logits)
             layers.append(effects.float().view(value.shape[:2]))
     return _stack(layers)
+
+
+def atp_hvp(
+    model: PreTrainedModel,
+    clean_ids: Sequence[int],
+    corrupted_ids: Sequence[int],
+    metric_fn: Metric,
+    component: str,
+    *,
+    signs: Scores,
+    direction: Direction,
+    step: float = 1e-5,
+) -> Scores:
+    """Attribution patching and half of v . H v, for one direction v over all nodes of a component.
+
+    v is ``signs`` times (other minus base). The product is a central difference of gradients: H v is about
+    (g(base + step v) - g(base - step v)) / (2 step), where every activation is moved by its part of v at once.
+    """
+    base_ids, other_ids = _base_and_other(clean_ids, corrupted_ids, direction)
+    own = component in QKV
+    base, other = (run(model, ids, own_attention=own) for ids in (base_ids, other_ids))
+    keys = [(component, layer) for layer in range(n_layers(model))]
+    v = {}
+    for key, sign in zip(keys, torch.tensor(signs), strict=True):
+        v[key] = (other.seen[key] - base.seen[key]).detach()
+        by_head(model, component, v[key]).mul_(sign.unsqueeze(-1))
+    there, back = (
+        _wanted_gradients(
+            metric_fn,
+            run(model, base_ids, own_attention=own, shifts={key: way * v[key] for key in keys}),
+            [component],
+        )
+        for way in (step, -step)
+    )
+    first = _first_order(model, base, other, _wanted_gradients(metric_fn, base, [component]), [component])[component]
+    second = [by_head(model, component, v[key] * (there[key] - back[key])).sum(-1) / (2 * step) for key in keys]
+    return first + _stack(second) / 2
 
 
 def atp_star(

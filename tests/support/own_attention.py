@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -20,7 +21,7 @@ from transformers.masking_utils import eager_mask
 from tests.support.sites import QKV, SEPARATE, Sites, heads_apart, heads_together, sites_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from transformers import PreTrainedModel
 
@@ -67,6 +68,7 @@ class Attention:
     """What the attention function is to record and replace in the run under way."""
 
     patches: Sequence[Patch] = ()
+    shifts: Mapping[tuple[str, int], Tensor] = field(default_factory=dict)
     seen: dict[tuple[str, int], Tensor] = field(default_factory=dict)
     softmax: dict[int, Softmax] = field(default_factory=dict)
 
@@ -104,6 +106,8 @@ def _patched_heads(tensors: dict[str, Tensor], layer: int) -> dict[str, Tensor]:
         for row, patch in enumerate(_under_way.patches):
             if (patch.component, patch.layer) == (name, layer):
                 tensors[name][row, patch.head, patch.position] = patch.value
+    for name in tensors.keys() & {name for name, of_layer in _under_way.shifts if of_layer == layer}:
+        tensors[name] = tensors[name] + _under_way.shifts[name, layer]
     _under_way.seen |= {(name, layer): tensor for name, tensor in tensors.items()}
     return tensors
 
@@ -113,11 +117,15 @@ AttentionMaskInterface.register(_IMPLEMENTATION, eager_mask)
 
 
 @contextmanager
-def own_attention_of(model: PreTrainedModel, patches: Sequence[Patch]) -> Iterator[Attention]:
+def own_attention_of(
+    model: PreTrainedModel,
+    patches: Sequence[Patch],
+    shifts: Mapping[tuple[str, int], Tensor] = MappingProxyType({}),
+) -> Iterator[Attention]:
     """Let ``model`` use the oracle's attention function, and its own again afterwards."""
     global _under_way  # noqa: PLW0603 - transformers calls the function with no place for a state of ours
     before = model.config._attn_implementation
-    _under_way = Attention(patches)
+    _under_way = Attention(patches, shifts)
     sites = sites_of(model)
     with ExitStack() as stack:
         if sites.own_attention is None:

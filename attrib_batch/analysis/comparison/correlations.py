@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
+    from jaxtyping import Float
+
     from attrib_batch.analysis.comparison.matching import Columns, Values
 
 CORRELATIONS = pl.Schema(
@@ -88,16 +90,29 @@ def rank_correlations(
 def _spearman(
     a: Values, b: Values, columns: Columns, method_a: Mapping[str, Any], method_b: Mapping[str, Any]
 ) -> float | None:
-    """Return the rank correlation of means; None where it has none."""
-    from scipy import stats  # takes longer to import than all else here
-
+    """Return the rank correlation of means, turned to the same side; None where it has none."""
     means = [
         towards_clean(method) * values.values[0, index]
         for values, index, method in ((a, columns[0], method_a), (b, columns[1], method_b))
     ]
-    if has_magnitudes(method_a) or has_magnitudes(method_b):
-        means = [np.abs(mean) for mean in means]
-    if any(len(mean) < 2 or (mean == mean[0]).all() for mean in means):
+    return rank_correlation(*means, magnitudes=has_magnitudes(method_a) or has_magnitudes(method_b))
+
+
+def rank_correlation(a: Float[np.ndarray, " head"], b: Float[np.ndarray, " head"], *, magnitudes: bool) -> float | None:
+    """Compute Spearman's rank correlation.
+
+    Args:
+        a: means of heads.
+        b: of the same heads.
+        magnitudes: rank them without their signs.
+
+    Returns:
+        -1 to 1; None where there are fewer than two heads, or all of one side are the same.
+    """
+    from scipy import stats  # takes longer to import than all else here
+
+    if magnitudes:
+        a, b = np.abs(a), np.abs(b)
+    if len(a) < 2 or any((mean == mean[0]).all() for mean in (a, b)):
         return None
-    rank_a, rank_b = (stats.rankdata(mean) for mean in means)
-    return float(np.corrcoef(rank_a, rank_b)[0, 1])
+    return float(stats.spearmanr(a, b).statistic)

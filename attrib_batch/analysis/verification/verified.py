@@ -16,6 +16,7 @@ import polars as pl
 from attrib_batch.analysis.tables import committed_parts, read_manifest, scan
 from attrib_batch.errors import OutputError
 from attrib_batch.spec import Cell, Component
+from attrib_batch.spec.method import reference_of
 from attrib_batch.spec.registries.methods import has_magnitudes
 from attrib_batch.storage.store import Store, StoredFile
 from attrib_batch.tables import VERIFICATION, Chunk, Table
@@ -181,6 +182,7 @@ def exact_cells(cell: Cell, manifest: Manifest) -> list[Cell]:
         Cell(cell.model, cell.dataset, exact["id"])
         for exact in stage.job.get("methods", ())
         if all(exact.get(key) == method.get(key) for key in ("metric", "direction"))
+        and reference_of(exact) == reference_of(method)
         and set(exact.get("components", ())) & set(method.get("components", ()))
     ]
 

@@ -20,14 +20,15 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from attrib_batch.attribution.batches import Request, first_positions, plan_rows
+from attrib_batch.attribution.batches import Request, plan_rows, rows_of
 from attrib_batch.attribution.contrast import Objective, sites_in_order, subtract, vocabulary_of
 from attrib_batch.attribution.entries import Entries
 from attrib_batch.attribution.method import Method
 from attrib_batch.attribution.metrics import at_least_float32
-from attrib_batch.attribution.passes import Passes, Row
+from attrib_batch.attribution.passes import Passes
 from attrib_batch.attribution.passes.base import by_token
 from attrib_batch.attribution.passes.places import Index
+from attrib_batch.attribution.references import Replacement, ablated_logits
 from attrib_batch.attribution.scores import Scores
 from attrib_batch.pairs.encoding.encode import EncodedPair
 from attrib_batch.spec import Component
@@ -55,8 +56,8 @@ def attribution_patching(
     components = dict.fromkeys(component for method in methods for component in method.components)
     sites = sites_in_order(model, list(components))
     rows = plan_rows(pairs, [Request(method.direction, method.metric) for method in methods])
-    first = first_positions(pairs)
-    layouts = [passes.layout([Row(tokens, first[tokens]) for tokens in of]) for of in (rows.graph, rows.plain) if of]
+    row_with = rows_of(pairs)
+    layouts = [passes.layout([row_with[tokens] for tokens in of]) for of in (rows.graph, rows.plain) if of]
     vocabulary = vocabulary_of(model, pairs, methods)
     forward = partial(passes.forward, sites=list(sites.values()), vocabulary=vocabulary)
     plain = [forward(layout, graph=False) for layout in layouts[1:]]
@@ -67,9 +68,14 @@ def attribution_patching(
     patches = []
     for method, base, other in zip(methods, rows.base, rows.other, strict=True):
         base_logits, other_logits = (Index(np.array(of)).take(logits) for of in (base, other))
+        replacement = None
+        if method.reference is not None:
+            mine = {component: site for component, site in sites.items() if component in method.components}
+            other_logits = ablated_logits(passes, pairs, mine, method.reference, vocabulary)
+            replacement = method.reference.at(pairs, entries)
         objective = Objective.of(method, pairs, base_logits, other_logits, vocabulary)
         at = entries.index(base, layouts[0]), entries.index(other, *layouts)
-        patches.append(_Patch(*at, objective, {component: [] for component in method.components}))
+        patches.append(_Patch(*at, replacement, objective, {component: [] for component in method.components}))
     keys = list(graph.sites[0])
     gradients = iter(
         torch.autograd.grad(
@@ -86,7 +92,7 @@ def attribution_patching(
                 slope = by_token(gradient[site.key], site, model.dimensions)
                 for patch in patches:
                     if component in patch.scores:
-                        score = patch.score(slope, of_graph, of_all)
+                        score = patch.score(component, layer, slope, of_graph, of_all)
                         # Layers may lie on several devices; they meet on one, and leave it in one transfer.
                         patch.scores[component].append(score.to(model.device, non_blocking=True))
     return [patch.result(entries) for patch in patches]
@@ -100,17 +106,23 @@ class _Patch:
     """Among the tokens of the graph pass."""
     other: Index
     """Among those of both passes."""
+    replacement: Replacement | None
+    """What stands in place of the other prompt's activations, if anything does."""
     objective: Objective
     scores: dict[Component, list[Float[Tensor, "entry head"]]]
 
     def score(
         self,
+        component: Component,
+        layer: int,
         slope: Float[Tensor, "graph_token head feature"],
         of_graph: Float[Tensor, "graph_token head feature"],
         of_all: Float[Tensor, "token head feature"],
     ) -> Float[Tensor, "entry head"]:
         """Return the scores of a component at a layer: gradient times difference, summed over features."""
-        difference = subtract(self.other.take(of_all), self.base.take(of_graph))
+        base = self.base.take(of_graph)
+        other = self.other.take(of_all) if self.replacement is None else self.replacement.of(component, layer, base)
+        difference = subtract(other, base)
         return (at_least_float32(self.base.take(slope)) * difference).sum(-1)
 
     def result(self, entries: Entries) -> Scores:
@@ -119,7 +131,7 @@ class _Patch:
 
 
 def _total(
-    graph_of: Sequence[tuple[int, int]], logits: Float[Tensor, "graph vocab"], objectives: Sequence[Objective]
+    graph_of: Sequence[tuple[int, int]], logits: Float[Tensor, "graph *place vocab"], objectives: Sequence[Objective]
 ) -> Float[Tensor, ""]:
     """Add up every graph row's own metric: rows do not interact, so its gradient on a row is that row's."""
     total = logits.new_zeros((), dtype=torch.float32)
@@ -131,5 +143,5 @@ def _total(
     return total
 
 
-def _join(parts: Sequence[Float[Tensor, "row ..."]]) -> Float[Tensor, "all ..."]:
+def _join(parts: Sequence[Float[Tensor, "_ ..."]]) -> Float[Tensor, "all ..."]:
     return parts[0].detach() if len(parts) == 1 else torch.cat([part.detach() for part in parts])

@@ -12,7 +12,8 @@ that with the square of S.
 
 The path is laid through what enters the first layer. Between it and the embeddings stand at most a constant factor, a
 linear map and position embeddings that both prompts share, so a straight line through one is a straight line through
-the other. BLOOM alone normalises its embeddings; there the path is one of normalised embeddings.
+the other. BLOOM alone normalises its embeddings; there the path is one of normalised embeddings. Where activations are
+replaced by zeros or means, the path leads to that in place of the other prompt's.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from attrib_batch.attribution.passes import Layout, Passes
 from attrib_batch.attribution.passes.base import by_token
 from attrib_batch.attribution.passes.places import Index, ranges
 from attrib_batch.attribution.scores import Scores
+from attrib_batch.models.devices import on_device
 from attrib_batch.pairs.encoding.encode import EncodedPair
 
 
@@ -53,7 +55,8 @@ def integrated_gradients(passes: Passes, pairs: Sequence[EncodedPair], method: M
         for component in method.components
     }
     ends = np.cumsum(entries.count)
-    for pair, step in _parts(entries.count, steps, batch_tokens):
+    n_computed = np.array([pair.n_row_tokens - pair.first_difference for pair in pairs])
+    for pair, step in _parts(n_computed, steps, batch_tokens):
         layout = passes.layout([contrast.base_rows[index] for index in pair.tolist()])
         passed = passes.forward(
             layout,
@@ -96,7 +99,9 @@ class _Path:
         here, there = (Index(of.places(rows, entries.first, entries.count)) for of in (layout, others))
         # Before the first difference of a pair its prompts are the same, and there is no way.
         way = torch.zeros_like(base)
-        way[here.on(base.device)] = there.take(other) - here.take(base)
+        start = here.take(base)
+        end = there.take(other) if contrast.replacement is None else contrast.replacement.entering(start)
+        way[here.on(base.device)] = end - start
         return cls(base, way, layout)
 
     def between(
@@ -106,7 +111,7 @@ class _Path:
         first = np.array([row.first for row in layout.rows])
         count = np.array([len(row.tokens) for row in layout.rows]) - first
         source = Index(self.layout.places(pair, first, count))
-        along = torch.from_numpy(np.repeat(fraction, count)).to(self.base).unsqueeze(-1)
+        along = on_device(np.repeat(fraction, count), self.base.device).to(self.base.dtype).unsqueeze(-1)
         # Padding is on no way, and may hold anything.
         start = self.base.new_zeros(layout.n_tokens, self.base.shape[-1])
         place = Index(layout.places(np.arange(len(pair)), first, count))

@@ -46,6 +46,7 @@ from attrib_batch.attribution.passes import Capture, Passes
 from attrib_batch.attribution.passes.base import by_token
 from attrib_batch.attribution.passes.places import Index, ranges
 from attrib_batch.attribution.scores import Scores
+from attrib_batch.models.devices import on_device
 from attrib_batch.models.families import Site, SiteKey
 from attrib_batch.models.load import LoadedModel
 from attrib_batch.pairs.encoding.encode import EncodedPair
@@ -208,7 +209,7 @@ def _key_effects(
     """
     n_positions, n_cached = base.query.shape[2], base.n_cached
     gradients = torch.stack([gradient for _, gradient in z_gradients])
-    counts = torch.tensor([count for count, _ in z_gradients], device=gradients.device)
+    counts = on_device(np.array([count for count, _ in z_gradients]), gradients.device)
     scores = base.scores(base.query, base.key) + base.mask
     replaced = base.scores(base.query, other.key) + base.mask
     probabilities = scores.softmax(-1)

@@ -9,7 +9,8 @@ which models. `padded` has a row for every prompt, padded on the right, and a co
 needs nothing of a model but its cache, so it also serves on a server.
 """
 
-from attrib_batch.attribution.passes.base import Capture, Edit, Layout, Passes, Row
+from attrib_batch.attribution.batches import Row
+from attrib_batch.attribution.passes.base import Capture, Edit, Layout, Passes
 from attrib_batch.attribution.passes.choice import passes_for
 
 __all__ = ["Capture", "Edit", "Layout", "Passes", "Row", "passes_for"]

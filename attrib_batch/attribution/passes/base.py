@@ -13,23 +13,16 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from attrib_batch.attribution.batches import Tokens
+from attrib_batch.attribution.batches import Row
 from attrib_batch.attribution.metrics import at_least_float32
-from attrib_batch.attribution.passes.places import Index, on_device, ranges
+from attrib_batch.attribution.passes.places import Index, ranges
 from attrib_batch.models.activations import activation_at, put_back, replace_heads, skip_layer
+from attrib_batch.models.devices import on_device
 from attrib_batch.models.families import Dimensions, Site, SiteKey
 from attrib_batch.models.load import LoadedModel
 
 if TYPE_CHECKING:
     from attrib_batch.pairs.encoding.encode import EncodedPair
-
-
-@dataclass(frozen=True)
-class Row:
-    """A prompt, and its first position that a pass computes; what is before it is its prefix."""
-
-    tokens: Tokens
-    first: int
 
 
 @dataclass(frozen=True)
@@ -60,9 +53,16 @@ class Layout:
         return ranges(self.origin[rows] + first, n_tokens)
 
     @property
-    def last(self) -> Int[np.ndarray, " row"]:
-        """The place of each row's last token."""
-        return self.origin + np.array([len(row.tokens) - 1 for row in self.rows], dtype=np.int64)
+    def predicting(self) -> Int[np.ndarray, "row place"]:
+        """The places whose logits are read: each row's last, as many as any row asks for.
+
+        A row that computes fewer has its first place more than once.
+        """
+        back = np.arange(max(row.n_predicting for row in self.rows))[::-1]
+        last = np.array([[len(row.tokens) - 1] for row in self.rows], dtype=np.int64)
+        first = np.array([[row.first] for row in self.rows], dtype=np.int64)
+        places: np.ndarray = self.origin[:, None] + np.maximum(last - back, first)
+        return places
 
 
 @dataclass(frozen=True)
@@ -70,12 +70,13 @@ class Capture:
     """What a forward pass of suffixes read.
 
     ``sites[layer][key]`` is the tensor of a site as the model has it; `at` views it by token. ``logits`` is (row,
-    vocab), each row at its own last position. With a graph, all of them are connected to the first site's tensors.
+    vocab), each row at its own last position; or (row, place, vocab) where rows read more of their last ones. With a
+    graph, all of them are connected to the first site's tensors.
     """
 
     layout: Layout
     sites: list[dict[SiteKey, Float[Tensor, "..."]]]
-    logits: Float[Tensor, "row vocab"]
+    logits: Float[Tensor, "row *place vocab"]
 
     def at(self, layer: int, site: Site, dimensions: Dimensions) -> Float[Tensor, "token head feature"]:
         """Return the activations of a site of a layer, by place."""
@@ -92,6 +93,7 @@ class Edit:
     """Activations of one site that are replaced."""
 
     site: Site
+    layer: int
     row: Index
     """In the layout of the pass, as ``position``."""
     position: Index
@@ -109,6 +111,8 @@ class Passes(ABC):
 
     padded: bool
     """Whether all rows of a pass take as many positions as the longest."""
+    pass_tokens = 64
+    """What a pass costs whatever it computes, in positions; a budget that measures it says better."""
 
     def __init__(self, model: LoadedModel) -> None:
         """Pass suffixes through ``model``."""
@@ -127,10 +131,18 @@ class Passes(ABC):
         """Be told the pairs of the next micro-batch; prefixes that they do not have are forgotten."""
 
     @abstractmethod
-    def hold(self, rows: Sequence[Row], sites: Sequence[Site], vocabulary: Sequence[int] | None) -> Capture:
-        """Compute rows without a graph and hold their keys and values: rows of later passes may begin anywhere in them.
+    def hold(
+        self, rows: Sequence[Row], sites: Sequence[Site], vocabulary: Sequence[int] | None, *, graph: bool = False
+    ) -> Capture:
+        """Compute rows and hold their keys and values: rows of later passes may begin anywhere in them.
 
         Until `prepare` is called again. Where passes are padded, all rows of such a pass begin at one position.
+
+        Args:
+            rows: the rows.
+            sites: what is read, as by `forward`.
+            vocabulary: as for `forward`.
+            graph: as for `forward`; what is held has none.
         """
 
     @abstractmethod
@@ -138,10 +150,10 @@ class Passes(ABC):
         """Arrange rows for a pass."""
 
     @abstractmethod
-    def _call(self, layout: Layout) -> tuple[dict[str, Any], AbstractContextManager[None]]:
+    def _call(self, layout: Layout, *, twice: bool = False) -> tuple[dict[str, Any], AbstractContextManager[None]]:
         """Return the arguments of a call of the model, and what is to hold during it.
 
-        Prefixes of the rows that are not there yet are computed.
+        Prefixes of the rows that are not there yet are computed. With ``twice`` the graph has second derivatives.
         """
 
     def forward(
@@ -150,6 +162,7 @@ class Passes(ABC):
         sites: Sequence[Site],
         *,
         graph: bool,
+        twice: bool = False,
         start: Float[Tensor, "token d_model"] | None = None,
         first_layer: int = 0,
         edits: Sequence[Edit] = (),
@@ -162,19 +175,25 @@ class Passes(ABC):
             sites: what is read, in the order of the forward pass.
             graph: require gradients from the first site on; parameters stay frozen, so nothing before it is
                 differentiated.
+            twice: let the gradients have gradients; takes more memory.
             start: what enters ``first_layer``, in place of what the suffixes' tokens would give.
             first_layer: the layers before it are not computed.
-            edits: what is replaced in ``first_layer``.
+            edits: what is replaced; those of a layer in the order of the forward pass.
             vocabulary: give the logits of these tokens alone.
         """
         model = self.model
-        inputs, calling = self._call(layout)
-        row, position = np.divmod(layout.last, layout.shape[1])
+        inputs, calling = self._call(layout, twice=twice)
+        predicting = layout.predicting
+        row, position = np.divmod(predicting.ravel(), layout.shape[1])
         kept, place = np.unique(position, return_inverse=True)
         inputs["logits_to_keep"] = on_device(kept, model.device)
         last = on_device(row * len(kept) + place, model.device)
         layers = model.traced.get(model.architecture.layers)
         by_key = {site.key: site for site in sites}
+        edits_of: dict[int, list[Edit]] = {}
+        for edit in edits:
+            edits_of.setdefault(edit.layer, []).append(edit)
+        n_layers = model.dimensions.n_layers if by_key else max(edits_of, default=-1) + 1
         read: list[dict[SiteKey, Tensor]] = []
         # On shards a pass without a graph would take another way through transformers, on which the output of a
         # row-parallel layer is read before its bias is added; with frozen parameters gradients may be on without a
@@ -185,12 +204,13 @@ class Passes(ABC):
             elif start is not None:
                 for below in layers[:first_layer]:
                     skip_layer(model, below, start.view(*layout.shape, -1))
-            for edit in edits:
-                activation = activation_at(model, layers[first_layer], edit.site)
-                # In place: where the activation is also the skip connection's, both paths must take the edit.
-                edit.apply(model, activation)
-                put_back(model, layers[first_layer], edit.site, activation)
-            for layer in layers[first_layer:] if by_key else []:
+            for number in range(first_layer, n_layers):
+                layer = layers[number]
+                for edit in edits_of.get(number, ()):
+                    activation = activation_at(model, layer, edit.site)
+                    # In place: where the activation is also the skip connection's, both paths must take the edit.
+                    edit.apply(model, activation)
+                    put_back(model, layer, edit.site, activation)
                 found = {}
                 for key, site in by_key.items():
                     activation = activation_at(model, layer, site)
@@ -200,7 +220,8 @@ class Passes(ABC):
                     found[key] = activation
                 read.append(found)
             logits = row_logits(model, last, vocabulary)
-        return Capture(layout, read, logits)
+        n_places = predicting.shape[1]
+        return Capture(layout, read, logits if n_places == 1 else logits.view(-1, n_places, logits.shape[-1]))
 
     def start(self, layout: Layout) -> Float[Tensor, "token d_model"]:
         """Return what enters the first layer, by place; no layer is computed."""
@@ -232,7 +253,7 @@ def row_logits(
         unembedding.input = hidden
     else:
         linear = model.module.get_submodule(model.architecture.unembedding)
-        index = torch.tensor(vocabulary, device=linear.weight.device)
+        index = on_device(np.array(vocabulary), linear.weight.device)
         bias = None if linear.bias is None else at_least_float32(linear.bias[index])
         # A narrow type's steps are as large as the differences between answers that are to be told apart.
         narrow = torch.nn.functional.linear(at_least_float32(hidden), at_least_float32(linear.weight[index]), bias)

@@ -10,11 +10,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
+
+from attrib_batch.models.devices import on_device
 
 PADDED_AREA = 1.5
 """Groups are padded to a common size while their products grow by no more than this factor."""
@@ -22,8 +25,7 @@ QUERIES_AT_ONCE = 256
 """Causal groups of more queries are cut, so that later keys are not multiplied at all."""
 
 
-@dataclass(frozen=True)
-class Group:
+class Group(NamedTuple):
     """A range of queries that all see the same range of keys, or, where it is causal, each the keys up to itself."""
 
     query: int
@@ -96,6 +98,10 @@ class Level:
     key_positions: Int[np.ndarray, " key"]
     causal: bool = False
 
+    def hides(self, window: int | None) -> bool:
+        """Return whether a window hides any key that is before a query."""
+        return window is not None and bool(self.query_positions.max() - self.key_positions.min() >= window)
+
     def blocks(self, window: int | None, *, n_heads: int, most_products: int, device: torch.device) -> list[Block]:
         """Build the blocks for a layer.
 
@@ -106,8 +112,8 @@ class Level:
             device: where the layer is.
         """
         pieces = list(self._cut(max(1, most_products // n_heads)))
-        if window is not None and self.query_positions.max() - self.key_positions.min() < window:
-            window = None  # it hides nothing
+        if not self.hides(window):
+            window = None
         return [self._block(together, window, device) for together in _alike(pieces, max(1, most_products // n_heads))]
 
     def _cut(self, most: int) -> Iterator[Group]:
@@ -136,7 +142,7 @@ class Level:
             if window is not None:
                 seen &= distance < window
             if not seen.all():
-                visible = torch.from_numpy(seen).to(device)
+                visible = on_device(seen, device)
         return Block(_side(query, n_queries, device), _side(key, n_keys, device), visible)
 
 
@@ -170,8 +176,7 @@ def _side(start: np.ndarray, count: np.ndarray, device: torch.device) -> Side:
         whole = slice(int(start[0]), int(start[-1] + count[-1]))
         return Side(shape, whole, None, whole)
     index, real = _places(start, count)
-    flat = torch.from_numpy(index.ravel()).to(device)
+    flat = on_device(index.ravel(), device)
     if real.all():
         return Side(shape, flat, None, flat)
-    kept = torch.from_numpy(np.flatnonzero(real)).to(device)
-    return Side(shape, flat, kept, torch.from_numpy(index[real]).to(device))
+    return Side(shape, flat, on_device(np.flatnonzero(real), device), on_device(index[real], device))

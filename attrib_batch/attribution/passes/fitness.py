@@ -8,7 +8,7 @@ from weakref import WeakKeyDictionary
 
 import torch
 
-from attrib_batch.attribution.passes.base import Row
+from attrib_batch.attribution.batches import Row
 from attrib_batch.attribution.passes.packed import PackedPasses
 from attrib_batch.models.checks.causality import LEAST_TOLERANCE, ROUNDINGS
 from attrib_batch.models.families.dimensions import text_config

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
-from itertools import accumulate, groupby, pairwise
+from itertools import chain, groupby, pairwise
 from typing import Any
 
 import numpy as np
@@ -17,12 +17,16 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from attrib_batch.attribution.batches import Tokens, in_order
-from attrib_batch.attribution.passes.base import Capture, Layout, Passes, Row
+from attrib_batch.attribution.batches import Row, Tokens, in_order
+from attrib_batch.attribution.passes import fused
+from attrib_batch.attribution.passes.base import Capture, Layout, Passes
 from attrib_batch.attribution.passes.blocks import Block, Group, Level
 from attrib_batch.attribution.passes.cascade import Scale, Seen, Stretch, attend
-from attrib_batch.attribution.passes.places import on_device
+from attrib_batch.attribution.passes.fused import Runs
+from attrib_batch.attribution.passes.places import Index, ranges
 from attrib_batch.attribution.passes.tree import Node, in_depth_order, prefix_tree
+from attrib_batch.attribution.passes.twice import attend_for_second_derivatives
+from attrib_batch.models.devices import on_device
 from attrib_batch.models.families import Site
 from attrib_batch.models.families.dimensions import text_config
 from attrib_batch.models.load import LoadedModel
@@ -32,8 +36,8 @@ ATTENTION = "attrib_batch_cascade"
 """The name under which transformers finds the attention function."""
 LEAST_SAVED = 32
 """How many token positions a stretch that prefixes share must save to be worth a pass of its own."""
-PREFIX_TOKENS = 2048
-"""Most tokens of prefixes that are computed at once."""
+PREFIX_TOKENS = {"cpu": 2048, "cuda": 16_384}
+"""Most tokens of prefixes that are computed at once, by kind of device: a GPU is not busy with fewer."""
 PRODUCTS = {"cpu": 1 << 22, "cuda": 1 << 27}
 """Most attention scores that are held at once, by kind of device: 16 MiB in float32, 512 MiB."""
 
@@ -64,9 +68,11 @@ class PackedAttention:
     own: Level
     record: Keys | None
     """Takes the pass's own keys and values."""
+    twice: bool = False
+    """Whether gradients are to have gradients."""
     windows: dict[int, int | None] = field(default_factory=dict)
     """How many positions each layer said that it sees."""
-    _blocks: dict[tuple[int | None, torch.device], list[list[Block]]] = field(default_factory=dict)
+    _how: dict[tuple[int | None, torch.device, bool], list[list[Block] | Runs]] = field(default_factory=dict)
 
     def __call__(
         self,
@@ -84,25 +90,28 @@ class PackedAttention:
         if self.record is not None:
             self.record.keys.append(key[0].detach())
             self.record.values.append(value[0].detach())
-        *above, own = self._blocks_of(window, query)
+        by_runs = not self.twice and fused.serves(query, value, softcap=scale.softcap)
+        *above, own = self._how_of(window, query, by_runs)
         stretches = [
-            Stretch(held.keys[layer], held.values[layer], blocks)
-            for (held, _), blocks in zip(self.levels, above, strict=True)
+            Stretch(held.keys[layer], held.values[layer], how)
+            for (held, _), how in zip(self.levels, above, strict=True)
         ]
         seen = Seen([*stretches, Stretch(None, None, own)], scale, sinks)
-        found = attend(query[0], key[0], value[0], seen)
+        found = (attend_for_second_derivatives if self.twice else attend)(query[0], key[0], value[0], seen)
         return found.transpose(0, 1).unsqueeze(0)
 
-    def _blocks_of(self, window: int | None, query: Tensor) -> list[list[Block]]:
-        """Build the blocks of every level; layers on one device with one window share them."""
-        kind = window, query.device
-        if kind not in self._blocks:
+    def _how_of(self, window: int | None, query: Tensor, by_runs: bool) -> list[list[Block] | Runs]:
+        """Say how every level is computed; layers on one device with one window share it."""
+        kind = window, query.device, by_runs
+        if kind not in self._how:
+            n_heads = query.shape[1]
             most = PRODUCTS.get(query.device.type, PRODUCTS["cpu"])
-            self._blocks[kind] = [
-                level.blocks(window, n_heads=query.shape[1], most_products=most, device=query.device)
+            self._how[kind] = [
+                (by_runs and not level.hides(window) and Runs.of(level, n_heads=n_heads, device=query.device))
+                or level.blocks(window, n_heads=n_heads, most_products=most, device=query.device)
                 for level in (*(level for _, level in self.levels), self.own)
             ]
-        return self._blocks[kind]
+        return self._how[kind]
 
 
 def cascade_attention(
@@ -171,13 +180,15 @@ class PackedPasses(Passes):
         self._borrowed.clear()
         self._held_rows.clear()
 
-    def hold(self, rows: Sequence[Row], sites: Sequence[Site], vocabulary: Sequence[int] | None) -> Capture:
+    def hold(
+        self, rows: Sequence[Row], sites: Sequence[Site], vocabulary: Sequence[int] | None, *, graph: bool = False
+    ) -> Capture:
         """Compute rows and hold their keys and values."""
         record = Keys([], [])
         layout = self.layout(rows)
         self._recording = record
         try:
-            passed = self.forward(layout, sites, graph=False, vocabulary=vocabulary)
+            passed = self.forward(layout, sites, graph=graph, vocabulary=vocabulary)
         finally:
             self._recording = None
         self._held_rows |= {
@@ -196,7 +207,7 @@ class PackedPasses(Passes):
         start[order] = ends - count[order]
         return Layout(rows, (1, int(ends[-1])), start - first)
 
-    def _call(self, layout: Layout) -> tuple[dict[str, Any], AbstractContextManager[None]]:
+    def _call(self, layout: Layout, *, twice: bool = False) -> tuple[dict[str, Any], AbstractContextManager[None]]:
         ends = [self._end_of(row) for row in layout.rows]
         self._compute(ends)
         order = np.argsort(layout.origin + np.array([row.first for row in layout.rows]))
@@ -204,7 +215,7 @@ class PackedPasses(Passes):
             (layout.rows[index].tokens[layout.rows[index].first :], layout.rows[index].first, ends[index])
             for index in order
         ]
-        return self._arguments(stretches, record=self._recording)
+        return self._arguments(stretches, record=self._recording, twice=twice)
 
     def _end_of(self, row: Row) -> Node | None:
         """Return the node that a row follows; within a row that is held it is a stretch of that."""
@@ -228,7 +239,7 @@ class PackedPasses(Passes):
             missing = sorted(
                 (node for node in level if node not in self._held), key=lambda node: [n.tokens for n in node.path]
             )
-            for part in _parts(missing, PREFIX_TOKENS):
+            for part in _parts(missing, PREFIX_TOKENS.get(self.model.device.type, PREFIX_TOKENS["cpu"])):
                 record = Keys([], [])
                 inputs, calling = self._arguments(
                     [(node.tokens, node.first, node.parent) for node in part], record=record
@@ -248,18 +259,21 @@ class PackedPasses(Passes):
             tracer.stop()
 
     def _arguments(
-        self, stretches: Sequence[tuple[Tokens, int, Node | None]], *, record: Keys | None
+        self, stretches: Sequence[tuple[Tokens, int, Node | None]], *, record: Keys | None, twice: bool = False
     ) -> tuple[dict[str, Any], AbstractContextManager[None]]:
         """Build a call for stretches of tokens, each with the position it begins at and what it follows."""
-        tokens = np.fromiter((token for stretch, _, _ in stretches for token in stretch), np.int64)
-        positions = np.concatenate([np.arange(first, first + len(stretch)) for stretch, first, _ in stretches])
-        ends = list(accumulate(len(stretch) for stretch, _, _ in stretches))
+        tokens = np.fromiter(chain.from_iterable(stretch for stretch, _, _ in stretches), np.int64)
+        first = np.array([first for _, first, _ in stretches])
+        count = np.array([len(stretch) for stretch, _, _ in stretches])
+        positions = ranges(first, count)
+        ends = np.cumsum(count).tolist()
         starts = [0, *ends[:-1]]
         own = [Group(start, end - start, start, end - start) for start, end in pairwise([0, *ends])]
         attention = PackedAttention(
             levels=self._levels([node for _, _, node in stretches], starts, ends, positions),
             own=Level(own, positions, positions, causal=True),
             record=record,
+            twice=twice,
         )
         self._last = attention
         device = self.model.device
@@ -282,48 +296,64 @@ class PackedPasses(Passes):
         for depth in range(max(map(len, paths), default=0)):
             at_depth = [path[depth] if depth < len(path) else None for path in paths]
             there = list(dict.fromkeys(node for node in at_depth if node))
-            keys, place = _together([self._held[node] for node in there], [len(node.tokens) for node in there])
-            n_keys = keys.keys[0].shape[1]
-            key_positions = np.zeros(n_keys, dtype=np.int64)
+            n_tokens = [len(node.tokens) for node in there]
+            keys, place = _together([self._held[node] for node in there], n_tokens)
+            key_positions = np.zeros(keys.keys[0].shape[1], dtype=np.int64)
+            count = np.array(n_tokens)
+            key_positions[ranges(np.array(place), count)] = ranges(np.array([node.first for node in there]), count)
             groups = []
             of_node = dict(zip(there, place, strict=True))
             for node, members in groupby(range(len(nodes)), at_depth.__getitem__):
                 if node is None:
                     continue
                 indices = list(members)
-                start, n_tokens = of_node[node], len(node.tokens)
-                key_positions[start : start + n_tokens] = np.arange(node.first, node.first + n_tokens)
                 query = starts[indices[0]]
-                groups.append(Group(query, ends[indices[-1]] - query, start, n_tokens))
+                groups.append(Group(query, ends[indices[-1]] - query, of_node[node], len(node.tokens)))
             levels.append((keys, Level(groups, positions, key_positions)))
         return levels
 
 
 def _together(held: Sequence[Held], n_tokens: Sequence[int]) -> tuple[Keys, list[int]]:
     """Return keys and values that hold all of ``held``, and where each begins; a copy only if they lie apart."""
-    if len({id(one.within) for one in held}) == 1:
+    apart = {id(one.within): one.within for one in held}
+    if len(apart) == 1:
         return held[0].within, [one.start for one in held]
-    parts = [slice(one.start, one.start + n) for one, n in zip(held, n_tokens, strict=True)]
-    n_layers = len(held[0].within.keys)
-    keys, values = (
-        [
-            torch.cat([getattr(one.within, name)[layer][:, part] for one, part in zip(held, parts, strict=True)], dim=1)
-            for layer in range(n_layers)
-        ]
-        for name in ("keys", "values")
-    )
-    ends = np.cumsum(n_tokens).tolist()
-    return Keys(keys, values), [end - n for end, n in zip(ends, n_tokens, strict=True)]
+    # One copy for each pass that computed some of them: there are as many as there are tokens, or a few.
+    places, indices = [0] * len(held), []
+    done = 0
+    for within in apart.values():
+        members = [index for index, one in enumerate(held) if one.within is within]
+        count = np.array([n_tokens[index] for index in members])
+        start = np.array([held[index].start for index in members])
+        indices.append(Index(ranges(start, count)))
+        for index, place in zip(members, (done + np.cumsum(count) - count).tolist(), strict=True):
+            places[index] = place
+        done += int(count.sum())
+    return Keys(
+        *(_gathered([getattr(keys, name) for keys in apart.values()], indices) for name in ("keys", "values"))
+    ), places
+
+
+def _gathered(parts: Sequence[list[Tensor]], indices: Sequence[Index]) -> list[Tensor]:
+    """For each layer, join what each part has at its places."""
+    return [
+        torch.cat(
+            [values.index_select(1, index.on(values.device)) for values, index in zip(layer, indices, strict=True)], 1
+        )
+        for layer in zip(*parts, strict=True)
+    ]
 
 
 def _parts(nodes: Sequence[Node], most: int) -> Iterator[list[Node]]:
     """Divide nodes, in order, into parts of at most so many tokens; one node may have more."""
     part: list[Node] = []
+    taken = 0
     for node in nodes:
-        if part and sum(len(one.tokens) for one in part) + len(node.tokens) > most:
+        if part and taken + len(node.tokens) > most:
             yield part
-            part = []
+            part, taken = [], 0
         part.append(node)
+        taken += len(node.tokens)
     if part:
         yield part
 

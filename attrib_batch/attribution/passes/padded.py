@@ -7,8 +7,8 @@ their prefixes, that of the shortest, so that all suffixes begin at one position
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -17,16 +17,14 @@ from jaxtyping import Int
 from torch import Tensor
 from transformers import Cache
 
-from attrib_batch.attribution.batches import Tokens, by_cost, by_shape
-from attrib_batch.attribution.passes.base import Capture, Layout, Passes, Row
-from attrib_batch.attribution.passes.places import on_device
+from attrib_batch.attribution.batches import Row, Tokens, by_cost, by_shape
+from attrib_batch.attribution.passes.base import Capture, Layout, Passes
+from attrib_batch.models.devices import on_device
 from attrib_batch.models.families import Site
 from attrib_batch.models.load import LoadedModel
 from attrib_batch.models.rotary import angles_follow_from_positions, prefix_is_reusable
 from attrib_batch.pairs.encoding.encode import EncodedPair
 
-PASS_TOKENS = 64
-"""What a pass costs whatever it computes, in positions."""
 SHARED_START_TOKENS = 32
 """How many token positions a pass of its own for the start that all prefixes share must save to be worth it."""
 
@@ -51,36 +49,48 @@ class PaddedPasses(Passes):
         """Put shapes together where padding costs less than further passes."""
         if not angles_follow_from_positions(self.model.module.config):
             return by_shape(pairs)
-        return by_cost(pairs, PASS_TOKENS)
+        return by_cost(pairs, self.pass_tokens)
 
     def prepare(self, pairs: Sequence[EncodedPair]) -> None:
         """Take the shortest prefix of the pairs as everyone's; none where it cannot be computed by itself."""
         config = self.model.module.config
         shortest = min(pair.first_difference for pair in pairs)
-        reusable = all(prefix_is_reusable(config, shortest, pair.n_tokens) for pair in pairs)
+        reusable = all(prefix_is_reusable(config, shortest, pair.n_row_tokens) for pair in pairs)
         self._length = shortest if reusable else 0
         self._prompts = list(dict.fromkeys(tokens for pair in pairs for tokens in (pair.clean, pair.corrupted)))
         self._prefix = None
 
-    def hold(self, rows: Sequence[Row], sites: Sequence[Site], vocabulary: Sequence[int] | None) -> Capture:
+    def hold(
+        self, rows: Sequence[Row], sites: Sequence[Site], vocabulary: Sequence[int] | None, *, graph: bool = False
+    ) -> Capture:
         """Compute whole prompts, and hold their keys and values."""
         self._prefix = WholeCache([row.tokens for row in rows])
-        return self.forward(self.layout(rows), sites, graph=False, vocabulary=vocabulary)
+        return self.forward(self.layout(rows), sites, graph=graph, vocabulary=vocabulary)
 
     def layout(self, rows: Sequence[Row]) -> Layout:
         """Give every row as many positions as the longest has."""
         if isinstance(self._prefix, WholeCache):
             self._length = 0 if self._prefix.empty else min(row.first for row in rows)
         width = max(len(row.tokens) for row in rows) - self._length
-        rows = [Row(row.tokens, self._length) for row in rows]
+        rows = [Row(row.tokens, self._length, row.n_predicting) for row in rows]
         return Layout(rows, (len(rows), width), np.arange(len(rows), dtype=np.int64) * width - self._length)
 
-    def _call(self, layout: Layout) -> tuple[dict[str, Any], AbstractContextManager[None]]:
+    def _call(self, layout: Layout, *, twice: bool = False) -> tuple[dict[str, Any], AbstractContextManager[None]]:
         if self._prefix is None:
             self._prefix = PrefixCache(self.model, self._prompts, self._length)
         tokens = [row.tokens for row in layout.rows]
         cache = self._prefix.for_rows(tokens, layout.rows[0].first)
-        return _inputs(self.model, tokens, layout.rows[0].first, cache), nullcontext()
+        calling = plain_attention() if twice else nullcontext()
+        return _inputs(self.model, tokens, layout.rows[0].first, cache), calling
+
+
+@contextmanager
+def plain_attention() -> Iterator[None]:
+    """Have torch compute scaled dot product attention of operations that have second derivatives."""
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+
+    with sdpa_kernel(SDPBackend.MATH):
+        yield
 
 
 def padded_inputs(model: LoadedModel, rows: Sequence[Tokens], prefix: int) -> dict[str, Any]:
@@ -124,7 +134,7 @@ class WholeCache:
         cache = DynamicCache()
         for number, layer in enumerate(self._cache.layers):
             place = index.to(layer.keys.device)
-            keys, values = (of[:, :, :length].index_select(0, place) for of in (layer.keys, layer.values))
+            keys, values = (of[:, :, :length].detach().index_select(0, place) for of in (layer.keys, layer.values))
             cache.update(keys, values, number)
         return cache
 

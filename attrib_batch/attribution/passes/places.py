@@ -7,6 +7,8 @@ import torch
 from jaxtyping import Int, Shaped
 from torch import Tensor
 
+from attrib_batch.models.devices import on_device
+
 
 class Index:
     """Places to take from the first axis of tensors, wherever these lie."""
@@ -14,7 +16,7 @@ class Index:
     def __init__(self, places: Int[np.ndarray, " place"]) -> None:
         """Take ``places``."""
         self.places = np.asarray(places, dtype=np.int64)
-        self._all = len(self.places) and bool((self.places == np.arange(len(self.places))).all())
+        self._all = bool(len(self.places) and (self.places == np.arange(len(self.places))).all())
         self._on: dict[torch.device, Tensor] = {}
 
     def __len__(self) -> int:
@@ -27,9 +29,13 @@ class Index:
             self._on[device] = on_device(self.places, device)
         return self._on[device]
 
+    def is_all_of(self, n_rows: int) -> bool:
+        """Return whether these are all of so many places, in order."""
+        return self._all and len(self) == n_rows
+
     def take(self, values: Shaped[Tensor, "row ..."]) -> Shaped[Tensor, "place ..."]:
         """Return what is at the places; not a copy where these are all, in order."""
-        if self._all and len(values) == len(self.places):
+        if self.is_all_of(len(values)):
             return values
         return values.index_select(0, self.on(values.device))
 
@@ -40,11 +46,3 @@ def ranges(start: Int[np.ndarray, " range"], count: Int[np.ndarray, " range"]) -
     total = int(ends[-1]) if len(ends) else 0
     found: np.ndarray = np.arange(total) + np.repeat(start - (ends - count), count)
     return found
-
-
-def on_device(values: Shaped[np.ndarray, "..."], device: torch.device) -> Shaped[Tensor, "..."]:
-    """Copy an array to a device; to a GPU without waiting for it."""
-    found = torch.from_numpy(np.ascontiguousarray(values))
-    if device.type == "cuda":
-        found = found.pin_memory()
-    return found.to(device, non_blocking=True)

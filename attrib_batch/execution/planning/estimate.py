@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 from attrib_batch.execution.planning.paths import with_absolute_paths
 from attrib_batch.execution.planning.plan import boundaries_of
-from attrib_batch.execution.planning.request import check_models, check_tables, find_models
+from attrib_batch.execution.planning.request import check_models, check_tables, find_models, open_tables
 from attrib_batch.models.checks.vocabulary import check_vocabulary
 from attrib_batch.models.families import dimensions_of
 from attrib_batch.models.load import load_tokenizer, read_config
 from attrib_batch.pairs.encoding.encode import EncodedPair, encode_pairs
-from attrib_batch.pairs.reading.reader import PairTable
+from attrib_batch.spec import Reading
 from attrib_batch.spec.positions import ALL, positions_asked
 from attrib_batch.tables import CellPlan
 
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from attrib_batch.pairs.encoding.encode import Tokenizer
+    from attrib_batch.pairs.reading.reader import PairTable
     from attrib_batch.spec import SweepSpec
 
 BYTES_PER_ROW = 1.0
@@ -44,7 +45,7 @@ def estimate_job(spec: SweepSpec) -> list[CellEstimate]:
         RequestError: a dataset or a model's configuration cannot be read, or a model cannot do what a method asks.
     """
     spec = with_absolute_paths(spec)
-    tables = {dataset.id: PairTable.open(dataset.path, dataset.limit) for dataset in spec.datasets}
+    tables = open_tables(spec)
     boundaries = boundaries_of(tables)
     plans = [CellPlan.of(cell, tables[cell.dataset].n_rows, spec.chunk_pairs, boundaries) for cell in spec.cells]
     sources = find_models(spec)
@@ -56,7 +57,7 @@ def estimate_job(spec: SweepSpec) -> list[CellEstimate]:
         check_tables(model, tokenizers[model.name], tables.values())
     ats = {method.parameters.get("at", ALL) for method in spec.methods}
     positions = {
-        (model.name, name): _mean_positions(
+        (model.name, name, reading): _mean_positions(
             table,
             ats,
             tokenizers[model.name],
@@ -65,16 +66,19 @@ def estimate_job(spec: SweepSpec) -> list[CellEstimate]:
             vocabulary_size=sizes[model.name].d_vocab,
             allow_boundary=spec.allow_boundary,
             bos_token=model.bos_token,
+            **reading._asdict(),
         )
         for model in spec.models
         for name, table in tables.items()
+        for reading in {Reading.of(method) for method in spec.methods}
     }
     estimates = []
     for plan in plans:
         size = sizes[plan.cell.model]
         method = spec.method(plan.cell.method)
         heads = sum(size.heads_of(component) or 1 for component in method.components)
-        of_pair = positions[plan.cell.model, plan.cell.dataset][method.parameters.get("at", ALL)]
+        of_cell = positions[plan.cell.model, plan.cell.dataset, Reading.of(method)]
+        of_pair = of_cell[method.parameters.get("at", ALL)]
         rows = round(plan.n_pairs * size.n_layers * heads * of_pair)
         estimates.append(CellEstimate(plan, rows, round(rows * BYTES_PER_ROW)))
     return estimates

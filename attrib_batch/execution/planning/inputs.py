@@ -100,7 +100,7 @@ def _find_dataset(dataset: DatasetSpec, paths: list[str], fingerprint: str) -> s
     for path in map(resolve_path, paths):
         if is_local(path) and not Path(path).exists():
             continue
-        if PairTable.open(path, dataset.limit).fingerprint() == fingerprint:
+        if PairTable.open(path, dataset.limit, corrupted=False).fingerprint() == fingerprint:
             return path
         others.append(path)
     option = f"--dataset {dataset.id}=PATH"

@@ -9,10 +9,10 @@ from attrib_batch.errors import OutputError
 from attrib_batch.execution.planning.inputs import named_paths
 from attrib_batch.execution.planning.paths import with_absolute_paths, with_ndif_host
 from attrib_batch.execution.planning.plan import boundaries_of, uncommitted
-from attrib_batch.execution.planning.request import check_models, check_tokenizers, find_fingerprints
+from attrib_batch.execution.planning.reference import MeanActivations
+from attrib_batch.execution.planning.request import check_models, check_tokenizers, find_fingerprints, open_tables
 from attrib_batch.execution.planning.stages import OpenRun, Scoring
 from attrib_batch.execution.planning.verification import Verification
-from attrib_batch.pairs.reading.reader import PairTable
 from attrib_batch.storage.lease import Lease
 from attrib_batch.storage.remote_jobs import FOLDER as JOBS
 from attrib_batch.storage.store import Store
@@ -56,8 +56,8 @@ def open_run(
         raise OutputError(f"--out {store.root} is a file; name a folder")
     existing = find_manifest(store)
     asked, spec = spec, with_ndif_host(with_absolute_paths(spec, existing), ndif_host)
-    verification = Verification.of(spec)
-    tables = {dataset.id: PairTable.open(dataset.path, dataset.limit) for dataset in spec.datasets}
+    verification, means = Verification.of(spec), MeanActivations.of(spec)
+    tables = open_tables(spec)
     for table in tables.values():
         table.check_ids()
     fingerprints = {name: table.fingerprint() for name, table in tables.items()}
@@ -83,6 +83,9 @@ def open_run(
         # Another driver may have been there since.
         existing = find_manifest(store)
         grown = _grown(store, existing, manifest, boundaries)
+        if means is not None:
+            # Refused before anything is written, or the job as it was could not go on either.
+            means.entry(spec, store, grown, tables)
         run = OpenRun(
             spec=spec,
             store=store,
@@ -92,7 +95,7 @@ def open_run(
             pins={name: fingerprints[name] if table.is_local else table.pin() for name, table in tables.items()},
             resumed=existing is not None and existing.run_id == grown.run_id,
             retry_failures=retry_failures,
-            stages=(Scoring(), verification) if verification else (Scoring(),),
+            stages=tuple(stage for stage in (means, Scoring(), verification) if stage),
         )
         if not run.resumed:
             _clear(store)

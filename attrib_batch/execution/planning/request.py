@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 
 from attrib_batch.execution.imports import collector_paused
 from attrib_batch.models.sources import find_model
+from attrib_batch.pairs.reading.reader import PairTable
+from attrib_batch.spec import Reading
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -15,8 +17,17 @@ if TYPE_CHECKING:
     from attrib_batch.models.load import LoadedModel
     from attrib_batch.models.sources import ModelSource
     from attrib_batch.pairs.encoding.tokens import Tokenizer
-    from attrib_batch.pairs.reading.reader import PairTable
     from attrib_batch.spec import ModelSpec, SweepSpec
+
+
+def open_tables(spec: SweepSpec) -> dict[str, PairTable]:
+    """Open every table of a job; by dataset id.
+
+    Raises:
+        DatasetError: one cannot be read, or does not have the columns that the methods need.
+    """
+    corrupted = any(Reading.of(method).against_corrupted for method in spec.methods)
+    return {dataset.id: PairTable.open(dataset.path, dataset.limit, corrupted=corrupted) for dataset in spec.datasets}
 
 
 def find_models(spec: SweepSpec) -> dict[str, ModelSource]:

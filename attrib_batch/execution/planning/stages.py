@@ -9,8 +9,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
+from attrib_batch.execution.means import join_means
 from attrib_batch.execution.planning.plan import tasks_by_model, uncommitted
-from attrib_batch.tables import MANIFEST, SCORING
+from attrib_batch.spec.method import MEAN
+from attrib_batch.tables import MANIFEST, REFERENCE, SCORING
 
 if TYPE_CHECKING:
     from attrib_batch.execution.planning.plan import Task
@@ -30,6 +32,8 @@ class StageWork:
     """Where its tables lie."""
     pins: dict[str, str]
     """By dataset id, what workers compare with what they find: see `PairTable.pin`."""
+    reference: Store | None = None
+    """Where mean activations are, if any method needs them."""
 
 
 @dataclass(frozen=True)
@@ -116,9 +120,12 @@ class Scoring:
     """Score every pair of every cell that the job names."""
 
     name: str = SCORING
-    needs: tuple[str, ...] = ()
+    needs: tuple[str, ...] = (REFERENCE,)
 
     def plan(self, run: OpenRun) -> PlannedStage:
-        """Plan what the manifest holds of the job."""
-        work = StageWork(run.spec, run.store, run.pins)
+        """Plan what the manifest holds of the job; means that its methods need are committed by now."""
+        averages = any(method.reference == MEAN for method in run.spec.methods)
+        if averages and (means := run.manifest.stage(REFERENCE)) is not None:
+            join_means(run.store.below(REFERENCE), (chunk for plan in means.cells for chunk in plan.chunks()))
+        work = StageWork(run.spec, run.store, run.pins, run.store.below(REFERENCE))
         return PlannedStage.of(self.name, work, run.manifest.scoring, retry_failures=run.retry_failures)

@@ -23,12 +23,14 @@ from attrib_batch.execution.planning.stages import OpenRun, PlannedStage, StageW
 from attrib_batch.pairs.making.writer import serialize_pairs
 from attrib_batch.pairs.reading.reader import PairTable
 from attrib_batch.spec import DEFAULT_VERIFIED_PAIRS, Cell, MethodSpec, parse_spec
+from attrib_batch.spec.method import CORRUPTED, reference_of
 from attrib_batch.spec.positions import ALL
 from attrib_batch.spec.registries.methods import EXACT, method_entry
 from attrib_batch.storage.lease import Lease
 from attrib_batch.storage.store import Store
 from attrib_batch.tables import (
     MANIFEST,
+    REFERENCE,
     SCHEMA_VERSION,
     SCORING,
     VERIFICATION,
@@ -74,7 +76,7 @@ class _Sample:
         """Write the sample as a table of its own, unless it is there."""
         if not self.new:
             return
-        table = PairTable.open(dataset.path, dataset.limit)
+        table = PairTable.open(dataset.path, dataset.limit, corrupted=False)
         rows = (pair for batch in table.batches(READ_PAIRS) for pair in batch if pair.pair_id in self.new)
         store.write_bytes(sample_path(dataset.id), serialize_pairs(chain(self.kept, rows), form=table.form))
 
@@ -150,9 +152,9 @@ class Verification:
         for name, sample in samples.items():
             sample.write(run.store, run.spec.dataset(name))
         run.write_manifest(run.manifest.with_stage(entry))
-        tables = {dataset.id: PairTable.open(dataset.path) for dataset in spec.datasets}
+        tables = {dataset.id: PairTable.open(dataset.path, corrupted=False) for dataset in spec.datasets}
         pins = {name: table.fingerprint() if table.is_local else table.pin() for name, table in tables.items()}
-        return PlannedStage.of(self.name, StageWork(spec, store, pins), entry)
+        return PlannedStage.of(self.name, StageWork(spec, store, pins, run.store.below(REFERENCE)), entry)
 
     def _entry(self, manifest: Manifest, spec: SweepSpec, n_pairs: Mapping[str, int]) -> StageEntry:
         scoring = manifest.scoring.identities
@@ -205,7 +207,7 @@ class Verification:
         path = sample_path(dataset)
         if identity is None or identity.get(SEED) != self.seed or not store.exists(path):
             return []
-        table = PairTable.open(str(store.path(path)))
+        table = PairTable.open(str(store.path(path)), corrupted=False)
         return table.rows(0, table.n_rows)
 
 
@@ -262,17 +264,19 @@ def _exact_methods(
     """Return the fewest exact methods that measure what ``estimates`` estimate, those that are there already first."""
     exact: list[dict[str, Any]] = list(before.job.get("methods", ())) if before else []
     positions = at if isinstance(at, str) else list(at)
-    alike: dict[tuple[str, str], dict[str, None]] = defaultdict(dict)
+    alike: dict[tuple[str, str, str], dict[str, None]] = defaultdict(dict)
     for method in estimates:
-        alike[method.metric, method.direction].update(dict.fromkeys(map(str, method.components)))
-    for (metric, direction), components in alike.items():
-        same = [item for item in exact if (item["metric"], item["direction"]) == (metric, direction)]
+        alike[method.metric, method.direction, method.reference].update(dict.fromkeys(map(str, method.components)))
+    for (metric, direction, reference), components in alike.items():
+        asked = metric, direction, reference
+        same = [item for item in exact if (item["metric"], item["direction"], reference_of(item)) == asked]
         measured = {
             component for item in same for component in item["components"] if item.get("at", ALL) in (ALL, positions)
         }
         missing = [component for component in components if component not in measured]
         if missing:
             name = EXACT if (metric, direction) == ("logit_diff", "denoise") else f"{EXACT}-{metric}-{direction}"
+            name = name if reference == CORRUPTED else f"{name}-{reference}"
             number = f"-{len(same) + 1}" if same else ""
             method = MethodSpec.model_validate(
                 {
@@ -281,6 +285,7 @@ def _exact_methods(
                     "components": missing,
                     "metric": metric,
                     "direction": direction,
+                    "reference": reference,
                     "at": positions,
                 }
             )

@@ -111,10 +111,11 @@ class ReplicaWorker:
 
         started = time.perf_counter()
         pairs, results = self._reader.begin(assignment, work)
+        means = self._reader.means(assignment, work)
 
         def score(pairs: Sequence[EncodedPair]) -> Iterator[tuple[MethodSpec, Outcome]]:
             budget = self._budget.halved(assignment.halvings)
-            return watched(score_pairs(self._model, pairs, results.methods, budget), on_batch)
+            return watched(score_pairs(self._model, pairs, results.methods, budget, means=means), on_batch)
 
         with self._scoring, computing(self.model_spec, shares_process=self.shares_process):
             scoring = time.perf_counter()

@@ -9,12 +9,13 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from jaxtyping import Int
+from jaxtyping import Float, Int
 
 from attrib_batch.attribution.engine import ScoredBatch
 from attrib_batch.execution.workers.score_rows import places_of, roles_of
 from attrib_batch.pairs.encoding.encode import EncodedPair
-from attrib_batch.tables import BASELINES, FAILURES, PROMPTS
+from attrib_batch.spec import Component
+from attrib_batch.tables import BASELINES, MEASURED, PROMPTS
 from attrib_batch.tables.dense import DenseChunk, DenseScores, PairFacts, units_of
 from attrib_batch.tables.shortening import shortened
 from attrib_batch.tables.sums import MomentPieces
@@ -127,6 +128,37 @@ def _token_texts(prompts: Sequence[tuple[int, ...]], texts: Mapping[int, str]) -
     return pa.ListArray.from_arrays(pa.array(np.concatenate([[0], np.cumsum(lengths)]), pa.int32()), values)
 
 
-def failure_rows(failures: Sequence[Mapping[str, Any]]) -> pa.Table:
-    """Build the failures table of a chunk, in the order of the pairs' ids."""
-    return pa.Table.from_pylist(sorted(failures, key=itemgetter("pair_id")), schema=FAILURES)
+def measured_rows(batches: Sequence[ScoredBatch]) -> pa.Table | None:
+    """Build the table of a chunk's scores that were measured in place of estimates, in the order of the pairs' ids.
+
+    None where its method measures no score or all of them.
+    """
+    parts = [
+        _measured_of(batch, component, estimates)
+        for batch in batches
+        for component, estimates in (batch.result.estimates or {}).items()
+    ]
+    if not parts:
+        return None
+    order = [(name, "ascending") for name in ("pair_id", "component", "layer", "head", "position")]
+    return pa.concat_tables(parts).sort_by(order).cast(MEASURED)
+
+
+def _measured_of(
+    batch: ScoredBatch, component: Component, estimates: Float[np.ndarray, "pair layer head place"]
+) -> pa.Table:
+    pair, layer, head, place = np.nonzero(~np.isnan(estimates))
+    places = places_of(batch)
+    position = places[pair, place + places.shape[1] - estimates.shape[-1]]
+    roles = [batch.pairs[index].roles[at] for index, at in zip(pair.tolist(), position.tolist(), strict=True)]
+    return pa.table(
+        {
+            "pair_id": np.array([one.pair_id for one in batch.pairs], dtype=np.int64)[pair],
+            "component": pa.array([str(component)] * len(pair), pa.string()),
+            "layer": layer.astype(np.int16),
+            "head": pa.array(head.astype(np.int16), mask=np.full(len(head), not component.has_heads)),
+            "position": position,
+            "role": pa.array(roles, pa.string()),
+            "estimate": estimates[pair, layer, head, place],
+        }
+    )

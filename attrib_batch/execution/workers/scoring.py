@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from attrib_batch.attribution.faults import says_out_of_memory
 from attrib_batch.errors import TaskError
 from attrib_batch.pairs.encoding.encode import EncodedPair
+from attrib_batch.spec import Reading
 from attrib_batch.tables import FailureReason
 
 if TYPE_CHECKING:
@@ -66,7 +67,8 @@ def score_task(assignment: Assignment, pairs: Sequence[EncodedPair], results: Ta
         alike = len(failures) == len(pairs) and len({_kind(failure.message) for failure in failures}) == 1
         if alike and len(pairs) > 1 and not _size_matters(message):
             raise TaskError(f"{where}: all {len(pairs)} pairs of {method_id} ended in the same exception: {message}")
-    control, origin = (scored, "that had been scored") if scored else (control_pair(), "made up for comparison")
+    made_up = control_pair(whole_answers=any(Reading.of(method).whole_answers for method in results.methods))
+    control, origin = (scored, "that had been scored") if scored else (made_up, "made up for comparison")
     for method, outcome in score([control]):
         if (failure := _exception(outcome)) is None:
             continue
@@ -75,15 +77,17 @@ def score_task(assignment: Assignment, pairs: Sequence[EncodedPair], results: Ta
             raise TaskError(f"{where}: {count}, and then one {origin}, ended in the same exception: {failure.message}")
 
 
-def control_pair() -> EncodedPair:
+def control_pair(*, whole_answers: bool = False) -> EncodedPair:
     """Return a short pair that nobody asked for: what ends it in an exception is no pair's fault."""
     first, clean, corrupted, last, right, wrong = range(CONTROL_TOKENS)
     return EncodedPair(
         pair_id=-1,
         clean=(first, clean, last),
         corrupted=(first, corrupted, last),
-        answers=(right,),
-        wrong_answers=(wrong,),
+        answers=() if whole_answers else (right,),
+        wrong_answers=() if whole_answers else (wrong,),
+        right_sequences=((right, last),) if whole_answers else (),
+        wrong_sequences=((wrong, last),) if whole_answers else (),
         first_difference=1,
         roles=(None, None, None),
         template=None,

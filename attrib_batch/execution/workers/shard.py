@@ -111,10 +111,12 @@ class ShardWorker:
 
         started = time.perf_counter()
         pairs, results = self._reader.begin(assignment, work)
+        means = self._reader.means(assignment, work)
 
         def score(pairs: Sequence[EncodedPair]) -> Iterator[tuple[MethodSpec, Outcome]]:
             budget = self._budget.halved(assignment.halvings)
-            return score_pairs(self._model, pairs, results.methods, budget, agree=self._agreement.agree)
+            agree = self._agreement.agree
+            return score_pairs(self._model, pairs, results.methods, budget, agree=agree, means=means)
 
         scoring = time.perf_counter()
         with computing(self.model_spec):

@@ -17,10 +17,14 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from attrib_batch.execution.commit import commit_chunk, failure_row, worker_failures
+from attrib_batch.execution.commit import commit_chunk, commit_means, failure_row, failure_rows, worker_failures
+from attrib_batch.execution.means import load_means, means_table
 from attrib_batch.pairs.encoding.encode import EncodedPair, PairProblem, encode_pairs
 from attrib_batch.pairs.encoding.texts import TokenTexts
 from attrib_batch.pairs.reading.pinned import PinnedTable
+from attrib_batch.spec import Component, Reading
+from attrib_batch.spec.method import MEAN
+from attrib_batch.spec.registries.methods import method_entry
 from attrib_batch.storage.parquet import FAST, encode_parquet, join_parquet
 from attrib_batch.tables import Stage
 
@@ -29,6 +33,7 @@ if TYPE_CHECKING:
     from concurrent.futures import Executor
 
     from attrib_batch.attribution.engine import Outcome, ScoredBatch
+    from attrib_batch.attribution.references import Means
     from attrib_batch.execution.planning.stages import StageWork
     from attrib_batch.execution.scheduling.assignment import Assignment
     from attrib_batch.models.load import LoadedModel
@@ -81,6 +86,7 @@ class TaskReader:
     model: LoadedModel | RemoteModel
     _tables: dict[tuple[str, int | None, str], PinnedTable] = field(default_factory=dict, init=False, repr=False)
     _texts: TokenTexts = field(init=False, repr=False)
+    _means: dict[tuple[str, tuple[Component, ...]], Means] = field(default_factory=dict, init=False, repr=False)
     _one_at_a_time: threading.Lock = field(default_factory=threading.Lock, init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -115,6 +121,7 @@ class TaskReader:
             vocabulary_size=self.model.dimensions.d_vocab,
             allow_boundary=work.spec.allow_boundary,
             bos_token=self.model_spec.bos_token,
+            **Reading.of(work.spec.method(assignment.task[0].cell.method))._asdict(),
         )
         failures = [
             failure_row(item.pair_id, Stage.VALIDATE, item.reason, item.message, attempts=1)
@@ -123,6 +130,23 @@ class TaskReader:
         ]
         failures += worker_failures(rows, start, assignment.left_out)
         return [item for item in encoded if isinstance(item, EncodedPair)], failures
+
+    def means(self, assignment: Assignment, work: StageWork) -> Means | None:
+        """Return the mean activations that the methods of a task replace activations by, if they do.
+
+        Raises:
+            OutputError: they cannot be read.
+        """
+        methods = [work.spec.method(chunk.cell.method) for chunk in assignment.task]
+        asking = [m for m in methods if m.reference == MEAN and not method_entry(m.kind).collects]
+        if not asking or work.reference is None:
+            return None
+        components = tuple(dict.fromkeys(component for method in asking for component in method.components))
+        key = (assignment.task[0].cell.dataset, components)
+        with self._one_at_a_time:
+            if key not in self._means:
+                self._means[key] = load_means(work.reference, self.model_spec.name, *key)
+            return self._means[key]
 
     def _table(self, dataset: str, work: StageWork) -> PinnedTable:
         spec = work.spec.dataset(dataset)
@@ -177,7 +201,13 @@ class TaskResults:
         self._warnings = warnings
         self._texts = texts
         self.methods: list[MethodSpec] = [spec.method(chunk.cell.method) for chunk in assignment.task]
-        self._of = {method.id: _ChunkResult(failures=list(failures)) for method in self.methods}
+        self._of = {
+            method.id: _ChunkResult(
+                failures=list(failures),
+                averaged=method.components[0] if method_entry(method.kind).collects else None,
+            )
+            for method in self.methods
+        }
 
     def add(self, method: MethodSpec, outcome: Outcome) -> None:
         """Take the scores of a batch, or the failure of a pair."""
@@ -222,6 +252,8 @@ class _ChunkResult:
 
     batches: list[ScoredBatch] = field(default_factory=list)
     failures: list[dict[str, Any]] = field(default_factory=list)
+    averaged: Component | None = None
+    """The component whose mean activations are all that the chunk is to hold."""
 
     def add(self, outcome: Outcome) -> None:
         from attrib_batch.attribution.engine import ScoredBatch
@@ -237,8 +269,11 @@ class _ChunkResult:
 
     def commit(self, store: Store, chunk: Chunk, texts: Mapping[int, str], threads: Executor) -> tuple[int, int]:
         """Write the chunk's tables, built and encoded by ``threads``; return the rows and bytes of its scores."""
+        if self.averaged is not None:
+            collected = [batch.result.sums for batch in self.batches if batch.result.sums is not None]
+            return 0, commit_means(store, chunk, means_table(self.averaged, collected), failure_rows(self.failures))
         # It imports torch, which is load()'s to do: what importing it raises then reaches the driver as it is.
-        from attrib_batch.execution.workers.rows import baseline_rows, failure_rows, moment_pieces, prompt_rows
+        from attrib_batch.execution.workers.rows import baseline_rows, measured_rows, moment_pieces, prompt_rows
         from attrib_batch.execution.workers.score_rows import ScoreParts
         from attrib_batch.tables.shortening import shortened
 
@@ -262,6 +297,7 @@ class _ChunkResult:
             moments=moments,
             strata=strata,
             prompts=prompts.result(),
+            measured=measured_rows(self.batches),
         )
 
 

@@ -107,6 +107,12 @@ def check_methods(spec: ModelSpec, config: Any, methods: Iterable[MethodSpec]) -
                 f"{where}: {method.kind} has no rules for {config.model_type}: {architecture.mlp_because}. Use atp or "
                 "atp_ig"
             )
+        if entry.second_derivatives and spec.workers.kind == "sharded":
+            raise ModelError(
+                f"{where}: {method.kind} differentiates gradients, and those of a model that is split over processes "
+                "cannot be differentiated: what its processes exchange has no second derivative. Use workers of kind "
+                "replica, or atp_ig"
+            )
         if entry.begins_within_prompts:
             _check_keys(config, where=where, what=method.kind, instead="Use atp or atp_ig")
 

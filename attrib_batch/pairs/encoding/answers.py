@@ -1,4 +1,4 @@
-"""Find the token that an answer is: the one that follows its prompt.
+"""Find the tokens that an answer is: those that follow its prompt; one, unless whole answers are asked for.
 
 Prompt and answer are tokenised together, and what stands behind the prompt's own tokens is the answer. The same text
 can be another token elsewhere: SentencePiece tokenizers put a space before a text that stands alone, and a byte-level
@@ -50,9 +50,19 @@ class AnswerTokens:
     """The tokens of answers behind their prompts; each prompt with an answer is tokenised once."""
 
     def __init__(
-        self, pairs: Sequence[Pair], prompts: PromptTokens, tokenizer: Tokenizer, *, allow_boundary: bool
+        self,
+        pairs: Sequence[Pair],
+        prompts: PromptTokens,
+        tokenizer: Tokenizer,
+        *,
+        allow_boundary: bool,
+        whole: bool = False,
     ) -> None:
-        """Tokenise all answers of ``pairs`` behind both of their prompts, whose tokens ``prompts`` holds."""
+        """Tokenise all answers of ``pairs`` behind both of their prompts, whose tokens ``prompts`` holds.
+
+        An answer is one token, or with ``whole`` as many as there are.
+        """
+        self.whole = whole
         self._tokenizer = tokenizer
         self._unknown = tokenizer.unk_token_id  # a look-up that takes its time
         self._allow_boundary = allow_boundary
@@ -60,11 +70,12 @@ class AnswerTokens:
         changing = {answer for (_, answer), found in self._continuations.items() if found.replaced}
         self._alone = _tokens_alone(sorted(changing), tokenizer) if allow_boundary else {}
 
-    def of(self, column: str, answers: Answers, clean: str, corrupted: str) -> tuple[int, ...]:
-        """Return one token per answer, in their order; an integer is a token id already.
+    def of(self, column: str, answers: Answers, clean: str, corrupted: str) -> tuple[tuple[int, ...], ...]:
+        """Return the tokens of each answer, in their order; an integer is a token id already.
 
         Raises:
-            PairProblemError: for the first answer that is not one token behind the prompts.
+            PairProblemError: for the first answer that is not one token behind the prompts, or, where whole answers are
+                asked for, none at all.
         """
         if answers is None:
             raise PairProblemError(FailureReason.NULL_VALUE, f"{column} is null")
@@ -72,9 +83,9 @@ class AnswerTokens:
             raise PairProblemError(FailureReason.NO_ANSWER, f"{column} is an empty list")
         return tuple(self._one(column, answer, clean, corrupted) for answer in answers)
 
-    def _one(self, column: str, answer: str | int | None, clean: str, corrupted: str) -> int:
+    def _one(self, column: str, answer: str | int | None, clean: str, corrupted: str) -> tuple[int, ...]:
         if isinstance(answer, int):
-            return answer
+            return (answer,)
         if answer is None:
             raise PairProblemError(FailureReason.NULL_VALUE, f"{column} holds a null")
         if not answer:
@@ -82,37 +93,39 @@ class AnswerTokens:
         found = self._continuations[clean, answer]
         if found.replaced and not self._allow_boundary:
             raise self._boundary(column, answer, "clean", clean, found)
-        token = self._single(column, answer, self._alone[answer] if found.replaced else found.tokens)
+        tokens = self._checked(column, answer, self._alone[answer] if found.replaced else found.tokens)
         if not self._allow_boundary:
-            self._check_corrupted(column, answer, corrupted, token)
-        return token
+            self._check_corrupted(column, answer, corrupted, tokens)
+        return tokens
 
-    def _single(self, column: str, answer: str, tokens: tuple[int, ...]) -> int:
+    def _checked(self, column: str, answer: str, tokens: tuple[int, ...]) -> tuple[int, ...]:
         if not tokens:
             raise PairProblemError(
                 FailureReason.NO_ANSWER, f"{column}: the tokenizer makes no token of {answer!r} behind the prompt"
             )
-        if len(tokens) > 1:
+        if len(tokens) > 1 and not self.whole:
             raise PairProblemError(
                 FailureReason.MULTI_TOKEN_ANSWER,
                 f"{column}: {answer!r} is {len(tokens)} tokens {self._pieces(tokens)}, not one",
             )
-        if tokens[0] == self._unknown:
+        if self._unknown in tokens:
             raise PairProblemError(
                 FailureReason.MULTI_TOKEN_ANSWER, f"{column}: the tokenizer has no token for {answer!r}"
             )
-        return tokens[0]
+        return tokens
 
-    def _check_corrupted(self, column: str, answer: str, corrupted: str, token: int) -> None:
+    def _check_corrupted(self, column: str, answer: str, corrupted: str, tokens: tuple[int, ...]) -> None:
         found = self._continuations[corrupted, answer]
         if found.replaced:
             raise self._boundary(column, answer, "corrupted", corrupted, found)
-        if found.tokens != (token,):
+        if found.tokens != tokens:
+            one = len(tokens) == 1
             raise PairProblemError(
                 FailureReason.BOUNDARY,
-                f"{column}: {answer!r} is the token {self._pieces((token,))} after clean and "
-                f"{self._pieces(found.tokens)} after corrupted. Choose an answer that is one token after both, or set "
-                "allow_boundary: true to take the one after clean",
+                f"{column}: {answer!r} is the {'token' if one else 'tokens'} {self._pieces(tokens)} after clean and "
+                f"{self._pieces(found.tokens)} after corrupted. Choose an answer that is "
+                f"{'one token' if one and not self.whole else 'the same'} after both, or set allow_boundary: true to "
+                f"take {'the one' if one else 'those'} after clean",
             )
 
     def _boundary(self, column: str, answer: str, name: str, prompt: str, found: Continuation) -> PairProblemError:
@@ -184,6 +197,6 @@ def _tokens_alone(texts: list[str], tokenizer: Tokenizer) -> dict[str, tuple[int
     if spaced:
         anchor, *joined = tokenize(tokenizer, [_ANCHOR, *(_ANCHOR + text for text in spaced)])["input_ids"]
         for text, tokens in zip(spaced, joined, strict=True):
-            if len(tokens) == len(anchor) + 1 and tokens[: len(anchor)] == anchor:
-                found[text] = (tokens[-1],)
+            if len(tokens) > len(anchor) and tokens[: len(anchor)] == anchor:
+                found[text] = tuple(tokens[len(anchor) :])
     return found

@@ -42,7 +42,7 @@ class EncodedPair:
     wrong_answers: tuple[int, ...]
     """A set as well, without a token of ``answers``."""
     first_difference: int
-    """The first position where the prompts differ."""
+    """The first position where the prompts differ; 0 where there is no corrupted one and ``clean`` stands for it."""
     roles: tuple[str | None, ...]
     """For each position the role whose span holds it; None for a prepended BOS."""
     template: str | None
@@ -50,11 +50,32 @@ class EncodedPair:
     warnings: tuple[tuple[PairWarning, str], ...] = ()
     """What may be wrong with it, each kind once, with a message."""
     task: str | None = None
+    right_sequences: tuple[tuple[int, ...], ...] = ()
+    """Where whole answers are asked for, these in place of ``answers``: a set of answers of one length in tokens."""
+    wrong_sequences: tuple[tuple[int, ...], ...] = ()
+    """As many tokens each; without one of ``right_sequences``."""
+    continuation: tuple[int, ...] = ()
+    """What stands behind both prompts in a forward pass, and is no part of them: an answer's tokens but the last."""
 
     @property
     def n_tokens(self) -> int:
         """The length of each prompt, a prepended BOS counted."""
         return len(self.clean)
+
+    @property
+    def n_continuations(self) -> int:
+        """How often each prompt is computed: once for every whole answer."""
+        return len(self.right_sequences) + len(self.wrong_sequences) or 1
+
+    @property
+    def n_predicted(self) -> int:
+        """How many tokens of an answer are predicted."""
+        return len(self.right_sequences[0]) if self.right_sequences else len(self.continuation) + 1
+
+    @property
+    def n_row_tokens(self) -> int:
+        """How many tokens of a forward pass it is: a prompt, and an answer but its last token."""
+        return self.n_tokens + self.n_predicted - 1
 
 
 @dataclass(frozen=True)
@@ -90,6 +111,8 @@ def encode_pairs(
     vocabulary_size: int | None = None,
     allow_boundary: bool = False,
     bos_token: str | None = None,
+    whole_answers: bool = False,
+    against_corrupted: bool = True,
 ) -> list[EncodedPair | PairProblem]:
     """Tokenise and align pairs; one result per pair, in order. Nothing is dropped.
 
@@ -103,6 +126,10 @@ def encode_pairs(
             See `attrib_batch.pairs.encoding.answers`.
         bos_token: the token that ``prepend_bos`` puts there, as the vocabulary writes it; the tokenizer's own BOS
             where absent.
+        whole_answers: take answers of any length in tokens, as ``right_sequences`` and ``wrong_sequences``; all of a
+            pair must have the same. Otherwise an answer is one token.
+        against_corrupted: whether clean prompts are compared with corrupted ones. Otherwise these are not looked at and
+            may be absent: clean prompts stand in their place, and positions count from the first one on.
 
     Raises:
         ModelError: ``prepend_bos`` is set and the tokenizer has no such token, or the model does not know it.
@@ -114,12 +141,14 @@ def encode_pairs(
         max_tokens=max_tokens,
         vocabulary_size=vocabulary_size,
     )
+    if not against_corrupted:
+        pairs = [replace(pair, corrupted=pair.clean) for pair in pairs]
     prompts = tokenize_prompts(pairs, tokenizer)
-    answers = AnswerTokens(pairs, prompts, tokenizer, allow_boundary=allow_boundary)
+    answers = AnswerTokens(pairs, prompts, tokenizer, allow_boundary=allow_boundary, whole=whole_answers)
     results: list[EncodedPair | PairProblem] = []
     for pair in pairs:
         try:
-            results.append(_encode(pair, prompts, answers, model))
+            results.append(_encode(pair, prompts, answers, model, against_corrupted=against_corrupted))
         except PairProblemError as problem:
             results.append(PairProblem(pair.pair_id, problem.reason, str(problem), problem.longer_by))
     return results
@@ -131,7 +160,9 @@ def _unknown(tokenizer: Tokenizer) -> int | None:
     return None if unknown in {tokenizer.bos_token_id, tokenizer.eos_token_id} else unknown
 
 
-def _encode(pair: Pair, prompts: PromptTokens, answers: AnswerTokens, model: _Model) -> EncodedPair:
+def _encode(
+    pair: Pair, prompts: PromptTokens, answers: AnswerTokens, model: _Model, *, against_corrupted: bool
+) -> EncodedPair:
     if pair.clean is None or pair.corrupted is None:
         raise PairProblemError(FailureReason.NULL_VALUE, f"{'clean' if pair.clean is None else 'corrupted'} is null")
     clean, corrupted = prompts.ids[pair.clean], prompts.ids[pair.corrupted]
@@ -142,8 +173,10 @@ def _encode(pair: Pair, prompts: PromptTokens, answers: AnswerTokens, model: _Mo
     _check_prompt("corrupted", pair.corrupted, corrupted, model)
     right = answers.of("answers", pair.answers, pair.clean, pair.corrupted)
     wrong = answers.of("wrong_answers", pair.wrong_answers, pair.clean, pair.corrupted)
-    _check_vocabulary("answers", right, model)
-    _check_vocabulary("wrong_answers", wrong, model)
+    for column, found in (("answers", right), ("wrong_answers", wrong)):
+        for tokens in found:
+            _check_vocabulary(column, tokens, model)
+    n_predicted = _one_length(right, wrong)
     if len(clean) != len(corrupted):
         raise PairProblemError(
             FailureReason.UNEQUAL_LENGTH,
@@ -151,12 +184,13 @@ def _encode(pair: Pair, prompts: PromptTokens, answers: AnswerTokens, model: _Mo
             "between prompts of one length",
             longer_by=len(corrupted) - len(clean),
         )
-    n_tokens = len(model.bos) + len(clean)
+    n_tokens = len(model.bos) + len(clean) + n_predicted - 1
     if model.max_tokens is not None and n_tokens > model.max_tokens:
+        what = "the prompts" if n_predicted == 1 else "the prompts with all but the last token of an answer"
         raise PairProblemError(
-            FailureReason.TOO_LONG, f"the prompts are {n_tokens} tokens; the model takes {model.max_tokens}"
+            FailureReason.TOO_LONG, f"{what} are {n_tokens} tokens; the model takes {model.max_tokens}"
         )
-    if clean == corrupted:
+    if against_corrupted and clean == corrupted:
         raise PairProblemError(FailureReason.IDENTICAL_PROMPTS, "clean and corrupted are the same tokens")
     _check_disjoint(pair.answers, right, wrong)
     roles = AlignedRoles((None,) * len(clean), ())
@@ -166,13 +200,15 @@ def _encode(pair: Pair, prompts: PromptTokens, answers: AnswerTokens, model: _Mo
         pair_id=pair.pair_id,
         clean=model.bos + clean,
         corrupted=model.bos + corrupted,
-        answers=tuple(dict.fromkeys(right)),
-        wrong_answers=tuple(dict.fromkeys(wrong)),
-        first_difference=len(model.bos) + next(i for i, t in enumerate(clean) if t != corrupted[i]),
+        answers=() if answers.whole else tuple(dict.fromkeys(token for (token,) in right)),
+        wrong_answers=() if answers.whole else tuple(dict.fromkeys(token for (token,) in wrong)),
+        first_difference=_first_difference(model.bos + clean, model.bos + corrupted),
         roles=(*[None] * len(model.bos), *roles.names),
         template=pair.template,
         task=pair.task,
         group=pair.group,
+        right_sequences=tuple(dict.fromkeys(right)) if answers.whole else (),
+        wrong_sequences=tuple(dict.fromkeys(wrong)) if answers.whole else (),
         warnings=(*_hidden_roles(roles), *_unknown_tokens(clean, corrupted, model)),
     )
 
@@ -198,13 +234,35 @@ def _check_vocabulary(column: str, tokens: tuple[int, ...], model: _Model) -> No
         raise PairProblemError(FailureReason.OFF_VOCABULARY, f"{column}: the token id {outside} is {ids}")
 
 
-def _check_disjoint(answers: Answers, right: tuple[int, ...], wrong: tuple[int, ...]) -> None:
+def _first_difference(clean: tuple[int, ...], corrupted: tuple[int, ...]) -> int:
+    return next((i for i, token in enumerate(clean) if token != corrupted[i]), 0)
+
+
+def _one_length(right: Sequence[tuple[int, ...]], wrong: Sequence[tuple[int, ...]]) -> int:
+    """Return how many tokens each answer is.
+
+    Raises:
+        PairProblemError: they are not of one length.
+    """
+    lengths = [sorted({len(tokens) for tokens in column}) for column in (right, wrong)]
+    if lengths[0] != lengths[1] or len(lengths[0]) > 1:
+        counts = [" or ".join(map(str, of)) for of in lengths]
+        raise PairProblemError(
+            FailureReason.UNEQUAL_ANSWERS,
+            f"answers are {counts[0]} tokens and wrong_answers {counts[1]}: log-probabilities can be compared only "
+            "between answers of one length",
+        )
+    return lengths[0][0]
+
+
+def _check_disjoint(answers: Answers, right: Sequence[tuple[int, ...]], wrong: Sequence[tuple[int, ...]]) -> None:
     both = set(right) & set(wrong)
     if both:
-        shared = next(answer for answer, token in zip(answers or (), right, strict=True) if token in both)
+        shared = next(answer for answer, tokens in zip(answers or (), right, strict=True) if tokens in both)
         raise PairProblemError(
             FailureReason.AMBIGUOUS_ANSWER,
-            f"{shared!r} is in answers and in wrong_answers, or shares its token with one there",
+            f"{shared!r} is in answers and in wrong_answers, or shares its "
+            f"{'token' if len(right[0]) == 1 else 'tokens'} with one there",
         )
 
 

@@ -17,6 +17,7 @@ from attrib_batch.pairs.importing.first_tokens import with_first_tokens
 from attrib_batch.pairs.importing.options import ImportOptions
 from attrib_batch.pairs.importing.recipe import Reading
 from attrib_batch.pairs.importing.registry import find_recipe, look_at
+from attrib_batch.pairs.importing.remote import is_url
 from attrib_batch.pairs.importing.sources import Source
 from attrib_batch.pairs.importing.values import looks_like_id
 from attrib_batch.pairs.making.writer import write_pairs
@@ -49,7 +50,7 @@ def import_pairs(source: str | Path, target: str | Path, options: ImportOptions 
 
     Args:
         source: CSV, TSV, JSON (lines, an array, or an object with ``prompts``) or Parquet; text is UTF-8, and may be
-            compressed with gzip or zstd.
+            compressed with gzip or zstd. A path, or a URL: ``s3://``, ``gs://``, ``hf://datasets/`` or ``https://``.
         target: the Parquet file to write, or the URL of an object; appears when it is complete.
         options: what the file itself does not say.
 
@@ -62,8 +63,9 @@ def import_pairs(source: str | Path, target: str | Path, options: ImportOptions 
     if unknown:
         raise DatasetError(f"{unknown[0]!r} is no column of a table of pairs; those are {', '.join(PAIRS.names)}.")
     found = Source.find(source)
-    for path in (found.path, options.join):
-        if path is not None and Path(target).exists() and path.exists() and path.samefile(target):
+    here = [Path(path) for path in (source, options.join) if path is not None and not is_url(path)]
+    for path in here:
+        if Path(target).exists() and path.exists() and path.samefile(target):
             raise DatasetError(f"{path} is both source and target: name another file to write.")
     look = look_at(found)
     recipe = find_recipe(found, look, options)

@@ -21,7 +21,8 @@ from attrib_batch.pairs.reading.columns import one_line
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
+
+    from attrib_batch.pairs.importing.remote import SourcePath
 
 PROMPTS_KEY = "prompts"
 """Of a JSON object that holds a whole data set: the key of its list of rows."""
@@ -54,7 +55,7 @@ KNOWN_ENDINGS = (*_KINDS_BY_ENDING, *_JSON_ENDINGS)
 
 
 @contextmanager
-def open_bytes(path: Path) -> Iterator[BinaryIO]:
+def open_bytes(path: SourcePath) -> Iterator[BinaryIO]:
     """Open a file for reading, decompressed where it is gzip or zstd.
 
     Raises:
@@ -62,14 +63,14 @@ def open_bytes(path: Path) -> Iterator[BinaryIO]:
     """
     try:
         magic = _first_bytes(path)
-        if magic.startswith(_GZIP):
-            with gzip.open(path) as file:
-                yield cast("BinaryIO", file)
-        elif magic.startswith(_ZSTD):
-            with pa.input_stream(str(path), compression="zstd") as stream, io.BufferedReader(stream) as buffered:
-                yield cast("BinaryIO", buffered)
-        else:
-            with path.open("rb") as plain:
+        with path.open("rb") as plain:
+            if magic.startswith(_GZIP):
+                with gzip.open(plain) as file:
+                    yield cast("BinaryIO", file)
+            elif magic.startswith(_ZSTD):
+                with pa.input_stream(plain, compression="zstd") as stream, io.BufferedReader(stream) as buffered:
+                    yield cast("BinaryIO", buffered)
+            else:
                 yield plain
     except (EOFError, zlib.error, gzip.BadGzipFile, pa.ArrowException) as error:
         raise DatasetError(f"{path} cannot be decompressed ({one_line(error)}). It is cut off or damaged.") from error
@@ -78,7 +79,7 @@ def open_bytes(path: Path) -> Iterator[BinaryIO]:
 
 
 @contextmanager
-def open_text(path: Path, newline: str | None = None) -> Iterator[io.TextIOWrapper]:
+def open_text(path: SourcePath, newline: str | None = None) -> Iterator[io.TextIOWrapper]:
     """Open a file of UTF-8 text; a byte order mark at its beginning is no part of the text.
 
     Raises:
@@ -91,7 +92,7 @@ def open_text(path: Path, newline: str | None = None) -> Iterator[io.TextIOWrapp
         raise DatasetError(f"{path} is not UTF-8 ({error.reason}). Convert its encoding first.") from error
 
 
-def find_kind(path: Path) -> FileKind:
+def find_kind(path: SourcePath) -> FileKind:
     """Return what kind of file this is.
 
     Raises:
@@ -129,13 +130,13 @@ def _kind_of_json(window: str, path: str) -> FileKind:
     return FileKind.JSON_LINES
 
 
-def _ending(path: Path) -> str:
+def _ending(path: SourcePath) -> str:
     name = path.name.lower()
     for ending in _COMPRESSED_ENDINGS:
         name = name.removesuffix(ending)
     return f".{name.rpartition('.')[2]}" if "." in name else ""
 
 
-def _first_bytes(path: Path) -> bytes:
+def _first_bytes(path: SourcePath) -> bytes:
     with path.open("rb") as file:
         return file.read(_MAGIC_BYTES)

@@ -62,8 +62,8 @@ class ImportOptions:
     counterfactual: str | None = None
     """Which of several counterfactuals of a row is its corrupted prompt."""
     corrupt: Corrupt | None = None
-    join: Path | None = None
-    """The file with the corrupted prompts, where they are in another."""
+    join: str | Path | None = None
+    """Another file that the layout is made of: that of the corrupted prompts, or of the verbs."""
     positions: Positions | None = None
     tokenizer: GivenTokenizer | None = None
     chat_template: bool = False

@@ -9,6 +9,7 @@ from attrib_batch.errors import DatasetError, RequestError
 from attrib_batch.pairs.importing.options import FLAGS, ImportOptions
 from attrib_batch.pairs.importing.recipe import Look, Recipe
 from attrib_batch.pairs.importing.recipes import (
+    agreement,
     auto_circuit,
     blimp,
     chat,
@@ -59,6 +60,15 @@ _RECIPES = (
         published="github.com/hannamw/EAP-IG (Hanna et al. 2023, arXiv 2305.00586)",
         recognise=greater_than.recognise,
         read=greater_than.read,
+    ),
+    Recipe(
+        name="agreement",
+        explanation="the number of a subject; right are the verbs that agree with it, of a few or of those in --join",
+        columns="clean, corrupted, plural (0 or 1)",
+        published="github.com/hannamw/eap-ig-faithfulness (Hanna et al. 2024, arXiv 2403.17806), as sva",
+        recognise=agreement.recognise,
+        read=agreement.read,
+        takes=frozenset({"join"}),
     ),
     Recipe(
         name="hypernymy",

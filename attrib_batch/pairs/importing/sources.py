@@ -6,7 +6,6 @@ import csv
 import json
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pyarrow.parquet as pq
@@ -14,10 +13,12 @@ import pyarrow.parquet as pq
 from attrib_batch.errors import DatasetError
 from attrib_batch.pairs.importing.json_stream import JSON_ERRORS, JsonStream
 from attrib_batch.pairs.importing.opening import PROMPTS_KEY, FileKind, find_kind, open_text
+from attrib_batch.pairs.importing.remote import SourcePath, source_path
 from attrib_batch.pairs.reading.columns import DECODE_ERRORS, one_line
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
 _CELL_CHARACTERS = 2**31 - 1
 """The longest cell: the csv module stops at 131,072 characters unless told, and takes what fits a C long."""
@@ -41,7 +42,7 @@ class Row:
 class Source:
     """A file with rows; it is read anew whenever its rows are asked for, in bounded memory."""
 
-    path: Path
+    path: SourcePath
     kind: FileKind
 
     @classmethod
@@ -51,10 +52,8 @@ class Source:
         Raises:
             DatasetError: there is none, or it is of no known kind.
         """
-        path = Path(path)
-        if not path.is_file():
-            raise DatasetError(f"{path}: no such file. Paths are relative to {Path.cwd()}.")
-        return cls(path, find_kind(path))
+        found = source_path(path)
+        return cls(found, find_kind(found))
 
     def rows(self) -> Iterator[Row]:
         """Yield the rows in order.
@@ -187,7 +186,10 @@ def _placed(source: Source, where: str, values: Any) -> _Placed:
 def _read_parquet(source: Source) -> Iterator[_Placed]:
     number = 0
     try:
-        with pq.ParquetFile(source.path, pre_buffer=False, buffer_size=1 << 20) as file:
+        with (
+            source.path.open("rb") as opened,
+            pq.ParquetFile(opened, pre_buffer=False, buffer_size=1 << 20) as file,
+        ):
             for batch in file.iter_batches(_PARQUET_ROWS):
                 for values in batch.to_pylist():
                     yield f"row {number}", values

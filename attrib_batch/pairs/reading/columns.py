@@ -49,17 +49,28 @@ class TableForm:
     notes: TableNotes = field(default_factory=TableNotes)
 
 
-def check_columns(schema: pa.Schema, path: str) -> None:
+def required_columns(*, corrupted: bool) -> tuple[str, ...]:
+    """Return the columns that a table of pairs must have, where corrupted prompts are needed or are not."""
+    return tuple(name for name in REQUIRED_PAIR_COLUMNS if corrupted or name != "corrupted")
+
+
+def check_columns(schema: pa.Schema, path: str, *, corrupted: bool = True) -> None:
     """Check that a file has the columns of a table of pairs, in types that can be read as theirs.
+
+    Args:
+        schema: the file's.
+        path: for messages.
+        corrupted: whether corrupted prompts are needed.
 
     Raises:
         DatasetError: naming every missing column, or every column of a wrong type.
     """
-    missing = [name for name in REQUIRED_PAIR_COLUMNS if name not in schema.names]
+    required = required_columns(corrupted=corrupted)
+    missing = [name for name in required if name not in schema.names]
     if missing:
         raise DatasetError(
             f"{path} has no column {_listed(missing)}. A table of pairs has at least "
-            f"{_listed(REQUIRED_PAIR_COLUMNS)}; this file has {_listed(schema.names) or 'none'}. Rename its "
+            f"{_listed(required)}; this file has {_listed(schema.names) or 'none'}. Rename its "
             "columns with `attrib-batch pairs import`."
         )
     wrong: list[str] = []
@@ -70,7 +81,7 @@ def check_columns(schema: pa.Schema, path: str) -> None:
             wrong.append(f"{name} stands there {schema.names.count(name)} times")
             continue
         found = schema.field(name).type
-        empty_optional = pa.types.is_null(found) and name not in (*REQUIRED_PAIR_COLUMNS, "pair_id")
+        empty_optional = pa.types.is_null(found) and name not in (*required, "pair_id")
         if not (accepts(found) or empty_optional):
             wrong.append(f"{name} is {found} and should be {expected}")
     if wrong:

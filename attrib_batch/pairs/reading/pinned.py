@@ -55,7 +55,7 @@ class PinnedTable:
     def _open(self) -> PairTable:
         # Taken first: what changes while the file is opened and compared is noticed when rows are read.
         stamp = find_file(self._path).stamp()
-        table = PairTable.open(self._path, self._limit)
+        table = PairTable.open(self._path, self._limit, corrupted=False)
         if stamp is None or stamp == self._refused or table.pin() != self._pin:
             self._table, self._refused = None, stamp
             raise DatasetError(

@@ -85,13 +85,14 @@ class PairTable:
         self._position = -1  # the row that _current, then _batches, begin with; -1: nowhere
 
     @classmethod
-    def open(cls, path: str | Path, limit: int | None = None) -> PairTable:
+    def open(cls, path: str | Path, limit: int | None = None, *, corrupted: bool = True) -> PairTable:
         """Open a table and check that its columns are those of pairs; no row is read.
 
         Args:
             path: a Parquet file with at least ``clean``, ``corrupted``, ``answers`` and ``wrong_answers``; also a URL
                 that begins with ``s3://``, ``gs://`` or ``hf://datasets/``.
             limit: read only the first so many rows.
+            corrupted: whether corrupted prompts are needed; otherwise that column may be absent.
 
         Raises:
             DatasetError: no such file, not Parquet, empty, or columns missing or of the wrong type.
@@ -111,7 +112,7 @@ class PairTable:
                 "lines, convert it with `attrib-batch pairs import`; where it is Parquet, it is truncated or "
                 "damaged."
             ) from error
-        check_columns(schema, path)
+        check_columns(schema, path, corrupted=corrupted)
         if file.metadata.num_rows == 0:
             raise DatasetError(f"{path} has no rows: there is nothing to score.")
         n_rows = file.metadata.num_rows if limit is None else min(limit, file.metadata.num_rows)

@@ -25,6 +25,7 @@ from attrib_batch.report.wording import (
     warning_about,
 )
 from attrib_batch.spec import Cell, Component
+from attrib_batch.spec.method import CORRUPTED, reference_of
 from attrib_batch.spec.positions import ALL
 from attrib_batch.spec.registries.methods import has_magnitudes
 from attrib_batch.tables import StratumKind
@@ -178,6 +179,12 @@ def build_sweep(material: Material, detail: Detail) -> Sweep:
     return Sweep(found)
 
 
+def _kind(method: Mapping[str, Any]) -> list[str]:
+    """Return what a method is in a few words."""
+    words = [str(method[key]) for key in ("kind", "metric", "direction") if method.get(key)]
+    return words if reference_of(method) == CORRUPTED else [*words[:-1], f"{reference_of(method)} ablation"]
+
+
 def _cell(index: int, cell: Cell, label: str, material: Material, detail: Detail) -> CellSection:
     manifest, summary = material.manifest, material.summary
     method, baseline = manifest.method(cell.method), _baseline(summary, cell)
@@ -194,7 +201,7 @@ def _cell(index: int, cell: Cell, label: str, material: Material, detail: Detail
         label=label,
         baseline=baseline,
         method=describe_method(method),
-        kind=" · ".join(str(method[key]) for key in ("kind", "metric", "direction") if method.get(key)),
+        kind=" · ".join(_kind(method)),
         measured=is_measured(method),
         scale=describe_scale(method),
         quantity=quantity,

@@ -6,10 +6,10 @@ import itertools
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
-import numpy as np
 import polars as pl
 
 from attrib_batch import analysis
+from attrib_batch.analysis.comparison.correlations import rank_correlation
 from attrib_batch.report.drawing.maps import Axis, Detail, Figure, MapAxes, Target, draw_map, largest, picked
 from attrib_batch.report.sections.ranking import at_best
 from attrib_batch.report.sections.stability import draw_cells
@@ -292,8 +292,6 @@ def _difference_map(
 
 def _correlations(cells: Sequence[SweptCell]) -> RankCorrelations:
     """Correlate the ranks of the means of every two cells of models of one shape."""
-    from scipy.stats import spearmanr  # takes longer to import than all else here
-
     size = len(cells)
     found: list[list[float | None]] = [[1.0 if i == j else None for j in range(size)] for i in range(size)]
     partial = False
@@ -303,11 +301,8 @@ def _correlations(cells: Sequence[SweptCell]) -> RankCorrelations:
             partial = True
             continue
         joined = a.heads.select("layer", "head", "mean").join(b.heads, on=["layer", "head"])
-        values = joined.select("mean", pl.col("mean_right") * a.sign * b.sign).to_numpy()
-        if a.magnitudes or b.magnitudes:
-            values = np.abs(values)
-        if len(values) > 1 and (np.ptp(values, axis=0) > 0).all():
-            found[i][j] = found[j][i] = float(spearmanr(values[:, 0], values[:, 1]).statistic)
+        means = joined.select("mean", pl.col("mean_right") * a.sign * b.sign).to_numpy()
+        found[i][j] = found[j][i] = rank_correlation(*means.T, magnitudes=a.magnitudes or b.magnitudes)
     return RankCorrelations([cell.label for cell in cells], found, partial)
 
 

@@ -13,14 +13,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-from pydantic import Field
+from pydantic import Field, PlainValidator
 
 from attrib_batch.errors import JobError
 from attrib_batch.spec.base import Strict
 from attrib_batch.spec.cell import Component
-from attrib_batch.spec.positions import AtPositions
+from attrib_batch.spec.positions import ALL, LAST, AtPositions, check_at
 from attrib_batch.spec.registries.entry_points import load_offered, offered
 
 if TYPE_CHECKING:
@@ -75,8 +75,16 @@ class MethodEntry:
     """Whether all methods of this kind, of any direction, metric and components, are computed together."""
     mixes_shapes: bool = False
     """Whether its function takes pairs of any lengths and first differences at once."""
+    adds_over_answers: bool = False
+    """Whether its scores by a sum of metrics are the sums of those by each: then whole answers may be scored apart."""
+    takes_references: bool = False
+    """Whether it can replace activations by something else than those of the other prompt."""
+    collects: bool = False
+    """Whether it adds up activations and gives no scores: it is a stage's, and no job's."""
     begins_within_prompts: bool = False
     """Whether its rows begin at positions of a prompt, from the keys of those before; a state instead will not do."""
+    second_derivatives: bool = False
+    """Whether it differentiates gradients; collectives of a model that is split over processes have no second ones."""
     passes_by_skip_connections: bool = False
     """Whether it lets gradients pass a layer by its skip connection alone, which must then change nothing."""
     replaces_gradients_of_mlps: bool = False
@@ -107,6 +115,17 @@ class _PathParameters(Strict):
     ig_steps: int = Field(8, ge=1, description="points on the path that gradients are averaged over")
 
 
+class _ProbeParameters(Strict):
+    probes: int = Field(4, ge=1, description="random directions that second orders are averaged over")
+
+
+class _RefinedParameters(Strict):
+    budget: float = Field(0.5, gt=0, description="what may be measured, as a share of what atp costs")
+    measure_at: Annotated[Any, PlainValidator(check_at)] = Field(
+        ALL, description=f"the positions at which scores may be measured: {ALL}, {LAST}, a role, or a list of roles"
+    )
+
+
 EXACT = "exact"
 """The kind that measures what the others estimate."""
 
@@ -128,6 +147,8 @@ BUILT_IN_METHODS: Mapping[str, MethodEntry] = MappingProxyType(
                 paper="Nanda 2023; Syed, Rager, Conmy 2023 (arXiv 2310.10348)",
                 gradient_at=GradientAt.BASE,
                 mixes_shapes=True,
+                adds_over_answers=True,
+                takes_references=True,
                 advice="use exact, or try atp_ig (saturation) or atp_star (queries and keys) and verify them too",
                 shares_forward_passes=True,
             ),
@@ -144,7 +165,26 @@ BUILT_IN_METHODS: Mapping[str, MethodEntry] = MappingProxyType(
                 parameters=_PathParameters,
                 gradient_at=GradientAt.PATH,
                 mixes_shapes=True,
+                adds_over_answers=True,
+                takes_references=True,
                 advice="use exact, or more ig_steps and verify again",
+            ),
+            MethodEntry(
+                "atp_hvp",
+                function=f"{_METHODS}.atp_hvp:second_order_patching",
+                title="Attribution patching to second order",
+                explanation=(
+                    "as attribution patching, with the curvature of the metric along each difference added, estimated "
+                    "by Hessian-vector products along {probes} random directions; where that changes a score much, "
+                    "attribution patching is not to be relied on."
+                ),
+                cost="3 + 3 for each component and each of probes directions",
+                paper="Zhang, Wang 2026 (arXiv 2606.09899)",
+                parameters=_ProbeParameters,
+                gradient_at=GradientAt.BASE,
+                mixes_shapes=True,
+                second_derivatives=True,
+                advice="use exact, or more probes and verify again",
             ),
             MethodEntry(
                 "atp_star",
@@ -181,6 +221,23 @@ BUILT_IN_METHODS: Mapping[str, MethodEntry] = MappingProxyType(
                 replaces_gradients_of_mlps=True,
             ),
             MethodEntry(
+                "refined",
+                function=f"{_METHODS}.refined:refined",
+                title="Refined attribution patching",
+                explanation=(
+                    "attribution patching, with the scores that matter most replaced by measured effects: those of "
+                    "each pair, and those of the pairs of a chunk together, as many as {budget} of the cost of "
+                    "attribution patching pays for. Positions measured at: {measure_at}. The table measured says which."
+                ),
+                cost="3 + 3 times budget",
+                paper="Nanda 2023; Vig et al. 2020 (arXiv 2004.12265)",
+                parameters=_RefinedParameters,
+                gradient_at=GradientAt.BASE,
+                mixes_shapes=True,
+                begins_within_prompts=True,
+                advice="use exact, or a larger budget and verify again",
+            ),
+            MethodEntry(
                 EXACT,
                 function=f"{_METHODS}.exact:activation_patching",
                 title="Activation patching",
@@ -193,6 +250,8 @@ BUILT_IN_METHODS: Mapping[str, MethodEntry] = MappingProxyType(
                 parameters=AtPositions,
                 measured=True,
                 mixes_shapes=True,
+                adds_over_answers=True,
+                takes_references=True,
                 begins_within_prompts=True,
             ),
         )
@@ -200,7 +259,22 @@ BUILT_IN_METHODS: Mapping[str, MethodEntry] = MappingProxyType(
 )
 """The built-in methods, by kind."""
 
-_loaded: dict[str, MethodEntry] = {}
+MEAN_ACTIVATIONS = MethodEntry(
+    "mean_activations",
+    function="attrib_batch.attribution.means:mean_activations",
+    title="Mean activations",
+    explanation="means over clean prompts by role, which reference mean puts in place of activations.",
+    cost="1: the clean prompt",
+    paper="Wang et al. 2022 (arXiv 2211.00593), section 2",
+    shares_forward_passes=True,
+    mixes_shapes=True,
+    adds_over_answers=True,
+    takes_references=True,
+    collects=True,
+)
+"""What the stage before the scoring computes, one method for each component."""
+
+_loaded: dict[str, MethodEntry] = {MEAN_ACTIVATIONS.kind: MEAN_ACTIVATIONS}
 
 
 def known_methods() -> list[str]:
@@ -256,7 +330,8 @@ def check_method_kind(kind: str) -> str:
         ValueError: naming the kinds there are.
         JobError: see `find_method_entry`.
     """
-    if find_method_entry(kind) is None:
+    entry = find_method_entry(kind)
+    if entry is None or entry.collects:
         raise ValueError(f"expected the kind of a method ({', '.join(known_methods())})")
     return kind
 

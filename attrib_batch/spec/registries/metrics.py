@@ -26,6 +26,12 @@ class MetricEntry:
     """Where it is computed, as ``module:function``; empty for one that a program registered."""
     of_answers_alone: bool = False
     """Whether it reads the logits of the answers and no others."""
+    whole_answers: bool = False
+    """Whether it reads answers of any length, teacher-forced: every right and wrong one is a continuation of its own.
+
+    Its function then gives the value of one continuation; a pair's is the mean over its right ones minus that over its
+    wrong ones, and so are its scores.
+    """
     flat_on_clean: bool = False
     """Whether its gradient on the clean prompt is 0, so that a gradient taken there says nothing."""
     lower_is_cleaner: bool = False
@@ -69,6 +75,17 @@ METRICS = {
             flat_on_clean=True,
             lower_is_cleaner=True,
             explanation="The Kullback-Leibler divergence of a prediction from the clean prompt's, which is 0 there.",
+        ),
+        MetricEntry(
+            "sequence_logprob_diff",
+            unit="nats",
+            function=f"{_FUNCTIONS}:sequence_log_prob",
+            whole_answers=True,
+            explanation=(
+                "The mean log-probability of the right answers minus that of the wrong ones, each of one or more "
+                "tokens, teacher-forced: the sum over its tokens, every one behind those before it. For answers of one "
+                "token it is logit_diff."
+            ),
         ),
     )
 }

@@ -83,5 +83,7 @@ def test_ig_steps_belong_to_atp_ig_alone() -> None:
         parameters(id="exact", ig_steps=5)
     with pytest.raises(JobError, match=r"methods\[0\].ig_steps: .*greater than or equal to 1, not 0"):
         parameters(id="atp_ig", ig_steps=0)
-    with pytest.raises(JobError, match=r"methods\[0\].steps: unknown key; known here: .*direction, ig_steps, at$"):
+    with pytest.raises(
+        JobError, match=r"methods\[0\].steps: unknown key; known here: .*direction, reference, ig_steps, .*at$"
+    ):
         parameters(id="atp_ig", steps=5)

@@ -13,15 +13,21 @@ import pytest
 
 from attrib_batch.attribution.engine import ScoredBatch
 from attrib_batch.attribution.scores import BatchScores
-from attrib_batch.execution.commit import commit_chunk
+from attrib_batch.execution.commit import commit_chunk, failure_rows
 from attrib_batch.execution.scheduling.assignment import Assignment
-from attrib_batch.execution.workers.rows import baseline_rows, failure_rows, moment_pieces, moment_rows, prompt_rows
+from attrib_batch.execution.workers.rows import (
+    baseline_rows,
+    measured_rows,
+    moment_pieces,
+    moment_rows,
+    prompt_rows,
+)
 from attrib_batch.execution.workers.score_rows import ScoreParts, score_rows
 from attrib_batch.execution.workers.task import TaskResults
 from attrib_batch.spec import Cell, Component, parse_spec
 from attrib_batch.storage.parquet import FAST, encode_parquet, join_parquet
 from attrib_batch.storage.store import Store
-from attrib_batch.tables import BASELINES, FAILURES, PROMPTS, SCORES, Chunk, Table
+from attrib_batch.tables import BASELINES, FAILURES, MEASURED, PROMPTS, SCORES, Chunk, Table
 from tests.support.demo_pairs import random_pairs
 from tests.support.scored import encoded
 
@@ -202,6 +208,29 @@ def test_a_file_does_not_depend_on_how_many_threads_write_it(
         for table, rows in zip((Table.MOMENTS, Table.STRATA), moment_rows(batches), strict=True):
             assert rows.num_rows > 0
             assert (tmp_path / chunk.path(table)).read_bytes() == encode_parquet(rows).to_pybytes()
+
+
+def test_what_was_measured_stands_in_a_table_of_its_own() -> None:
+    batches = [batch(6, 2, [7, 3]), batch(4, 1, [5])]
+    assert measured_rows(batches) is None
+    expected = {}
+    refined = []
+    for one in batches:
+        estimates = {name: np.full_like(values, np.nan) for name, values in one.result.scores.items()}
+        for index, pair in enumerate(one.pairs):
+            for component, layer, head, place in ((Component.Z, 1, 2, 0), (Component.MLP_OUT, 0, 0, -1)):
+                position = pair.n_tokens + place if place < 0 else pair.first_difference + place
+                estimates[component][index, layer, head, place] = pair.pair_id / 4
+                key = pair.pair_id, str(component), layer, head if component.has_heads else None, position
+                expected[key] = (pair.roles[position], pair.pair_id / 4)
+        refined.append(replace(one, result=replace(one.result, estimates=estimates)))
+    table = measured_rows(refined)
+    assert table is not None
+    assert table.schema.equals(MEASURED)
+    rows = table.to_pylist()
+    keys = [tuple(row[name] for name in ("pair_id", "component", "layer", "head", "position")) for row in rows]
+    assert keys == sorted(keys, key=lambda key: (key[0], key[1]))
+    assert {key: (row["role"], row["estimate"]) for key, row in zip(keys, rows, strict=True)} == expected
 
 
 def test_moments_do_not_depend_on_how_they_are_cut(monkeypatch: pytest.MonkeyPatch) -> None:

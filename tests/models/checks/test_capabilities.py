@@ -119,6 +119,15 @@ def test_atp_star_on_one_layer_is_refused() -> None:
         check_methods(job(), config, [method(id="atp_star")])
 
 
+def test_second_derivatives_of_a_model_that_is_split_over_processes_are_refused() -> None:
+    config = ARCHITECTURES["llama"]().config
+    check_methods(job(), config, [method(id="atp_hvp")])
+    shards = job(workers={"kind": "sharded", "shards": 2})
+    check_methods(shards, config, [method(), method(id="refined")])
+    with pytest.raises(ModelError, match=r"'atp_hvp': atp_hvp differentiates gradients.*Use workers of kind replica"):
+        check_methods(shards, config, [method(id="atp_hvp")])
+
+
 def test_an_attention_that_atp_star_cannot_read_is_refused_where_it_has_to() -> None:
     config = ARCHITECTURES["gpt2"]().config
     config.reorder_and_upcast_attn = True

@@ -36,7 +36,7 @@ def test_a_layout_is_recognised_by_its_columns_or_named(tmp_path: Path) -> None:
             ImportOptions(counterfactual="x"),
             r"--counterfactual means nothing to the layout greater_than .* eap_ig, mib",
         ),
-        (ImportOptions(join=Path("x")), r"--join means nothing to .*; it is for peap"),
+        (ImportOptions(join=Path("x")), r"--join means nothing to .*; it is for agreement, peap"),
         (ImportOptions(chat_template=True), r"--chat-template means nothing .*; it is for chat"),
         (
             ImportOptions(answers=AnswerKind.IDS),
@@ -52,8 +52,9 @@ def test_an_option_that_means_nothing_is_refused(tmp_path: Path, options: Import
 
 
 def test_every_recipe_says_what_it_is_for() -> None:
-    published = ["eap_ig", "greater_than", "hypernymy", "auto_circuit", "feature_circuits", "mib", "peap", "blimp"]
-    assert list(RECIPES) == ["table", *published, "chat"]
+    of_eap_ig = ["eap_ig", "greater_than", "agreement", "hypernymy"]
+    published = ["auto_circuit", "feature_circuits", "mib", "peap", "blimp"]
+    assert list(RECIPES) == ["table", *of_eap_ig, *published, "chat"]
     for recipe in RECIPES.values():
         assert recipe.explanation
         assert recipe.columns

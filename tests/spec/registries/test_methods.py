@@ -181,7 +181,9 @@ def test_a_function_that_cannot_be_loaded_is_named(own: Path) -> None:
 
 @pytest.mark.usefixtures("own")
 def test_an_unknown_kind_is_refused_with_those_there_are() -> None:
-    with pytest.raises(JobError, match=r"kind: expected .*\(atp, atp_ig, atp_star, relp, exact, own\), not 'magic'"):
+    with pytest.raises(
+        JobError, match=r"kind: .*\(atp, atp_ig, atp_hvp, atp_star, relp, refined, exact, own\), not 'magic'"
+    ):
         parse_spec(_job({"id": "magic"}), source="job")
     assert describe_method({"kind": "magic"}) == ""
 

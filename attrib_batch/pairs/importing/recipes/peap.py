@@ -20,7 +20,6 @@ from attrib_batch.pairs.reading.reader import Pair, Role
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
-    from pathlib import Path
 
     from attrib_batch.pairs.importing.options import ImportOptions
     from attrib_batch.pairs.importing.recipe import Look, Reading
@@ -62,13 +61,14 @@ def read(reading: Reading) -> Iterator[Pair]:
     join = reading.options.join
     assert join is not None  # noqa: S101 - `form` has refused it
     counts = reading.counts
-    for row, other in _joined(reading, Source.find(join)):
+    partners = Source.find(join)
+    for row, other in _joined(reading, partners):
         if not counts.read:
             spans = (name + end for name in _role_names(row.values) for end in (_START, _END))
             counts.use(row.values, {_ID, "prompt", "correct_token", "wrong_token", *spans})
         counts.read += 1
         if other is None:
-            counts.refuse(row.where, f"no row of the same {_ID} in {join.name}")
+            counts.refuse(row.where, f"no row of the same {_ID} in {partners.path.name}")
             continue
         try:
             pair = Pair(
@@ -116,7 +116,7 @@ def _joined(reading: Reading, other: Source) -> Iterator[tuple[Row, Row | None]]
         return
     for row, partner in zip_longest(reading.source.rows(), other.rows()):
         if row is None or partner is None:
-            paths: tuple[Path, Path] = (reading.source.path, other.path)
+            paths = (reading.source.path, other.path)
             shorter, longer = paths if row is None else paths[::-1]
             raise DatasetError(
                 f"{shorter} has fewer rows than {longer}: rows are joined one by one, since not both have {_ID}."
