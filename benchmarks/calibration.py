@@ -227,7 +227,7 @@ def render(
         for name, n, one in simulated
     ]
     return (
-        f"## (m) Calibrated means\n\nWritten by `python -m benchmarks.calibration` in {seconds:.0f} s. {where}\n\n"
+        f"## (n) Calibrated means\n\nWritten by `python -m benchmarks.calibration` in {seconds:.0f} s. {where}\n\n"
         f"SmolLM2-135M, `z` at the last position, {options.pairs:,} IOI pairs estimated by `atp`, {options.measured} "
         f"of them measured (sampled with their mirrors): over the {STRONGEST} strongest heads the calibrated interval "
         f"has a median width of **{share.median():.2f}** of the sample's own ({share.min():.2f} to {share.max():.2f}; "

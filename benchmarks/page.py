@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 RESULTS = Path(__file__).parent / "RESULTS.md"
 TITLE = "# Benchmarks"
-PARTS = ("engine", "scale", "workers", "models", "writing", "analysis", "coverage", "shapes", "calibration", "gpu")
+PARTS = ("engine", "scale", "workers", "models", "writing", "analysis", "coverage", "shapes", "gpu", "calibration")
 """In the order of the page."""
 
 
