@@ -166,7 +166,7 @@ def atp_hvp(
     *,
     signs: Scores,
     direction: Direction,
-    step: float = 1e-5,
+    step: float = 3e-5,
 ) -> Scores:
     """Attribution patching and half of v . H v, for one direction v over all nodes of a component.
 
