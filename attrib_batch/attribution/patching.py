@@ -15,7 +15,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
-from functools import cached_property
 
 import numpy as np
 import torch
@@ -71,6 +70,8 @@ class Patcher:
     """Both prompts of pairs: base prompts whose keys and values are held, and what other prompts have instead."""
 
     pairs: Sequence[EncodedPair]
+    n_tokens: Int[np.ndarray, " pair"]
+    """How many tokens the rows of each pair have, were they computed from the first on."""
     sites: dict[Component, Site]
     """In the order of the forward pass."""
     base: Capture
@@ -84,11 +85,6 @@ class Patcher:
     vocabulary: list[int] | None
     reference: Reference | None = None
     """What stands in place of the other prompts' activations, if anything does."""
-
-    @cached_property
-    def n_tokens(self) -> Int[np.ndarray, " pair"]:
-        """How many tokens the rows of each pair have, were they computed from the first on."""
-        return np.array([pair.n_row_tokens for pair in self.pairs], dtype=np.int64)
 
     @classmethod
     def of(cls, passes: Passes, pairs: Sequence[EncodedPair], method: Method) -> Patcher:
@@ -115,7 +111,18 @@ class Patcher:
         if method.reference is not None:
             other_logits = ablated_logits(passes, pairs, sites, method.reference, vocabulary)
         objective = Objective.of(method, pairs, base_logits, other_logits, vocabulary)
-        return cls(pairs, sites, base, base_row, [other], other_row, objective, vocabulary, method.reference)
+        return cls(
+            pairs=pairs,
+            n_tokens=_row_tokens(pairs),
+            sites=sites,
+            base=base,
+            base_row=base_row,
+            other=[other],
+            other_row=other_row,
+            objective=objective,
+            vocabulary=vocabulary,
+            reference=method.reference,
+        )
 
     @classmethod
     def of_graph(cls, graph: BaseGraph, pairs: Sequence[EncodedPair], sites: dict[Component, Site]) -> Patcher:
@@ -130,6 +137,7 @@ class Patcher:
         ]
         return cls(
             pairs,
+            _row_tokens(pairs),
             sites,
             passed[0],
             graph.base_row,
@@ -234,6 +242,10 @@ class Patcher:
                         place = Index(other.layout.origin[from_row] + nodes.position[mine])
                         value = values[place.on(values.device), head.on(values.device)]
                     yield Edit(site, layer, Index(row), Index(position), head, value)
+
+
+def _row_tokens(pairs: Sequence[EncodedPair]) -> Int[np.ndarray, " pair"]:
+    return np.array([pair.n_row_tokens for pair in pairs], dtype=np.int64)
 
 
 def _bands(
