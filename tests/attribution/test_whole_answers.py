@@ -141,7 +141,7 @@ def test_a_method_whose_scores_do_not_add_up_is_refused_by_name() -> None:
         "methods": [{"id": "atp_star", "metric": "sequence_logprob_diff"}],
     }
     with pytest.raises(
-        JobError, match="scores of kind atp_star do not add up over them; use kind atp or atp_ig or exact"
+        JobError, match="scores of kind atp_star do not add up over them; use kind atp or atp_ig or relp or exact"
     ):
         parse_spec(data, source="job")
 

@@ -218,6 +218,8 @@ BUILT_IN_METHODS: Mapping[str, MethodEntry] = MappingProxyType(
                 mixes_shapes=True,
                 advice="use exact, or atp and verify it too",
                 shares_forward_passes=True,
+                adds_over_answers=True,
+                takes_references=True,
                 replaces_gradients_of_mlps=True,
             ),
             MethodEntry(

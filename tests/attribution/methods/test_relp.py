@@ -17,10 +17,11 @@ from attrib_batch.attribution.relevance import relevance_rules
 from attrib_batch.errors import ModelError
 from attrib_batch.models.families import Architecture, architecture_of
 from attrib_batch.models.load import wrap_model
-from tests.support import oracle
+from tests.support import oracle, teacher_forced
 from tests.support.demo_pairs import random_pairs
 from tests.support.near import assert_same_scores
 from tests.support.scored import encoded, method, score, score_together, tiny_model
+from tests.support.teacher_forced import COMPONENTS, random_pairs_with_answers, whole
 from tests.support.terms import terms_of
 from tests.support.tiny_models import EVERY_ARCHITECTURE, tiny_tokenizer
 
@@ -92,6 +93,31 @@ def test_every_component_of_every_architecture_with_ordinary_mlps(name: str) -> 
             mirrored = oracle.atp(*asked, ["z"], direction="noise")
         assert_same_scores(ours["relp"][index], theirs, terms)
         assert_same_scores(ours["noise"][index], mirrored, terms)
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama"])
+@pytest.mark.parametrize("direction", ["denoise", "noise"])
+def test_whole_answers(name: str, direction: Any) -> None:
+    plain, pairs = EVERY_ARCHITECTURE[name](), random_pairs_with_answers()
+    options = {"metric": "sequence_logprob_diff", "components": list(COMPONENTS), "direction": direction}
+    ours = score(tiny_model(name), whole(pairs), method(id="relp", **options))
+    for index, pair in enumerate(pairs):
+        with with_rules(plain):
+            theirs = teacher_forced.atp(plain, pair, direction=direction)
+        assert_same_scores(ours[index], theirs, teacher_forced.terms(plain, pair))
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama"])
+def test_zeros_in_place_of_the_other_prompt(name: str) -> None:
+    plain, pairs = EVERY_ARCHITECTURE[name](), random_pairs_with_answers()
+    job = method(id="relp", reference="zero", metric="sequence_logprob_diff", components=list(COMPONENTS))
+    alone = [replace(pair, corrupted=pair.clean, first_difference=0) for pair in whole(pairs)]
+    ours = score(tiny_model(name), alone, job)
+    for index, pair in enumerate(pairs):
+        zeros = {key: torch.zeros_like(value) for key, value in teacher_forced.activations(plain, pair.clean).items()}
+        with with_rules(plain):
+            theirs = teacher_forced.atp(plain, pair, direction="noise", other=zeros)
+        assert_same_scores(ours[index], theirs, teacher_forced.terms(plain, pair))
 
 
 @pytest.mark.parametrize("name", ["gpt2", "llama", "gemma2"])
