@@ -24,9 +24,9 @@ import pyarrow as pa
 
 from attrib_batch.attribution.engine import ScoredBatch
 from attrib_batch.attribution.scores import BatchScores
-from attrib_batch.execution.commit import commit_chunk
+from attrib_batch.execution.commit import commit_chunk, failure_rows
 from attrib_batch.execution.strata import join_strata
-from attrib_batch.execution.workers.rows import baseline_rows, failure_rows, moment_rows
+from attrib_batch.execution.workers.rows import baseline_rows, moment_rows
 from attrib_batch.execution.workers.score_rows import score_rows
 from attrib_batch.pairs.encoding.encode import EncodedPair
 from attrib_batch.spec import Cell, Component

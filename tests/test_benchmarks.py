@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import importlib
+import pkgutil
 from pathlib import Path
 
 import pytest
 
+import benchmarks
 from attrib_batch.tables import Table
 from benchmarks.commands import Event
 from benchmarks.page import replace_part
@@ -48,3 +51,15 @@ def test_what_two_threads_bring_is_told_apart_from_what_the_machine_did() -> Non
     assert "By the clock, on a machine of this load, 1.00 (1.00 to 2.00)" in text
     assert "2.00 bytes a row of scores. The other tables of the chunk: prompts 0.5%" in text
     assert "| 256 | 4.7% | 12.9% | 0.20% | **4.9%** |" in text
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        module.name
+        for module in pkgutil.walk_packages(benchmarks.__path__, "benchmarks.")
+        if not module.name.endswith("__main__")
+    ],
+)
+def test_every_module_finds_what_it_imports(name: str) -> None:
+    importlib.import_module(name)
