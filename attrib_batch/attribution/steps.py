@@ -96,7 +96,7 @@ class Kept:
         """Keep nothing any more once memory runs out."""
         try:
             yield
-        except Exception as error:
+        except Exception as error:  # memory that runs out has many classes; whatever it is, it is raised again
             if is_out_of_memory(error):
                 self._of.clear()
             raise
