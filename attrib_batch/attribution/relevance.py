@@ -76,7 +76,7 @@ def _norm_rule(known: dict[type, _Scale]) -> Callable[[nn.Module, tuple[Any, ...
         if type(module) not in known:
             known[type(module)] = _scale_of(module, x.detach())
         bias = getattr(module, "bias", None)
-        result: Tensor = _ConstantScale.apply(x, output, bias, known[type(module)])  # type: ignore[no-untyped-call]
+        result: Tensor = _ConstantScale.apply(x, output, bias, known[type(module)])  # type: ignore[no-untyped-call]  # torch's own
         return result
 
     return hook
@@ -85,14 +85,14 @@ def _norm_rule(known: dict[type, _Scale]) -> Callable[[nn.Module, tuple[Any, ...
 def _ratio_rule(_module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor | None:
     if not (torch.is_grad_enabled() and output.requires_grad):
         return None
-    result: Tensor = _Ratio.apply(args[0], output.detach())  # type: ignore[no-untyped-call]
+    result: Tensor = _Ratio.apply(args[0], output.detach())  # type: ignore[no-untyped-call]  # torch's own
     return result
 
 
 def _half_rule(_module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
     if not (torch.is_grad_enabled() and args[0].requires_grad):
         return None
-    return (_Half.apply(args[0]), *args[1:])  # type: ignore[no-untyped-call]
+    return (_Half.apply(args[0]), *args[1:])  # type: ignore[no-untyped-call]  # torch's own
 
 
 @dataclass(frozen=True)

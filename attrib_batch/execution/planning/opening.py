@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from attrib_batch.errors import OutputError
 from attrib_batch.execution.planning.inputs import named_paths
 from attrib_batch.execution.planning.paths import with_absolute_paths, with_ndif_host
-from attrib_batch.execution.planning.plan import boundaries_of, uncommitted
+from attrib_batch.execution.planning.plan import boundaries_of, has_scores_in, uncommitted
 from attrib_batch.execution.planning.reference import MeanActivations
 from attrib_batch.execution.planning.request import check_models, check_tokenizers, find_fingerprints, open_tables
 from attrib_batch.execution.planning.stages import OpenRun, Scoring
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from attrib_batch.models.load import LoadedModel
-    from attrib_batch.spec import Cell, SweepSpec
+    from attrib_batch.spec import SweepSpec
     from attrib_batch.tables.plan import Boundaries
 
 
@@ -123,10 +123,7 @@ def _grown(store: Store, existing: Manifest | None, asked: Manifest, boundaries:
                 )
         return asked
 
-    def has_scores(cell: Cell) -> bool:
-        return bool(store.parts(Table.SCORES, cell.partition))
-
-    return grow_manifest(existing, asked, has_scores, store.root, boundaries)
+    return grow_manifest(existing, asked, has_scores_in(store), store.root, boundaries)
 
 
 def _clear(store: Store) -> None:

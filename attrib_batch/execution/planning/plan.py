@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from attrib_batch.spec import SweepSpec
     from attrib_batch.storage.store import Store
     from attrib_batch.tables import CellPlan, Chunk
+    from attrib_batch.tables.growth import HasScores
     from attrib_batch.tables.plan import Boundaries
 
 Task = tuple["Chunk", ...]
@@ -62,3 +63,8 @@ def uncommitted(store: Store, plans: Iterable[CellPlan], *, retry_failures: bool
             committed -= store.parts(Table.FAILURES, plan.cell.partition)
         waiting.update(chunk for chunk in plan.chunks() if (chunk.start, chunk.stop) not in committed)
     return waiting
+
+
+def has_scores_in(store: Store) -> HasScores:
+    """Return what tells whether a cell has a committed chunk there."""
+    return lambda cell: bool(store.parts(Table.SCORES, cell.partition))

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING
 
 from attrib_batch.errors import ResumeMismatchError
 from attrib_batch.execution.means import mean_name
-from attrib_batch.execution.planning.plan import boundaries_of
+from attrib_batch.execution.planning.plan import boundaries_of, has_scores_in
 from attrib_batch.execution.planning.request import open_tables
 from attrib_batch.execution.planning.stages import OpenRun, PlannedStage, StageWork
-from attrib_batch.spec import Cell, Component, MethodSpec, Reading
+from attrib_batch.spec import Component, MethodSpec, Reading
 from attrib_batch.spec.method import MEAN
 from attrib_batch.spec.registries.methods import MEAN_ACTIVATIONS
 from attrib_batch.tables import REFERENCE, CellPlan, StageEntry, Table
@@ -103,11 +103,8 @@ def _stage_spec(spec: SweepSpec) -> SweepSpec:
 
 
 def _grown(before: StageEntry, asked: StageEntry, store: Store) -> StageEntry:
-    def has_scores(cell: Cell) -> bool:
-        return bool(store.parts(Table.SCORES, cell.partition))
-
     try:
-        return grow_stage(before, asked, has_scores, store.root)
+        return grow_stage(before, asked, has_scores_in(store), store.root)
     except ResumeMismatchError as error:
         raise ResumeMismatchError(
             f"{store.root} holds mean activations of other pairs or another model, with which what is there was "

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from attrib_batch.errors import RequestError, ResumeMismatchError
 from attrib_batch.execution.planning.inputs import find_inputs
 from attrib_batch.execution.planning.paths import with_ndif_host
-from attrib_batch.execution.planning.plan import uncommitted
+from attrib_batch.execution.planning.plan import has_scores_in, uncommitted
 from attrib_batch.execution.planning.request import check_models, find_fingerprints
 from attrib_batch.execution.planning.stages import OpenRun, PlannedStage, StageWork
 from attrib_batch.pairs.making.writer import serialize_pairs
@@ -180,11 +180,8 @@ class Verification:
         )
 
     def _grown(self, before: StageEntry, asked: StageEntry, store: Store) -> StageEntry:
-        def has_scores(cell: Cell) -> bool:
-            return bool(store.parts(Table.SCORES, cell.partition))
-
         try:
-            return grow_stage(before, asked, has_scores, store.root)
+            return grow_stage(before, asked, has_scores_in(store), store.root)
         except ResumeMismatchError as error:
             raise ResumeMismatchError(
                 f"{store.root} holds a verification of another sample or model; remove it to verify anew.\n{error}"

@@ -32,7 +32,7 @@ def computing(spec: ModelSpec, *, shares_process: bool = False) -> Iterator[None
         try:
             try:
                 yield
-            except Exception as error:
+            except Exception as error:  # whatever it is, it is judged and raised again
                 raise_if_no_pair_is_to_blame(error)
                 raise
         except DeviceLostError as error:
