@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import gzip
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from http.server import SimpleHTTPRequestHandler
 from pathlib import Path
 
 import pyarrow as pa
@@ -20,6 +17,7 @@ from attrib_batch.pairs.importing.importer import import_pairs
 from attrib_batch.pairs.importing.remote import RemotePath, source_path
 from attrib_batch.pairs.reading.reader import Pair, PairTable
 from tests.pairs.importing.files_of import FILES, pairs_of
+from tests.support.http_answers import served_by
 from tests.support.object_store import ObjectStore
 
 NAME = "agreement.csv"
@@ -74,23 +72,10 @@ class Ranges(SimpleHTTPRequestHandler):
         pass
 
 
-@contextmanager
-def web_server(folder: Path) -> Iterator[str]:
-    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Ranges, directory=str(folder)))
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{server.server_port}"
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
-
-
 @pytest.mark.slow
 def test_files_behind_a_web_address(served: Path, tmp_path: Path) -> None:
     expected, _ = pairs_of(FILES / NAME, tmp_path)
-    with web_server(served) as address:
+    with served_by(partial(Ranges, directory=str(served))) as address:
         for name in (NAME, f"{NAME}.gz", f"{NAME}.zst", "agreement.parquet"):
             assert pairs_at(f"{address}/{name}", tmp_path) == expected
         with pytest.raises(DatasetError, match="no such file, or no such server"):
