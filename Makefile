@@ -12,7 +12,7 @@ SLOWEST := --durations=25
 # Dozens of processes import the same modules: what the first ones compile is kept, whatever the environment says.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo check test test-rest coverage test-kernels lint docs examples bench bench-scale clean
+.PHONY: demo check test test-all coverage test-kernels lint docs examples bench bench-scale clean
 
 demo: $(STAMP)
 	$(BIN)/attrib-batch demo --out runs/demo
@@ -25,11 +25,11 @@ check: lint
 test: $(STAMP)
 	$(PYTEST) -n 3 -m 'not system' $(SLOWEST) $(PYTEST_ARGS)
 
-# What `coverage` does not run.
-test-rest: $(STAMP)
-	$(PYTEST) -n 3 -m slow $(SLOWEST) $(PYTEST_ARGS)
+# And what needs a browser, Redis and a server's environment as well.
+test-all: $(STAMP)
+	$(PYTEST) -n 3 $(SLOWEST) $(PYTEST_ARGS)
 
-# Apart from `test`: watching every line makes tests a third slower. What runs in other processes is not counted.
+# Apart from the rest: watching every line makes tests a third slower. What runs in other processes is not counted.
 coverage: $(STAMP)
 	$(PYTEST) -n 2 $(FAST) --cov --cov-report=term $(PYTEST_ARGS)
 

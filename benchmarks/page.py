@@ -11,7 +11,19 @@ if TYPE_CHECKING:
 
 RESULTS = Path(__file__).parent / "RESULTS.md"
 TITLE = "# Benchmarks"
-PARTS = ("engine", "scale", "workers", "models", "writing", "analysis", "coverage", "shapes", "gpu", "calibration")
+PARTS = (
+    "engine",
+    "scale",
+    "workers",
+    "models",
+    "writing",
+    "analysis",
+    "coverage",
+    "shapes",
+    "gpu",
+    "calibration",
+    "methods",
+)
 """In the order of the page."""
 
 

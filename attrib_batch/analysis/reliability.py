@@ -12,6 +12,7 @@ import polars as pl
 
 from attrib_batch.analysis.tables import CELL, read_manifest, scan_scores
 from attrib_batch.errors import OutputError
+from attrib_batch.spec.method import reference_of
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 
 FIRST, SECOND = "atp", "atp_hvp"
 """The kinds of method whose scores are the first order, and the first and second order."""
+FLAGGED = 0.5
+"""From this unreliability on a first-order score is flagged: the second order changes it by half or more."""
 _NODE = ("pair_id", "component", "layer", "head", "position")
 
 
@@ -37,10 +40,10 @@ def reliability(
         method: only this method.
 
     Returns:
-        For every score of a method of kind ``atp`` of which one of kind ``atp_hvp`` with the same metric and direction
-        scored the same: the columns of ``schema.SCORES`` after the names of the cell, ``second_order`` in metric units,
-        and ``unreliability``, without a unit: above 1 the second order is the larger; infinite where the first is 0
-        and the second is not, and null where both are.
+        For every score of a method of kind ``atp`` of which one of kind ``atp_hvp`` with the same metric, direction and
+        reference scored the same: the columns of ``schema.SCORES`` after the names of the cell, ``second_order`` in
+        metric units, and ``unreliability``, without a unit: above 1 the second order is the larger; infinite where the
+        first is 0 and the second is not, and null where both are.
 
     Raises:
         OutputError: ``out`` is not a run's directory, or has no two such methods.
@@ -54,24 +57,32 @@ def reliability(
     ]
     if not found:
         raise OutputError(
-            f"{out} has no scores of kind {FIRST} with those of kind {SECOND} of the same metric and direction beside "
-            f"them, as far as asked for; add a method of kind {SECOND} to the job and run it again"
+            f"{out} has no scores of kind {FIRST} with those of kind {SECOND} of the same metric, direction and "
+            f"reference beside them, as far as asked for; add a method of kind {SECOND} to the job and run it again"
         )
     return pl.concat(found)
 
 
 def _twins(manifest: Manifest) -> list[tuple[Cell, Cell]]:
     """Return the cells of first orders, each with the one that adds the second."""
-    cells = [plan.cell for plan in manifest.plan]
-    asked = {cell: manifest.method(cell.method) for cell in cells}
-    return [
-        (first, second)
-        for first in cells
-        for second in cells
-        if (asked[first].get("kind"), asked[second].get("kind")) == (FIRST, SECOND)
-        and (first.model, first.dataset) == (second.model, second.dataset)
-        and all(asked[first].get(key) == asked[second].get(key) for key in ("metric", "direction"))
-    ]
+    cells = [plan.cell for plan in manifest.plan if manifest.method(plan.cell.method).get("kind") == FIRST]
+    return [(cell, second) for cell in cells for second in same_question(manifest, cell, SECOND)]
+
+
+def same_question(manifest: Manifest, cell: Cell, kind: str) -> list[Cell]:
+    """Return the cells of the same pairs in which a method of a kind has the metric, direction and reference of one."""
+    method = manifest.method(cell.method)
+    found = []
+    for other in (plan.cell for plan in manifest.plan):
+        theirs = manifest.method(other.method)
+        if (
+            theirs.get("kind") == kind
+            and (other.model, other.dataset) == (cell.model, cell.dataset)
+            and all(theirs.get(key) == method.get(key) for key in ("metric", "direction"))
+            and reference_of(theirs) == reference_of(method)
+        ):
+            found.append(other)
+    return found
 
 
 def _of_cell(out: str | Path | Store, first: Cell, second: Cell) -> pl.LazyFrame:

@@ -10,6 +10,7 @@ more, the first: its key and its value are 0, and its score is in the mask.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -20,8 +21,10 @@ from torch import Tensor
 
 from attrib_batch.attribution.batches import Tokens
 from attrib_batch.attribution.metrics import at_least_float32
+from attrib_batch.attribution.passes import Edit
 from attrib_batch.attribution.passes.padded import padded_inputs
-from attrib_batch.models.activations import gather_heads
+from attrib_batch.attribution.passes.places import Index
+from attrib_batch.models.activations import activation_at, gather_heads, put_back
 from attrib_batch.models.load import LoadedModel
 from attrib_batch.models.rotary import prefix_is_reusable
 
@@ -61,24 +64,50 @@ class Attention:
         return scores if self.softcap is None else self.softcap * torch.tanh(scores / self.softcap)
 
 
-def read_attention(model: LoadedModel, rows: Sequence[Tokens], prefix: int) -> list[Attention]:
+def read_attention(
+    model: LoadedModel, rows: Sequence[Tokens], prefix: int, edits: Sequence[Edit] = ()
+) -> list[Attention]:
     """Read the attention of every layer, without a graph.
 
     Args:
         model: the model.
         rows: prompts of one length.
         prefix: their first positions, which are no queries; their keys come from a cache where that is exact.
+        edits: queries and keys that are replaced, at positions of the prompts, those of a layer in the order of the
+            forward pass; what enters a layer is what it is without them.
     """
     cached = prefix if prefix_is_reusable(model.module.config, prefix, len(rows[0])) else 0
+    edits_of: dict[int, list[Edit]] = defaultdict(list)
+    for edit in edits:
+        edits_of[edit.layer].append(replace(edit, position=Index(edit.position.places - cached)))
+    # A call of its own cache: the model adds keys to it.
+    entering = _entering(model, padded_inputs(model, rows, cached)) if edits else []
     inputs = padded_inputs(model, rows, cached)
     calls: list[Any] = []
     with torch.no_grad(), model.traced.trace(**inputs) as tracer:
-        for layer in model.traced.get(model.architecture.layers):
+        for number, layer in enumerate(model.traced.get(model.architecture.layers)):
+            if edits:
+                layer.input[:] = entering[number]
+            for edit in edits_of[number]:
+                activation = activation_at(model, layer, edit.site)
+                edit.apply(model, activation)
+                put_back(model, layer, edit.site, activation)
             attention = layer.get(model.architecture.attention)
             # The first use of the name in transformers' forward methods looks the function up, the second calls it.
             calls.append(attention.source.attention_interface_1.inputs)
         tracer.stop()
     return [_attention(model, *call).after(prefix - cached) for call in calls]
+
+
+def _entering(model: LoadedModel, inputs: dict[str, Any]) -> list[Float[Tensor, "row position d_model"]]:
+    """Return what enters every layer."""
+    entering: list[Tensor] = []
+    with torch.no_grad(), model.traced.trace(**inputs) as tracer:
+        for layer in model.traced.get(model.architecture.layers):
+            # A copy: it is put in place of what the next call has there.
+            entering.append(layer.input.clone().save())  # noqa: PERF401 - traced line by line
+        tracer.stop()
+    return entering
 
 
 def _attention(model: LoadedModel, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Attention:

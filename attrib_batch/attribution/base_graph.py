@@ -16,13 +16,15 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from attrib_batch.attribution.batches import Request, plan_rows, rows_of
-from attrib_batch.attribution.contrast import Objective, subtract, vocabulary_of
+from attrib_batch.attribution.contrast import Objective, sites_in_order, subtract, vocabulary_of
 from attrib_batch.attribution.entries import Entries
 from attrib_batch.attribution.method import Method
 from attrib_batch.attribution.passes import Capture, Passes
 from attrib_batch.attribution.passes.places import Index
+from attrib_batch.attribution.references import Reference, Replacement, ablated_logits
 from attrib_batch.models.families import Dimensions, Site, SiteKey
 from attrib_batch.pairs.encoding.encode import EncodedPair
+from attrib_batch.spec import Component
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,9 @@ class BaseGraph:
     """Of each row with a graph a pair whose base prompt it is."""
     objective: Objective
     vocabulary: list[int] | None
+    reference: Reference | None
+    """What stands in place of the other prompts' activations, if anything does; and of each entry what that is."""
+    replacement: Replacement | None
 
     @classmethod
     def of(
@@ -81,6 +86,12 @@ class BaseGraph:
         logits = torch.cat([one.logits.detach() for one in passed])
         base_row, other_row = np.array(rows.base[0]), np.array(rows.other[0])
         entries = Entries.of(pairs)
+        base_logits, other_logits = Index(base_row).take(logits), Index(other_row).take(logits)
+        replacement = None
+        if method.reference is not None:
+            replaced = sites_in_order(passes.model, method.components)
+            other_logits = ablated_logits(passes, pairs, replaced, method.reference, vocabulary)
+            replacement = method.reference.at(pairs, entries)
         return cls(
             entries=entries,
             at_base=entries.index(rows.base[0], layouts[0]),
@@ -89,10 +100,10 @@ class BaseGraph:
             base_row=base_row,
             other_row=other_row,
             graph_pair=Index(np.array([pair for _, pair in rows.graph_of])),
-            objective=Objective.of(
-                method, pairs, Index(base_row).take(logits), Index(other_row).take(logits), vocabulary
-            ),
+            objective=Objective.of(method, pairs, base_logits, other_logits, vocabulary),
             vocabulary=vocabulary,
+            reference=method.reference,
+            replacement=replacement,
         )
 
     def gradients(
@@ -113,9 +124,14 @@ class BaseGraph:
         found = iter(torch.autograd.grad(total, wanted, create_graph=differentiable))
         return [{key: next(found) for key in keys} for _ in graph.sites]
 
-    def difference(self, layer: int, site: Site, dimensions: Dimensions) -> Float[Tensor, "entry head feature"]:
-        """Return the other prompt's activation minus the base's at a site of a layer."""
+    def difference(
+        self, component: Component, layer: int, site: Site, dimensions: Dimensions
+    ) -> Float[Tensor, "entry head feature"]:
+        """Return the other prompt's activation, or its replacement, minus the base's: a component's, at its site."""
         with torch.no_grad():
             parts = [one.at(layer, site, dimensions).detach() for one in self.passed]
+            base = self.at_base.take(parts[0])
+            if self.replacement is not None:
+                return subtract(self.replacement.of(component, layer, base), base)
             every = parts[0] if len(parts) == 1 else torch.cat(parts)
-            return subtract(self.at_other.take(every), self.at_base.take(parts[0]))
+            return subtract(self.at_other.take(every), base)

@@ -145,6 +145,7 @@ class Patcher:
             graph.other_row,
             graph.objective,
             graph.vocabulary,
+            graph.reference,
         )
 
     @property

@@ -21,6 +21,7 @@ from attrib_batch.attribution.entries import Entries
 from attrib_batch.attribution.passes import Edit, Passes
 from attrib_batch.attribution.passes.places import Index
 from attrib_batch.models.families import Site
+from attrib_batch.models.load import LoadedModel
 from attrib_batch.pairs.encoding.encode import EncodedPair
 from attrib_batch.spec import Component
 
@@ -105,21 +106,40 @@ def ablated_logits(
     vocabulary: Sequence[int] | None,
 ) -> Float[Tensor, "pair *place vocab"]:
     """Compute the clean prompts with every component of ``sites`` replaced, at every layer and position."""
-    dimensions, entries, row_with = passes.model.dimensions, Entries.of(pairs), rows_of(pairs)
+    entries, row_with = Entries.of(pairs), rows_of(pairs)
     # A row for every pair: another pair with the same prompt may have other roles.
     layout = passes.layout([row_with[base_and_other(pair, "noise")[0]] for pair in pairs])
     places = layout.places(np.arange(len(pairs)), entries.first, entries.count)
+    edits = edits_everywhere(passes.model, pairs, sites, reference, np.divmod(places, layout.shape[1]))
+    with torch.no_grad():
+        return passes.forward(layout, [], graph=False, edits=edits, vocabulary=vocabulary).logits
+
+
+def edits_everywhere(
+    model: LoadedModel,
+    pairs: Sequence[EncodedPair],
+    sites: Mapping[Component, Site],
+    reference: Reference,
+    places: tuple[Int[np.ndarray, " entry"], Int[np.ndarray, " entry"]],
+) -> list[Edit]:
+    """Return what replaces every component of ``sites`` at every layer and entry of pairs.
+
+    Args:
+        model: the model.
+        pairs: the pairs.
+        sites: in the order of the forward pass.
+        reference: what stands there instead.
+        places: of every entry the row and the position in the model's input.
+    """
+    dimensions, entries = model.dimensions, Entries.of(pairs)
     edits = []
     for component, site in sites.items():
         n_heads = dimensions.heads_of(component) or 1
-        row, position = map(Index, np.divmod(np.repeat(places, n_heads), layout.shape[1]))
-        head = np.tile(np.arange(n_heads), len(places))
+        row, position = (Index(np.repeat(of, n_heads)) for of in places)
+        head = np.tile(np.arange(n_heads), len(places[0]))
         replaced = reference.at_places(pairs, np.repeat(entries.pair, n_heads), np.repeat(entries.position, n_heads))
         edits += [
-            Edit(
-                site, layer, row, position, Index(head), replaced.of_heads(component, layer, head, passes.model.device)
-            )
+            Edit(site, layer, row, position, Index(head), replaced.of_heads(component, layer, head, model.device))
             for layer in range(dimensions.n_layers)
         ]
-    with torch.no_grad():
-        return passes.forward(layout, [], graph=False, edits=edits, vocabulary=vocabulary).logits
+    return edits

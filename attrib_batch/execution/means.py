@@ -86,6 +86,8 @@ def join_means(store: Store, chunks: Iterable[Chunk]) -> None:
 def load_means(store: Store, model: str, dataset: str, components: Sequence[Component]) -> Means:
     """Return the means of components that a stage left; ``store`` is the stage's.
 
+    Of the roles that all of them have: pairs of which one was added up and another was not may be gone by now.
+
     Raises:
         OutputError: the store cannot be read.
     """
@@ -94,11 +96,16 @@ def load_means(store: Store, model: str, dataset: str, components: Sequence[Comp
 
     tables = [store.read_table(_joined(Cell(model, dataset, mean_name(component)))) for component in components]
     found = {key: mean for table in tables for key, _, mean in _rows(table)}
-    roles = tuple(sorted({key[3] for key in found}, key=lambda role: (role is not None, role or "")))
+    # Whatever the component, its table has what enters the first layer: the last one is its own.
+    n_layers = 1 + max((key[1] for key in found), default=-1)
+    of_component = [
+        {role for name, layer, _, role in found if (name, layer) == (component, n_layers - 1)}
+        for component in components
+    ]
+    roles = tuple(sorted(set.intersection(*of_component), key=lambda role: (role is not None, role or "")))
     values = {}
     for component in components:
         mine = {key: mean for key, mean in found.items() if key[0] == component}
-        n_layers = 1 + max((key[1] for key in mine), default=-1)
         n_heads = 1 + max((key[2] or 0 for key in mine), default=-1)
         values[component] = np.array(
             [

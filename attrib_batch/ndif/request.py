@@ -15,7 +15,8 @@ from typing import Any
 from attrib_batch.attribution.engine import FailedPair, Outcome, ScoredBatch, TokenBudget, score_groups
 from attrib_batch.attribution.groups import MethodGroup, group_methods
 from attrib_batch.attribution.metrics import metric_named
-from attrib_batch.attribution.scores import BatchScores
+from attrib_batch.attribution.references import Means
+from attrib_batch.attribution.scores import ActivationSums, BatchScores
 from attrib_batch.models.families import Architecture, Dimensions
 from attrib_batch.models.load import LoadedModel
 from attrib_batch.ndif.model import RemoteModel
@@ -35,7 +36,13 @@ Answer = dict[str, Any]
 
 
 def ask(
-    model: RemoteModel, pairs: Sequence[EncodedPair], methods: Sequence[MethodSpec], *, batch_tokens: int, backend: Any
+    model: RemoteModel,
+    pairs: Sequence[EncodedPair],
+    methods: Sequence[MethodSpec],
+    *,
+    batch_tokens: int,
+    backend: Any,
+    means: Means | None = None,
 ) -> Answer | None:
     """Send one request that scores ``pairs`` by every method.
 
@@ -45,6 +52,7 @@ def ask(
         methods: methods that share forward passes.
         batch_tokens: most suffix positions in a micro-batch on the server.
         backend: nnsight's, which sends the request.
+        means: mean activations of the dataset, for methods whose reference they are; they travel with the request.
 
     Returns:
         What came back, where the backend waits for it; None otherwise.
@@ -53,7 +61,7 @@ def ask(
 
     for method in methods:
         metric_named(method.metric)  # one's own metric must be loaded here to travel
-    groups = group_methods(methods)
+    groups = group_methods(methods, means)
     _let_travel([*(group.function for group in groups), *(site.view for site in model.architecture.sites.values())])
     traced, architecture, dimensions = model.traced, model.architecture, model.dimensions
     given = list(pairs)
@@ -103,6 +111,7 @@ def score_on_server(
                     "corrupted_metric": outcome.result.corrupted_metric,
                     "positions": outcome.result.positions,
                     "estimates": {str(name): values for name, values in (outcome.result.estimates or {}).items()},
+                    "sums": vars(outcome.result.sums) if outcome.result.sums else None,
                 }
             )
         else:
@@ -139,6 +148,7 @@ def outcomes(
             batch["corrupted_metric"],
             batch["positions"],
             {Component(name): values for name, values in batch["estimates"].items()} or None,
+            ActivationSums(**batch["sums"]) if batch["sums"] else None,
         )
         yield method_of[batch["method"]], ScoredBatch([pair_of[pair_id] for pair_id in batch["pair_ids"]], result)
     for failure in answer["failed"]:

@@ -14,7 +14,7 @@ from pydantic import Field, model_validator
 from attrib_batch.spec.base import Name, Strict
 from attrib_batch.spec.cell import Cell
 from attrib_batch.spec.dataset import DatasetSpec
-from attrib_batch.spec.method import MEAN, MethodSpec
+from attrib_batch.spec.method import MethodSpec
 from attrib_batch.spec.model import ModelSpec
 from attrib_batch.spec.verification import VerificationSpec
 
@@ -54,17 +54,6 @@ class SweepSpec(Strict):
             if twice:
                 key = "name" if what == "models" else "id"
                 raise ValueError(f"two {what} are both called {twice[0]!r}: give each its own {key}")
-        return self
-
-    @model_validator(mode="after")
-    def _means_are_taken_where_the_workers_are(self) -> Self:
-        averaging = [method.id for method in self.methods if method.reference == MEAN]
-        remote = [model.name for model in self.models if model.workers.kind == "ndif"]
-        if averaging and remote:
-            raise ValueError(
-                f"method {averaging[0]!r} has reference mean, and model {remote[0]!r} lies on an NDIF server, to which "
-                "means do not travel; use reference zero there, or workers of kind replica or sharded"
-            )
         return self
 
     @property

@@ -8,7 +8,13 @@ import polars as pl
 import pytest
 
 import attrib_batch as ab
+from attrib_batch.analysis.reliability import FLAGGED
 from attrib_batch.errors import OutputError
+from attrib_batch.report.drawing.maps import Detail
+from attrib_batch.report.page import read_material, render
+from attrib_batch.report.sections.cell import build_sections
+from attrib_batch.report.sections.verification import place_of
+from attrib_batch.storage.store import Store
 from tests.support.jobs import TinyJob
 from tests.support.near import assert_near, estimated_terms
 
@@ -67,3 +73,33 @@ def test_a_run_without_a_second_order_says_what_is_missing(job: TinyJob, tmp_pat
     assert not run.measured().collect().height
     with pytest.raises(OutputError, match="add a method of kind atp_hvp to the job"):
         run.reliability()
+
+
+def test_the_report_shows_what_other_methods_say_of_heads_that_mislead(run: ab.Run) -> None:
+    run.verify(8)
+    material = read_material(Store.parse(run.path))
+    sections = {section.cell.method: section for section in build_sections(material, Detail.FULL)}
+    verified = sections["atp"].verification
+    assert verified is not None
+    place = place_of(verified.data)
+    means = {method: run.heads(method=method).filter(place) for method in ("atp", "refined", "atp_hvp")}
+    n_rows = 0
+    for component in verified.components:
+        for row in component.disagreements:
+            mine = (
+                (pl.col("component") == component.name)
+                & (pl.col("layer") == row.layer)
+                & pl.col("head").eq_missing(row.head)
+            )
+            first, refined, second = (of.filter(mine)["mean"].item() for of in means.values())
+            assert row.refined == pytest.approx(refined, rel=1e-12)
+            assert row.unreliability == pytest.approx(abs(second - first) / abs(first), rel=1e-12)
+            assert row.flagged == (row.unreliability >= FLAGGED)
+            n_rows += 1
+    assert n_rows
+    other = sections["refined"].verification
+    assert other is not None
+    assert not any(component.has_refined or component.has_flags for component in other.components)
+    page = render(material)
+    for heading in ("second order ÷ first", "“Refined” is the mean over all pairs"):
+        assert heading in page

@@ -5,21 +5,29 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pytest
 import torch
 
+from attrib_batch.attribution.engine import ScoredBatch, TokenBudget, score_pairs
 from attrib_batch.attribution.passes import passes_for
 from attrib_batch.attribution.passes.padded import PaddedPasses
+from attrib_batch.attribution.references import Means
 from attrib_batch.errors import JobError
 from attrib_batch.pairs.encoding.encode import EncodedPair, encode_pairs
 from attrib_batch.pairs.reading.reader import Pair
-from attrib_batch.spec import parse_spec
-from tests.support import teacher_forced
+from attrib_batch.spec import Component, parse_spec
+from attrib_batch.spec.registries import methods as registry
+from attrib_batch.spec.registries.methods import MethodEntry
+from tests.attribution.methods.test_atp_hvp import TRUNCATION, signs_of
+from tests.support import oracle, teacher_forced
 from tests.support.demo_pairs import random_pairs
 from tests.support.near import assert_near, assert_same_scores
-from tests.support.scored import encoded, method, score, tiny_model
+from tests.support.scored import encoded, in_type, method, score, tiny_model
 from tests.support.teacher_forced import COMPONENTS, WholePair, random_pairs_with_answers, whole
-from tests.support.tiny_models import ARCHITECTURES, tiny_tokenizer
+from tests.support.terms import terms_of
+from tests.support.tiny_models import ARCHITECTURES, EVERY_ARCHITECTURE, tiny_tokenizer
+from tests.support.truly_double import compute_in_double
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -87,6 +95,102 @@ def test_zero_ablation_measured(name: str) -> None:
         assert_same_scores(ours[index], theirs, terms, dtype="float64")
         ablated = teacher_forced.ablated(plain, pair, other, COMPONENTS)
         assert_near(ours[index].corrupted_metric, ablated, terms, dtype="float64")
+
+
+ALL = ["z", "q", "k", "mlp_out", "resid_post"]
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama", "gemma3", "phi"])
+def test_zero_ablation_by_the_repairs_of_atp_star(name: str) -> None:
+    plain, tokens = ARCHITECTURES[name](), random_like(PAIRS)
+    ours = score(tiny_model(name), one_token(PAIRS), method(id="atp_star", reference="zero", components=ALL))
+    for index, pair in enumerate(tokens):
+        metric = oracle.logit_diff(pair.answers, pair.wrong_answers)
+        none = oracle.zeros(plain, pair.clean)
+        theirs = oracle.atp_star(plain, pair.clean, pair.clean, metric, ALL, direction="noise", other=none)
+        assert_same_scores(ours[index], theirs, terms_of(plain, encoded([pair])[0]))
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama", "falcon"])
+def test_zero_ablation_estimated_and_measured_by_refined(name: str) -> None:
+    plain, tokens = in_type(EVERY_ARCHITECTURE[name](), "float64"), random_like(PAIRS[2:])
+    model = tiny_model(name, dtype="float64")
+    job = method(id="refined", reference="zero", components=ALL, budget=3.0)
+    for _, outcome in score_pairs(model, one_token(PAIRS[2:]), [job], TokenBudget(4096)):
+        assert isinstance(outcome, ScoredBatch), outcome
+        for at, given in enumerate(outcome.pairs):
+            pair = tokens[given.pair_id]
+            asked = (plain, pair.clean, pair.clean, oracle.logit_diff(pair.answers, pair.wrong_answers))
+            none, terms = oracle.zeros(plain, pair.clean), terms_of(plain, encoded([pair])[0])
+            estimates = oracle.atp(*asked, ALL, direction="noise", other=none)
+            assert outcome.result.estimates is not None
+            for component in job.components:
+                measured = ~np.isnan(outcome.result.estimates[component][at])
+                assert 0 < measured.sum() < measured.size
+                effect = oracle.exact(*asked, component, direction="noise", other=none)
+                theirs = np.where(measured, effect, estimates[component])
+                assert_near(outcome.result.scores[component][at], theirs, terms, dtype="float64")
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama"])
+def test_zero_ablation_to_second_order(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, plain = tiny_model(name, dtype="float64"), ARCHITECTURES[name]().double()
+    compute_in_double(plain, monkeypatch)
+    [tokens], [pair] = random_like(PAIRS[:1]), one_token(PAIRS[:1])
+    ours = score(model, [pair], method(id="atp_hvp", probes=1, reference="zero", components=ALL))[0]
+    metric, none = oracle.logit_diff(tokens.answers, tokens.wrong_answers), oracle.zeros(plain, tokens.clean)
+    theirs = {
+        name: oracle.atp_hvp(
+            plain,
+            tokens.clean,
+            tokens.clean,
+            metric,
+            name,
+            signs=signs_of(model, pair, Component(name)),
+            direction="noise",
+            other=none,
+        )
+        for name in ALL
+    }
+    assert_same_scores(ours, theirs, terms_of(plain, encoded([tokens])[0]), dtype="float64", truncation=TRUNCATION)
+
+
+@pytest.mark.parametrize("kind", ["atp_star", "exact"])
+def test_means_of_queries_and_keys_are_turned_by_position_as_they_are(kind: str) -> None:
+    """Every position has a role of its own: then the means after position embedding are those before it, turned."""
+    plain, tokens = ARCHITECTURES["llama"]().double(), random_like(PAIRS[:2])
+    roles = tuple(f"at {position}" for position in range(len(tokens[0].clean)))
+    pairs = [replace(pair, roles=roles) for pair in one_token(PAIRS[:2])]
+    prompts = [pair.clean for pair in tokens]
+    means = Means(
+        roles,
+        {Component(name): _projected(plain, f"{name}_proj", prompts) for name in ("q", "k")},
+        np.zeros((len(roles), plain.config.hidden_size)),
+    )
+    job = method(id=kind, reference="mean", components=["q", "k"])
+    ours = score(tiny_model("llama", dtype="float64"), pairs, job, means=means)
+    other = oracle.mean(plain, prompts)
+    for index, pair in enumerate(tokens):
+        asked = (plain, pair.clean, pair.clean, oracle.logit_diff(pair.answers, pair.wrong_answers))
+        theirs = (
+            oracle.atp_star(*asked, ["q", "k"], direction="noise", other=other)
+            if kind == "atp_star"
+            else {name: oracle.exact(*asked, name, direction="noise", other=other) for name in ("q", "k")}
+        )
+        assert_same_scores(ours[index], theirs, terms_of(plain, encoded([pair])[0]), dtype="float64")
+
+
+def _projected(plain: Any, name: str, prompts: Sequence[Sequence[int]]) -> np.ndarray:
+    """What projections give, [layer, position, head, feature], averaged over prompts."""
+    found: list[torch.Tensor] = []
+    modules = [layer.self_attn.get_submodule(name) for layer in plain.model.layers]
+    handles = [module.register_forward_hook(lambda _m, _a, output: found.append(output)) for module in modules]
+    with torch.no_grad():
+        plain(torch.tensor([list(prompt) for prompt in prompts]))
+    for handle in handles:
+        handle.remove()
+    values = torch.stack(found).mean(1)
+    return values.unflatten(-1, (-1, plain.config.head_dim)).numpy()
 
 
 def test_only_the_methods_own_components_are_ablated_together() -> None:
@@ -158,10 +262,6 @@ def _job(**options: Any) -> None:
     ("options", "message"),
     [
         (
-            {"kind": "atp_star", "reference": "zero"},
-            "kind atp_star knows no reference but corrupted; for zero use kind",
-        ),
-        (
             {"reference": "zero", "direction": "denoise"},
             "reference zero patches the clean prompt, .* leave direction out",
         ),
@@ -172,6 +272,13 @@ def _job(**options: Any) -> None:
 def test_what_a_reference_cannot_be(options: dict[str, Any], message: str) -> None:
     with pytest.raises(JobError, match=message):
         _job(**options)
+
+
+def test_a_method_of_ones_own_that_takes_none_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    own = MethodEntry("own", function="own:score", title="Own", explanation="own.", cost="1", paper="none")
+    monkeypatch.setitem(registry._loaded, "own", own)
+    with pytest.raises(JobError, match="kind own knows no reference but corrupted; for zero use kind atp or atp_ig"):
+        _job(kind="own", reference="zero")
 
 
 def test_a_method_of_an_earlier_job_is_the_same() -> None:

@@ -12,12 +12,13 @@ import pytest
 import torch
 
 import attrib_batch as ab
+from attrib_batch.attribution.scores import ActivationSums
 from attrib_batch.errors import JobError, ResumeMismatchError
-from attrib_batch.execution.means import load_means
+from attrib_batch.execution.means import join_means, load_means, mean_name, means_table
 from attrib_batch.execution.planning.reference import mean_methods
-from attrib_batch.spec import Component, parse_spec
+from attrib_batch.spec import Cell, Component, parse_spec
 from attrib_batch.storage.store import Store
-from attrib_batch.tables import read_manifest
+from attrib_batch.tables import Chunk, Table, read_manifest
 from tests.support import teacher_forced
 from tests.support.near import assert_near, assert_same_scores
 from tests.support.teacher_forced import COMPONENTS, WholePair
@@ -133,6 +134,24 @@ def test_scores_and_metrics_are_those_of_plain_hooks(run: ab.Run, model: PreTrai
         assert_near(baseline["corrupted_metric"], ablated, terms)
 
 
+def test_a_role_that_one_component_lost_has_no_mean(tmp_path: Path) -> None:
+    """As where a later component is added up from fewer chunks."""
+    store, rng = Store(tmp_path), np.random.default_rng(0)
+    of_roles = {Component.Z: (None, "name"), Component.RESID_PRE: (None, "end", "name"), Component.K: ("name", "end")}
+    for component, roles in of_roles.items():
+        n_heads = 2 if component.has_heads else 1
+        totals, entering = rng.normal(size=(3, len(roles), n_heads, 4)), np.ones((len(roles), 4))
+        sums = ActivationSums(roles, np.full(len(roles), 2), totals, entering)
+        chunk = Chunk(Cell("m", "d", mean_name(component)), 0, 2)
+        store.write_table(chunk.path(Table.MEANS), means_table(component, [sums]))
+        join_means(store, [chunk])
+    found = load_means(store, "m", "d", list(of_roles))
+    assert found.roles == ("name",)
+    assert found.values[Component.K].shape == (3, 1, 2, 4)
+    assert load_means(store, "m", "d", [Component.RESID_PRE]).roles == (None, "end", "name")
+    assert load_means(store, "m", "d", [Component.Z, Component.RESID_PRE]).roles == (None, "name")
+
+
 def test_every_pair_is_accounted_for_and_the_stage_is_in_the_manifest(run: ab.Run) -> None:
     assert run.failures().select("pair_id").unique().collect()["pair_id"].to_list() == [3]
     entry = run.manifest.stage("reference")
@@ -210,11 +229,6 @@ def test_what_the_stage_computes_follows_from_the_job() -> None:
     assert {m.metric for m in mean_methods(_spec(methods=[{"id": "a", **whole}]))} == {"sequence_logprob_diff"}
     mixed = mean_methods(_spec(methods=[{"id": "a", **whole}, {"id": "b", **mean}]))
     assert {method.metric for method in mixed} == {"logit_diff"}
-
-
-def test_means_do_not_travel_to_a_server() -> None:
-    with pytest.raises(JobError, match="has reference mean, and model 'm' lies on an NDIF server"):
-        _spec(methods=[{"id": "atp", "reference": "mean"}], model={"workers": {"kind": "ndif"}})
 
 
 def test_no_job_names_the_stages_own_kind() -> None:

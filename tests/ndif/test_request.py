@@ -5,6 +5,7 @@ from __future__ import annotations
 import pickletools
 import sys
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,8 @@ from nnsight.intervention.backends.local import LocalSimulationBackend
 from nnsight.schema.request import RequestModel
 
 from attrib_batch.attribution.engine import FailedPair, Outcome, ScoredBatch, TokenBudget, score_pairs
-from attrib_batch.attribution.scores import BatchScores
+from attrib_batch.attribution.references import Means
+from attrib_batch.attribution.scores import ActivationSums, BatchScores
 from attrib_batch.models.load import LoadedModel, load_model
 from attrib_batch.ndif import request as remote
 from attrib_batch.ndif.model import RemoteModel, open_remote_model
@@ -42,6 +44,7 @@ METHODS = {
     "relp": [{"id": "relp", "components": ["z", "q", "mlp_out", "resid_mid"]}],
     "exact": [{"id": "exact", "components": ["z", "k"]}],
     "zeros": [{"id": "zeros", "kind": "atp", "reference": "zero", "components": ["z", "q", "mlp_out"]}],
+    "zeros of atp_star": [{"id": "zeros", "kind": "atp_star", "reference": "zero", "components": ["z", "q", "k"]}],
     "exact at the end": [{"id": "exact", "at": "last"}],
     "refined": [{"id": "refined", "components": ["z", "k"]}],
     "atp_hvp": [{"id": "atp_hvp", "components": ["z", "mlp_out"]}],
@@ -59,10 +62,12 @@ def pairs_for(model: LoadedModel) -> list[EncodedPair]:
     return [pair for pair in encode_pairs(rows, model.tokenizer, prepend_bos=False) if isinstance(pair, EncodedPair)]
 
 
-def simulated(model: LoadedModel, pairs: list[EncodedPair], methods: list[MethodSpec]) -> remote.Answer:
+def simulated(
+    model: LoadedModel, pairs: list[EncodedPair], methods: list[MethodSpec], means: Means | None = None
+) -> remote.Answer:
     there = RemoteModel(model.traced, "", model.tokenizer, model.architecture, model.dimensions)
     backend = LocalSimulationBackend(model.traced)
-    answer = remote.ask(there, pairs, methods, batch_tokens=BATCH_TOKENS, backend=backend)
+    answer = remote.ask(there, pairs, methods, batch_tokens=BATCH_TOKENS, backend=backend, means=means)
     assert answer is not None
     return answer
 
@@ -130,6 +135,56 @@ def test_whole_answers_travel(model: LoadedModel) -> None:
             scores = {component: values[index] for component, values in result.scores.items()}
             mine = {of: values[..., pair.first_difference :] for of, values in here[pair.pair_id].items()}
             assert_same_scores(scores, mine, teacher_forced.terms(model.module, given))
+
+
+def test_means_come_back_as_sums_and_travel_with_what_is_scored_by_them(model: LoadedModel) -> None:
+    pairs = [
+        replace(pair, corrupted=pair.clean, first_difference=0, roles=("first", *[None] * (pair.n_tokens - 1)))
+        for pair in pairs_for(model)
+    ]
+    components = (Component.Z, Component.K)
+    stage = [
+        MethodSpec.model_construct(
+            id=f"mean-{component}", kind="mean_activations", components=(component,), metric="logit_diff",
+            direction="noise", reference="mean",
+        )
+        for component in components
+    ]  # fmt: skip
+    here, there = (
+        {method.id: joined([o.result.sums for m, o in found if m is method]) for method in stage}
+        for found in (
+            list(score_pairs(model, pairs, stage, TokenBudget(BATCH_TOKENS))),
+            list(remote.outcomes(simulated(model, pairs, stage), pairs, stage)),
+        )
+    )
+    for method in stage:
+        (mine, entering), (theirs, entered) = there[method.id], here[method.id]
+        assert_near(mine, theirs, np.abs(theirs).max())
+        assert_near(entering, entered, np.abs(entered).max())
+    roles = (None, "first")
+    means = Means(
+        roles,
+        {m.components[0]: here[m.id][0].astype(np.float32) for m in stage},
+        here[stage[0].id][1].astype(np.float32),
+    )
+    jobs = [MethodSpec.model_validate({"id": "atp_ig", "reference": "mean", "components": ["z", "k"]})]
+    local = by_method(score_pairs(model, pairs, jobs, TokenBudget(BATCH_TOKENS), means=means))["atp_ig"]
+    sent = by_method(remote.outcomes(simulated(model, pairs, jobs, means), pairs, jobs))["atp_ig"]
+    for pair in pairs:
+        (mine, at), (theirs, where) = sent[pair.pair_id], local[pair.pair_id]
+        terms = terms_of(model.module, pair)
+        assert_near(mine.corrupted_metric[at], theirs.corrupted_metric[where], terms)
+        for component in components:
+            assert_near(mine.scores[component][at], theirs.scores[component][where], terms)
+
+
+def joined(parts: list[ActivationSums]) -> tuple[np.ndarray, np.ndarray]:
+    """Means of parts by role, (layer, role, head, feature), and of what enters the first layer; no role first."""
+    roles = (None, "first")
+    count = sum(np.array([part.count[part.roles.index(role)] for role in roles]) for part in parts)
+    totals = sum(part.totals[:, [part.roles.index(role) for role in roles]] for part in parts)
+    entering = sum(part.entering[[part.roles.index(role) for role in roles]] for part in parts)
+    return totals / count[None, :, None, None], entering / count[:, None]
 
 
 @pytest.mark.parametrize("case", METHODS)

@@ -14,12 +14,14 @@ import pyarrow as pa
 import pytest
 
 from attrib_batch.errors import DatasetError, OutputError
+from attrib_batch.pairs.importing.importer import import_pairs
 from attrib_batch.pairs.making.ioi import generate_ioi
 from attrib_batch.pairs.making.writer import serialize_pairs, write_pairs
 from attrib_batch.pairs.reading.pinned import PinnedTable
 from attrib_batch.pairs.reading.reader import PairTable
 from attrib_batch.storage.store import Store
 from attrib_batch.tables import Table, part_name
+from tests.pairs.importing.files_of import FILES, pairs_of
 from tests.support.google_store import GOOGLE_BUCKET, ask_google
 
 
@@ -51,6 +53,15 @@ def test_files_of_a_run_are_written_listed_read_and_removed(google: str) -> None
     store.remove(first.relative)
     store.remove(first.relative)
     assert store.parts(Table.SCORES, "model=m") == {(4, 8)}
+
+
+def test_pairs_are_imported_from_there(google: str, tmp_path: Path) -> None:
+    expected, _ = pairs_of(FILES / "agreement.csv", tmp_path)
+    Store.parse(f"gs://{GOOGLE_BUCKET}").write_bytes("agreement.csv", (FILES / "agreement.csv").read_bytes())
+    imported = import_pairs(f"gs://{GOOGLE_BUCKET}/agreement.csv", tmp_path / "pairs.parquet")
+    assert PairTable.open(tmp_path / "pairs.parquet").rows(0, imported.n_pairs) == expected
+    with pytest.raises(DatasetError, match="no such object"):
+        import_pairs(f"gs://{GOOGLE_BUCKET}/absent.csv", tmp_path / "absent.parquet")
 
 
 def test_a_large_file_arrives_whole(google: str) -> None:

@@ -12,6 +12,7 @@ Every result is an array over [layer, head, position]; the head axis has size 1 
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -51,7 +52,9 @@ __all__ = [
     "kl",
     "log_prob",
     "logit_diff",
+    "mean",
     "prob_diff",
+    "zeros",
 ]
 
 Direction = Literal["denoise", "noise"]
@@ -66,12 +69,17 @@ def atp(
     components: Sequence[str],
     *,
     direction: Direction,
+    other: Run | None = None,
 ) -> dict[str, Scores]:
-    """Attribution patching (Nanda 2022): the base run's gradient times (other minus base), over features."""
+    """Attribution patching (Nanda 2022): the base run's gradient times (other minus base), over features.
+
+    Args:
+        other: what activations are replaced by, in place of a run of the other prompt; so below too.
+    """
     own = any(name in QKV for name in components)
     base_ids, other_ids = _base_and_other(clean_ids, corrupted_ids, direction)
     base = run(model, base_ids, own_attention=own)
-    other = run(model, other_ids, own_attention=own)
+    other = other or run(model, other_ids, own_attention=own)
     return _first_order(model, base, other, _wanted_gradients(metric_fn, base, components), components)
 
 
@@ -135,17 +143,19 @@ def exact(
     *,
     direction: Direction,
     fraction: float = 1.0,
+    other: Run | None = None,
 ) -> Scores:
     """Activation patching: M(base run with one activation replaced) - M(base run), one activation at a time.
 
     Args:
         fraction: how far the activation moves from the base run's to the other run's; 1 replaces it.
+        other: as for `atp`.
     """
     own = component in QKV
     base_ids, other_ids = _base_and_other(clean_ids, corrupted_ids, direction)
     with torch.no_grad():
         base = run(model, base_ids, own_attention=own)
-        other = run(model, other_ids, own_attention=own)
+        other = other or run(model, other_ids, own_attention=own)
         layers = []
         for layer in range(n_layers(model)):
             old = by_head(model, component, base.seen[component, layer])
@@ -167,6 +177,7 @@ def atp_hvp(
     signs: Scores,
     direction: Direction,
     step: float = 3e-5,
+    other: Run | None = None,
 ) -> Scores:
     """Attribution patching and half of v . H v, for one direction v over all nodes of a component.
 
@@ -175,7 +186,7 @@ def atp_hvp(
     """
     base_ids, other_ids = _base_and_other(clean_ids, corrupted_ids, direction)
     own = component in QKV
-    base, other = (run(model, ids, own_attention=own) for ids in (base_ids, other_ids))
+    base, other = run(model, base_ids, own_attention=own), other or run(model, other_ids, own_attention=own)
     keys = [(component, layer) for layer in range(n_layers(model))]
     v = {}
     for key, sign in zip(keys, torch.tensor(signs), strict=True):
@@ -204,6 +215,7 @@ def atp_star(
     direction: Direction,
     qk_fix: bool = True,
     grad_drop: bool = True,
+    other: Run | None = None,
 ) -> dict[str, Scores]:
     """AtP* (Kramar et al. 2024, arXiv 2403.00745, section 3), literally.
 
@@ -229,14 +241,14 @@ def atp_star(
     ``grad_drop=False`` the result is the signed I.
     """
     base_ids, other_ids = _base_and_other(clean_ids, corrupted_ids, direction)
-    other = run(model, other_ids, own_attention=True)
+    there = other or run(model, other_ids, own_attention=True)
 
     def estimates(dropped_layer: int | None) -> dict[str, Scores]:
         base = run(model, base_ids, own_attention=True, dropped_layer=dropped_layer)
         gradients = _wanted_gradients(metric_fn, base, {*components, "z"})
-        scores = _first_order(model, base, other, gradients, components)
+        scores = _first_order(model, base, there, gradients, components)
         fixed = [name for name in components if qk_fix and name in {"q", "k"}]
-        return scores | {name: _qk_fixed(model, base, other, gradients, name) for name in fixed}
+        return scores | {name: _qk_fixed(model, base, there, gradients, name) for name in fixed}
 
     if not grad_drop:
         return estimates(None)
@@ -246,6 +258,19 @@ def atp_star(
         name: np.abs([scores[name] for scores in per_drop]).sum(0) / (n_drops - (name not in RESIDUAL_STREAM))
         for name in components
     }
+
+
+def zeros(model: PreTrainedModel, ids: Sequence[int]) -> Run:
+    """A run in which every activation is 0."""
+    found = run(model, ids, own_attention=True)
+    return replace(found, seen={key: torch.zeros_like(values) for key, values in found.seen.items()})
+
+
+def mean(model: PreTrainedModel, prompts: Sequence[Sequence[int]]) -> Run:
+    """A run in which every activation is the mean over those of prompts of one length."""
+    runs = [run(model, ids, own_attention=True) for ids in prompts]
+    seen = {key: torch.stack([one.seen[key] for one in runs]).mean(0).detach() for key in runs[0].seen}
+    return replace(runs[0], seen=seen)
 
 
 def _between(base: Run, other: Run, fraction: float) -> Tensor:

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
     from transformers import PreTrainedModel
 
+    from attrib_batch.attribution.references import Means
     from attrib_batch.attribution.scores import BatchScores
     from tests.support.demo_pairs import TokenPair
 
@@ -93,10 +94,15 @@ class PairScores(Mapping[Component, np.ndarray]):
 
 
 def score(
-    model: LoadedModel, pairs: Sequence[EncodedPair], job: MethodSpec, *, batch_tokens: int = 4096
+    model: LoadedModel,
+    pairs: Sequence[EncodedPair],
+    job: MethodSpec,
+    *,
+    batch_tokens: int = 4096,
+    means: Means | None = None,
 ) -> dict[int, PairScores]:
     """Scores of every pair over all positions, prefix included, by pair id; fails if a pair could not be scored."""
-    return score_together(model, pairs, [job], batch_tokens=batch_tokens)[job.id]
+    return score_together(model, pairs, [job], batch_tokens=batch_tokens, means=means)[job.id]
 
 
 def score_alike(
@@ -114,11 +120,16 @@ def score_alike(
 
 
 def score_together(
-    model: LoadedModel, pairs: Sequence[EncodedPair], jobs: Sequence[MethodSpec], *, batch_tokens: int = 4096
+    model: LoadedModel,
+    pairs: Sequence[EncodedPair],
+    jobs: Sequence[MethodSpec],
+    *,
+    batch_tokens: int = 4096,
+    means: Means | None = None,
 ) -> dict[str, dict[int, PairScores]]:
     """As ``score``, by method; methods that can share forward passes do."""
     found: dict[str, dict[int, PairScores]] = {job.id: {} for job in jobs}
-    for job, outcome in score_pairs(model, pairs, jobs, TokenBudget(batch_tokens)):
+    for job, outcome in score_pairs(model, pairs, jobs, TokenBudget(batch_tokens), means=means):
         assert isinstance(outcome, ScoredBatch), outcome
         result = outcome.result
         for index, pair in enumerate(outcome.pairs):

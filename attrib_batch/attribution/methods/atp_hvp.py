@@ -65,7 +65,7 @@ def second_order_patching(
             at=base.at_base,
             activations=[layer[site.key] for layer in base.passed[0].sites],
             slopes=[layer[site.key] for layer in slopes],
-            differences=[base.difference(layer, site, dimensions) for layer in range(dimensions.n_layers)],
+            differences=[base.difference(component, layer, site, dimensions) for layer in range(dimensions.n_layers)],
             view=partial(by_token, site=site, dimensions=dimensions),
         )
         n_heads = dimensions.heads_of(component) or 1

@@ -42,9 +42,10 @@ from attrib_batch.attribution.contrast import Contrast, sites_in_order
 from attrib_batch.attribution.entries import Entries
 from attrib_batch.attribution.method import Method
 from attrib_batch.attribution.metrics import at_least_float32
-from attrib_batch.attribution.passes import Capture, Passes
+from attrib_batch.attribution.passes import Capture, Edit, Passes
 from attrib_batch.attribution.passes.base import by_token
 from attrib_batch.attribution.passes.places import Index, ranges
+from attrib_batch.attribution.references import edits_everywhere
 from attrib_batch.attribution.scores import Scores
 from attrib_batch.models.devices import on_device
 from attrib_batch.models.families import Site, SiteKey
@@ -142,9 +143,17 @@ def _fixed_scores(
     for indices in shapes.values():
         alike = [pairs[index] for index in indices]
         entry = Index(ranges(starts[indices], entries.count[indices]))
+        base_rows, other_rows = zip(*(base_and_other(pair, method.direction) for pair in alike), strict=True)
+        first = alike[0].first_difference
+        edits: list[Edit] = []
+        if method.reference is not None:
+            # The other prompts are of no interest: what stands in their place does so in the base prompts.
+            other_rows, mine = base_rows, Entries.of(alike)
+            places = mine.pair, mine.position
+            edits = edits_everywhere(model, alike, sites_in_order(model, fixed), method.reference, places)
         base, other = (
-            read_attention(model, list(rows), alike[0].first_difference)
-            for rows in zip(*(base_and_other(pair, method.direction) for pair in alike), strict=True)
+            read_attention(model, base_rows, first),
+            read_attention(model, other_rows, first, edits),
         )
         for layer, (of_base, of_other, drops) in enumerate(zip(base, other, z_gradients, strict=True)):
             mine = [(count, _by_pair(entry.take(gradient), len(alike))) for count, gradient in drops]

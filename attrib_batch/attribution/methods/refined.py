@@ -63,7 +63,7 @@ def estimate(passes: Passes, pairs: Sequence[EncodedPair], method: Method) -> tu
             layers = []
             for layer, gradient in enumerate(gradients):
                 slope = at_least_float32(base.at_base.take(by_token(gradient[site.key], site, dimensions)))
-                score = (slope * base.difference(layer, site, dimensions)).sum(-1)
+                score = (slope * base.difference(component, layer, site, dimensions)).sum(-1)
                 layers.append(score.to(model.device, non_blocking=True))
             scores[component] = torch.stack(layers)
     result = base.objective.with_scores(scores, base.entries.count)

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from pydantic import SecretStr
 
     from attrib_batch.attribution.engine import Outcome
+    from attrib_batch.attribution.references import Means
     from attrib_batch.execution.planning.stages import StageWork
     from attrib_batch.execution.scheduling.assignment import Assignment
     from attrib_batch.execution.workers.task import OnBatch
@@ -46,6 +47,16 @@ if TYPE_CHECKING:
 
 MAX_SUBMISSIONS = 3
 """How often a request is sent whose job the server lost or ended for reasons of its own."""
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """What is asked of the server for the pairs of a task, and where its jobs are kept."""
+
+    store: Store
+    task: tuple[Chunk, ...]
+    methods: Sequence[MethodSpec]
+    means: Means | None
 
 
 @dataclass
@@ -97,9 +108,11 @@ class NdifWorker:
         """
         started = time.perf_counter()
         pairs, results = self._reader.begin(assignment, work)
+        means = self._reader.means(assignment, work)
+        asked = _Asked(work.store, assignment.task, results.methods, means)
 
         def score(pairs: Sequence[EncodedPair]) -> Iterator[tuple[MethodSpec, Outcome]]:
-            return watched(self._scored(work.store, assignment.task, pairs, results.methods), on_batch)
+            return watched(self._scored(asked, pairs), on_batch)
 
         with self._session:
             scoring, downloaded = time.perf_counter(), self._server.downloaded_bytes
@@ -121,24 +134,23 @@ class NdifWorker:
         forget_jobs(work.store, assignment.task[0], results.methods[0])
         return report
 
-    def _scored(
-        self, store: Store, task: tuple[Chunk, ...], pairs: Sequence[EncodedPair], methods: Sequence[MethodSpec]
-    ) -> Iterator[tuple[MethodSpec, Outcome]]:
+    def _scored(self, asked: _Asked, pairs: Sequence[EncodedPair]) -> Iterator[tuple[MethodSpec, Outcome]]:
         """Send pairs as one request; as several if the server finds it too long, or found one of its size so."""
         from attrib_batch.attribution.engine import FailedPair
         from attrib_batch.ndif.request import outcomes
 
+        store, methods = asked.store, asked.methods
         together = methods[0].id
         if len(pairs) > self._most_pairs.get(together, len(pairs)):
             middle = len(pairs) // 2
             for half in (pairs[:middle], pairs[middle:]):
-                yield from self._scored(store, task, half, methods)
+                yield from self._scored(asked, half)
             return
         if not pairs:
             return
-        name = job_name(task[0], methods[0], [pair.pair_id for pair in pairs])
+        name = job_name(asked.task[0], methods[0], [pair.pair_id for pair in pairs])
         try:
-            answer = self._answer(store, name, pairs, methods)
+            answer = self._answer(asked, name, pairs)
         except JobTooLongError as error:
             if len(pairs) == 1:
                 self._most_pairs.pop(together, None)  # the pair was to blame, not how many there were
@@ -148,7 +160,7 @@ class NdifWorker:
                 return
             # As a token budget, it shrinks and stays so: the server would spend all its time on every task again.
             self._most_pairs[together] = len(pairs) // 2
-            yield from self._scored(store, task, pairs, methods)
+            yield from self._scored(asked, pairs)
             return
         if answer["dtype"] != self.model_spec.dtype:
             store.remove(name)
@@ -158,14 +170,15 @@ class NdifWorker:
             )
         yield from outcomes(answer, pairs, methods)
 
-    def _answer(self, store: Store, name: str, pairs: Sequence[EncodedPair], methods: Sequence[MethodSpec]) -> Answer:
+    def _answer(self, asked: _Asked, name: str, pairs: Sequence[EncodedPair]) -> Answer:
         """Return the result of a request: of the job that is under way for it, or of a new one."""
         from attrib_batch.ndif.request import RESULT
 
+        store = asked.store
         for submission in range(1, MAX_SUBMISSIONS + 1):
             job = read_job(store, name)
-            if job is None or not {method.id for method in methods} <= set(job.methods):
-                job = self._submit(store, name, pairs, methods)
+            if job is None or not {method.id for method in asked.methods} <= set(job.methods):
+                job = self._submit(asked, name, pairs)
 
             def keep(status: JobStatus, job: RemoteJob = job) -> None:
                 write_job(store, job.with_status(status.status, status.description))
@@ -185,21 +198,19 @@ class NdifWorker:
                 return answer
         raise AssertionError("the loop returns or raises")
 
-    def _submit(
-        self, store: Store, name: str, pairs: Sequence[EncodedPair], methods: Sequence[MethodSpec]
-    ) -> RemoteJob:
+    def _submit(self, asked: _Asked, name: str, pairs: Sequence[EncodedPair]) -> RemoteJob:
         from attrib_batch.ndif.request import BATCH_TOKENS, ask
 
-        asked = self.model_spec.batch_tokens
-        batch_tokens = BATCH_TOKENS if asked == "auto" else asked
+        given = self.model_spec.batch_tokens
+        batch_tokens = BATCH_TOKENS if given == "auto" else given
 
         def send(backend: RemoteBackend) -> None:
-            ask(self._model, pairs, methods, batch_tokens=batch_tokens, backend=backend)
+            ask(self._model, pairs, asked.methods, batch_tokens=batch_tokens, backend=backend, means=asked.means)
 
         job_id = self._server.submit(self._model, send, seconds=self._seconds)
-        ids = tuple(method.id for method in methods)
+        ids = tuple(method.id for method in asked.methods)
         job = RemoteJob(
             name, job_id, self._server.host, self.model_spec.name, ids, len(pairs), submitted_at=time.time()
         )
-        write_job(store, job)
+        write_job(asked.store, job)
         return job

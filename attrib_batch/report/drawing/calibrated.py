@@ -1,4 +1,4 @@
-"""A figure of mean effects as three things know them: the estimates, the measured sample, and both together."""
+"""A figure of mean effects as several things know them: estimates, the measured sample, both together, and refined."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import plotly.graph_objects as go
 import polars as pl
 
-from attrib_batch.report.drawing.scatter import BLUE, GREY, GRID, RED, head_name, layout_of, numbers, plot
+from attrib_batch.report.drawing.scatter import BLUE, GREEN, GREY, GRID, RED, head_name, layout_of, numbers, plot
 
 if TYPE_CHECKING:
     from attrib_batch.report.drawing.maps import Figure, Target
@@ -15,13 +15,16 @@ if TYPE_CHECKING:
 
 _ROW, _AROUND = 22, 70
 """Height of a head, and of what is around them."""
+_APART = 0.22
+"""How far the marks of one head stand apart, in heads."""
 
 
 def draw_calibrated(rows: pl.DataFrame, axes: Axes, *, div_id: str, title: str, caption: str, target: Target) -> Figure:
     """Draw one line per head, the strongest first.
 
     Args:
-        rows: ``layer, head, estimate, exact, exact_half_width, mean, low, high``, the latter three calibrated.
+        rows: ``layer, head, estimate, exact, exact_half_width, mean, low, high, refined``; ``mean, low, high`` are
+            calibrated, and ``refined`` is null where the run does not have it.
         axes: what values stand for.
         div_id: the figure's id, unique in the page.
         title: of the figure.
@@ -31,12 +34,13 @@ def draw_calibrated(rows: pl.DataFrame, axes: Axes, *, div_id: str, title: str, 
     names = [head_name(row) for row in rows.select("layer", "head").iter_rows(named=True)]
     keys = rows.select("layer", pl.col("head").fill_null(-1))
     half = (rows["high"] - rows["low"]) / 2
-    # What another way to correct estimates finds is one more line here.
-    known = (
+    known = [
         ("estimate", rows["estimate"], None, RED, "x-thin-open", 8),
         ("exact, measured pairs", rows["exact"], rows["exact_half_width"], GREY, "circle-open", 6),
         ("calibrated", rows["mean"], half, BLUE, "circle", 7),
-    )
+    ]
+    if rows["refined"].null_count() < len(rows):
+        known.append(("refined", rows["refined"], None, GREEN, "cross-thin-open", 9))
     traces = []
     for index, (name, values, around, colour, symbol, size) in enumerate(known):
         bars = (
@@ -48,7 +52,7 @@ def draw_calibrated(rows: pl.DataFrame, axes: Axes, *, div_id: str, title: str, 
         traces.append(
             go.Scatter(
                 x=numbers(values),
-                y=[place + 0.22 * (index - 1) for place in range(len(names))],
+                y=[place + _APART * (index - (len(known) - 1) / 2) for place in range(len(names))],
                 name=name,
                 customdata=keys.to_numpy(),
                 text=names,

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 # Mid tones of the maps' blue and red: they stand out from a white page and from a dark one.
 BLUE, RED, GREY = "rgb(67,147,195)", "rgb(214,96,77)", "rgb(138,148,160)"
+GREEN = "rgb(0,158,115)"
 GRID = "rgba(128,138,150,0.22)"
 """The colour of lines behind a plot."""
 _HEIGHT = 430

@@ -34,7 +34,15 @@ class Calibration:
 
 
 def calibrate_component(
-    heads: pl.DataFrame, effects: pl.DataFrame, axes: Axes, *, n_units: int, div_id: str, at: str, target: Target
+    heads: pl.DataFrame,
+    effects: pl.DataFrame,
+    axes: Axes,
+    *,
+    refined: pl.DataFrame,
+    n_units: int,
+    div_id: str,
+    at: str,
+    target: Target,
 ) -> Calibration:
     """Put a component's calibrated means into words, and draw the strongest.
 
@@ -42,6 +50,7 @@ def calibrate_component(
         heads: its rows of the ``heads`` summary at one place.
         effects: its mean effects in the sample at that place, see `attrib_batch.analysis.mean_effects`.
         axes: what values stand for.
+        refined: its means by the method ``refined``, where the run has them: ``layer, head, refined``.
         n_units: sampling units that were verified.
         div_id: the figure's id.
         at: the place, as a phrase.
@@ -54,6 +63,7 @@ def calibrate_component(
     columns = [pl.col(old).alias(new) for new, old in named.items()]
     kept = known.select(*_HEAD, *columns, "measured_pairs", "effective_pairs", "n_pairs")
     joined = kept.join(effects.select(*_HEAD, "exact", "exact_half_width"), on=_HEAD, how="left", nulls_equal=True)
+    joined = joined.join(refined, on=_HEAD, how="left", nulls_equal=True)
     strongest = joined.sort(pl.col("mean").abs(), *_HEAD, descending=[True, False, False]).head(STRONGEST)
     kind = "head" if heads.get_column("head").null_count() == 0 else "layer"
     figure = draw_calibrated(
@@ -65,6 +75,7 @@ def calibrate_component(
             f"The {len(strongest)} strongest {kind}s of {len(joined):,}. Blue: the mean exact effect over all "
             f"{int(strongest['n_pairs'].max() or 0):,} pairs, calibrated, with 95% intervals; grey: of the measured "  # type: ignore[arg-type]
             "pairs alone; red: the mean estimate."
+            + (" Green: the mean by refined." if strongest["refined"].null_count() < len(strongest) else "")
         ),
         target=target,
     )

@@ -8,13 +8,19 @@ from typing import TYPE_CHECKING, Any
 import polars as pl
 
 from attrib_batch.report.drawing.figures import Quantity
+from attrib_batch.report.sections.disagreements import Beside
 from attrib_batch.report.sections.examples import CellExamples, examples_of
 from attrib_batch.report.sections.intervals import with_intervals
 from attrib_batch.report.sections.ranking import Ranking, rank_heads
 from attrib_batch.report.sections.stability import Stability, build_stability
 from attrib_batch.report.sections.strata import Strata, draw_strata
 from attrib_batch.report.sections.sweep import Compare, Sweep, build_component, labels_of, swept
-from attrib_batch.report.sections.verification import VerificationSection, VerifiedCell, build_verification
+from attrib_batch.report.sections.verification import (
+    VerificationSection,
+    VerifiedCell,
+    build_verification,
+    place_of,
+)
 from attrib_batch.report.sections.where import CellView, Where, draw_answer, draw_where, limit_of_heads
 from attrib_batch.report.tokens import token_axis
 from attrib_batch.report.wording import (
@@ -194,7 +200,12 @@ def _cell(index: int, cell: Cell, label: str, material: Material, detail: Detail
     heads = _of(summary.heads, cell)
     present = set(heads.get_column("component"))
     own = material.verification.get(cell)
-    verified = build_verification(index, own, heads, method=method, unit=quantity.unit, detail=detail) if own else None
+    verified = None
+    if own:
+        beside = Beside.of(manifest, summary.heads.filter(place_of(own)), cell)
+        verified = build_verification(
+            index, own, heads, method=method, unit=quantity.unit, detail=detail, beside=beside
+        )
     return CellSection(
         index=index,
         cell=cell,

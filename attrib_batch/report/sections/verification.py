@@ -15,8 +15,9 @@ from attrib_batch.analysis import has_agreement, mean_effects, read_agreement, r
 from attrib_batch.analysis.places import END, is_at
 from attrib_batch.analysis.verification.disagreement import NEGLIGIBLE
 from attrib_batch.report.drawing.maps import Detail, Figure, Target
-from attrib_batch.report.drawing.scatter import Axes, draw_means, draw_scores, head_name
+from attrib_batch.report.drawing.scatter import Axes, draw_means, draw_scores
 from attrib_batch.report.sections.calibration import Calibration, calibrate_component
+from attrib_batch.report.sections.disagreements import Beside, Disagreement, disagreements_of, flags_of
 from attrib_batch.report.sections.verdict import Agreement, Value, Verdict, judge
 from attrib_batch.tables import Scope
 
@@ -54,28 +55,6 @@ class VerifiedCell:
 
 
 @dataclass(frozen=True)
-class Disagreement:
-    """A head for which the estimate misleads; metric units."""
-
-    name: str
-    layer: int
-    head: int | None
-    estimate: float
-    exact: float
-    difference: float
-    half_width: float | None
-    share: float | None
-    """The difference as a share of the largest absolute mean exact effect."""
-    calibrated: Value
-    """The mean exact effect over all pairs, see `attrib_batch.report.sections.calibration`."""
-
-    @property
-    def sure(self) -> bool:
-        """Whether the 95% interval of the difference excludes 0."""
-        return self.half_width is not None and abs(self.difference) > self.half_width
-
-
-@dataclass(frozen=True)
 class VerifiedComponent:
     """The verification of one component."""
 
@@ -88,6 +67,18 @@ class VerifiedComponent:
     disagreements: list[Disagreement]
     n_elements: int
     calibration: Calibration
+    flags: str | None
+    """How many of the heads that are surely off the second order flagged, as a sentence; None where there is none."""
+
+    @property
+    def has_refined(self) -> bool:
+        """Whether the run has their means by ``refined``."""
+        return any(row.refined is not None for row in self.disagreements)
+
+    @property
+    def has_flags(self) -> bool:
+        """Whether the run has their second orders."""
+        return any(row.unreliability is not None for row in self.disagreements)
 
 
 @dataclass(frozen=True)
@@ -170,7 +161,14 @@ def thinned(rows: pl.DataFrame, most: int) -> pl.DataFrame:
 
 
 def build_verification(
-    index: int, data: VerifiedCell, heads: pl.DataFrame, *, method: dict[str, Any], unit: str, detail: Detail
+    index: int,
+    data: VerifiedCell,
+    heads: pl.DataFrame,
+    *,
+    method: dict[str, Any],
+    unit: str,
+    detail: Detail,
+    beside: Beside | None = None,
 ) -> VerificationSection:
     """Draw and judge one verified cell.
 
@@ -181,9 +179,10 @@ def build_verification(
         method: the job's method.
         unit: of the metric.
         detail: below ``FULL`` fewer points are drawn, at ``CORE`` only means.
+        beside: what other methods of the run say at the same place.
     """
     axes, anchor = Axes(unit, data.magnitudes), f"cell-{index}"
-    there = heads.filter(is_at(END if data.has_role else Scope.LAST))
+    there, others = heads.filter(place_of(data)), beside or Beside()
     components = []
     for name, effects in data.effects.items():
         kind = _kind(effects)
@@ -203,6 +202,7 @@ def build_verification(
             there.filter(pl.col("component") == name),
             effects,
             axes,
+            refined=others.of_component(name).select("layer", "head", "refined"),
             n_units=data.n_units,
             div_id=f"{anchor}-{name}-calibrated",
             at=data.at,
@@ -210,6 +210,7 @@ def build_verification(
         )
         drawn = [means] if calibration.figure is None else [means, calibration.figure]
         figures = [means] if detail is Detail.CORE else [_scores(index, name, data, axes, detail), *drawn]
+        disagreements = disagreements_of(effects, off, calibration, others.of_component(name))
         components.append(
             VerifiedComponent(
                 name=name,
@@ -217,12 +218,18 @@ def build_verification(
                 verdict=judge(data.agreement[name], method, data.at),
                 agreement=data.agreement[name],
                 figures=figures,
-                disagreements=_disagreements(effects, off, calibration),
+                disagreements=disagreements,
                 n_elements=len(effects),
                 calibration=calibration,
+                flags=flags_of(disagreements, kind),
             )
         )
     return VerificationSection(f"{anchor}-verification", data, components)
+
+
+def place_of(data: VerifiedCell) -> pl.Expr:
+    """Return which rows of the ``heads`` summary are at the place where a cell was verified."""
+    return is_at(END if data.has_role else Scope.LAST)
 
 
 def compared_methods(sections: Iterable[VerificationSection]) -> list[ComparedMethod]:
@@ -257,17 +264,3 @@ def _scores(index: int, name: str, data: VerifiedCell, axes: Axes, detail: Detai
 
 def _kind(rows: pl.DataFrame) -> str:
     return "layer" if rows.get_column("head").null_count() else "head"
-
-
-def _disagreements(effects: pl.DataFrame, off: pl.DataFrame, calibration: Calibration) -> list[Disagreement]:
-    largest = max(map(abs, effects.get_column("exact")), default=0.0)
-    calibrated = {(layer, head): Value(*rest) for layer, head, *rest in calibration.rows.iter_rows()}
-    return [
-        Disagreement(
-            name=head_name(row),
-            **{key: row[key] for key in ("layer", "head", "estimate", "exact", "difference", "half_width")},
-            share=row["difference"] / largest if largest else None,
-            calibrated=calibrated.get((row["layer"], row["head"]), Value(None, None, None)),
-        )
-        for row in off.iter_rows(named=True)
-    ]

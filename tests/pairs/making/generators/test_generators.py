@@ -19,6 +19,7 @@ from attrib_batch.pairs.making.ioi_words import FIRST_NAMES
 from attrib_batch.pairs.making.writer import write_pairs
 from attrib_batch.pairs.reading.reader import Pair, PairTable
 from attrib_batch.pairs.validate import validate
+from tests.support.scored import method, score
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -261,24 +262,13 @@ TOO_HARD = {"answer_position", "color"}
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "variant", "counterfactual"), [kind for kind in KINDS if "two" not in kind.values])
 def test_the_bundled_model_does_it(smollm2: LoadedModel, name: str, variant: str, counterfactual: str) -> None:
-    """In at least 80 % of pairs the clean metric is above the corrupted one: the plain model, one prompt at a time."""
-    import torch
-
-    def logits(tokens: tuple[int, ...]) -> torch.Tensor:
-        with torch.no_grad():
-            found: torch.Tensor = smollm2.module(torch.tensor([tokens]), logits_to_keep=1).logits[0, -1]
-        return found.float()
-
-    n_pairs = 12 if name == "mcqa" else 20  # its prompts are long
+    """In at least 80 % of pairs the clean metric is above the corrupted one."""
+    n_pairs = 12 if name in {"mcqa", "docstring"} else 20  # their prompts are long
     pairs = made(name, n_pairs, 1, counterfactual=counterfactual, variant=variant)
     results = encode_pairs(pairs, smollm2.tokenizer, prepend_bos=False)
     encoded = [result for result in results if isinstance(result, EncodedPair)]
     assert len(encoded) == n_pairs
-    above = 0
-    for pair in encoded:
-        clean, corrupted = (
-            (found[list(pair.answers)].mean() - found[list(pair.wrong_answers)].mean()).item()
-            for found in map(logits, (pair.clean, pair.corrupted))
-        )
-        above += clean > corrupted
+    # With its metrics come scores, which nothing here is about; they cost less than prompts one by one.
+    scored = score(smollm2, encoded, method(id="atp", components=["resid_post"]))
+    above = sum(pair.clean_metric > pair.corrupted_metric for pair in scored.values())
     assert (above >= 0.8 * n_pairs) is not (name == "mcqa" and counterfactual in TOO_HARD), above
