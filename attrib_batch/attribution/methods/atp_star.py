@@ -148,8 +148,8 @@ def _fixed_scores(
         edits: list[Edit] = []
         if method.reference is not None:
             # The other prompts are of no interest: what stands in their place does so in the base prompts.
-            other_rows, mine = base_rows, Entries.of(alike)
-            places = mine.pair, mine.position
+            other_rows, replaced = base_rows, Entries.of(alike)
+            places = replaced.pair, replaced.position
             edits = edits_everywhere(model, alike, sites_in_order(model, fixed), method.reference, places)
         base, other = (
             read_attention(model, base_rows, first),
