@@ -23,6 +23,7 @@ PARTS = (
     "gpu",
     "calibration",
     "methods",
+    "families",
 )
 """In the order of the page."""
 
