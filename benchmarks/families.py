@@ -61,8 +61,8 @@ def main() -> int:
     text = (
         f"## (p) Families\n\nWritten by `python -m benchmarks.families`. {machine.describe()}\n\n"
         f"Tiny models with random weights, {options.pairs * len(LENGTHS)} pairs of {len(LENGTHS)} shapes, `z` by "
-        "`atp`: how many times as fast as one shape at a time, once both gave the same scores. What is computed is equal to "
-        "plain hooks for every component (`tests/attribution`).\n\n"
+        "`atp`: how many times as fast as one shape at a time, once both gave the same scores. What is computed is "
+        "equal to plain hooks for every component (`tests/attribution`).\n\n"
         + table(["model of the tests", "model type", "suffixes are", "times as fast", "components"], rows)
     )
     replace_part(options.out, "families", text)
