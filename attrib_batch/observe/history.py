@@ -104,7 +104,8 @@ def parse_log(lines: Iterable[bytes], *, heard_of_at: float = 0.0) -> History | 
         execution=events[-1]["execution"],
         in_hand=[] if ended else _in_hand(events),
         models_ended=_models_ended(events),
-        speeds=_speeds(events, heard_of_at, over=bool(ended)),
+        # A driver that is at work no more may be about to write its last line.
+        speeds=_speeds(events, heard_of_at, over=bool(ended) or not heard_of_at),
         messages=messages[-SHOWN_MESSAGES:],
         exit_code=ended[-1] if ended else None,
         last_line_at=events[-1]["time"],

@@ -205,7 +205,6 @@ def test_the_bundled_model_over_three_ranks(smollm2: LoadedModel) -> None:
     methods = [
         method(),
         method(id="noise", kind="atp", components=["q", "k", "v", "mlp_out"], direction="noise", metric="log_prob"),
-        method(id="atp_ig", ig_steps=2, components=["z"]),
     ]
     group = Ranks(3)
     model = model_job("smollm2-135m")

@@ -159,6 +159,9 @@ def test_the_speed_is_that_of_the_models_at_work() -> None:
     assert speed(
         [*SLOW_THEN_FAST, line(130, "model_ended", model="fast"), line(140, "execution_ended", exit_code=0)]
     ) == (pytest.approx(20 / 2)), "the last speed is that of the last model"
+    ended = [*SLOW_THEN_FAST, line(130, "model_ended", model="fast")]
+    assert speed(ended) == pytest.approx(20 / 2), "its driver has gone and not written its last line yet"
+    assert speed(ended, 131) is None
 
 
 def test_the_speeds_of_models_side_by_side_add_up() -> None:

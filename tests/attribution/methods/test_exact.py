@@ -63,7 +63,7 @@ def test_noise_without_a_shared_prefix(name: str) -> None:
 @pytest.mark.parametrize("name", ["llama", "mistral_short_window"])
 def test_scores_do_not_depend_on_batching(name: str) -> None:
     """Row by row it is a forward pass for every score, and the slowest of all tests: so from one pair of each shape."""
-    model, job = _double(name), method(id="exact", components=list(Component))
+    model, job = _double(name), method(id="exact", components=["z", "k", "resid_mid", "mlp_out"])
     pairs = encoded(random_pairs(3, 9, 5) + random_pairs(2, 8, 0, seed=3))
     large = score(model, pairs, job)
     alone = [pairs[2], pairs[3]]
