@@ -53,7 +53,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
 
 N_PAIRS, CHUNK = 24, 8
 N_JOBS = N_PAIRS // CHUNK
-SLOW = {"id": "atp_ig", "ig_steps": 100}
+SLOW = {"id": "atp_ig", "ig_steps": 60}
 """With one pair in a micro-batch, a job of this takes seconds."""
 
 
