@@ -49,6 +49,8 @@ METHODS: Mapping[str, Mapping[str, Any]] = {
     "relp": {},
     "refined": {},
 }
+BUDGET = MemoryBudget(torch.device("cpu"))
+"""One for all: it measures a method once."""
 CHEAPER = {"budget": 0.4}
 EVERYWHERE = {"budget": 1.5}
 Found = dict[Component, np.ndarray]
@@ -63,7 +65,7 @@ def method(kind: str, components: Sequence[Component] = (Z,), **options: Any) ->
 def scores(model: LoadedModel, pairs: Sequence[EncodedPair], asked: MethodSpec, *, last: bool = True) -> Found:
     """Score pairs; at the last position, or at all from each pair's first difference on."""
     of_pair: dict[int, dict[Component, np.ndarray]] = {}
-    for _, outcome in score_pairs(model, pairs, [asked], MemoryBudget(torch.device("cpu"))):
+    for _, outcome in score_pairs(model, pairs, [asked], BUDGET):
         if not isinstance(outcome, ScoredBatch):
             raise TypeError(f"a pair was not scored: {outcome}")
         for index, pair in enumerate(outcome.pairs):

@@ -6,9 +6,9 @@ A group holds all that scoring reads of the registry, so that it can travel to a
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Protocol, cast, runtime_checkable
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol, cast, runtime_checkable
 
 import numpy as np
 
@@ -66,6 +66,8 @@ class MethodGroup:
     """Whether it computes gradients."""
     whole_answers: bool = False
     """Whether the metrics read whole answers, each behind its prompt."""
+    measured_with: Mapping[str, Any] = field(default_factory=dict)
+    """Values of parameters with which the memory it takes is measured."""
 
     def score(self, passes: Passes, pairs: Sequence[EncodedPair], *, batch_tokens: int) -> list[list[ShapeScores]]:
         """Score pairs by every method of the group; of one shape, unless it mixes shapes."""
@@ -126,6 +128,7 @@ def group_methods(methods: Sequence[MethodSpec], means: Means | None = None) -> 
                 entry.mixes_shapes,
                 entry.differentiates,
                 metric_entry(members[0].metric).whole_answers and not entry.collects,
+                dict(entry.measured_with),
             )
         )
     return groups

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import time
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import astuple, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -18,7 +18,6 @@ from typing import Any, Literal
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from attrib_batch.attribution.batches import Size, size_of, suffix_tokens
 from attrib_batch.attribution.engine import Budget, TokenBudget
@@ -225,7 +224,15 @@ def _differentiating(group: MethodGroup) -> MethodGroup:
     works on any pair; what others take of all logits is counted apart.
     """
     if group.differentiates:
-        methods = tuple(replace(method, metric=MEASURED_METRIC, reference=None) for method in group.methods)
+        methods = tuple(
+            replace(
+                method,
+                metric=MEASURED_METRIC,
+                reference=None,
+                parameters={**method.parameters, **group.measured_with},
+            )
+            for method in group.methods
+        )
         return replace(group, methods=methods, whole_answers=False)
     return group_methods(
         [MethodSpec(id=method.id, kind=MEASURED_KIND, components=method.components) for method in group.methods]
@@ -278,32 +285,43 @@ class _TensorBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch
         super().__init__()  # type: ignore[no-untyped-call]
         self.now: int = 0
         self.peak: int = 0
-        self._seen: weakref.WeakSet[Any] = weakref.WeakSet()
+        self._counted: dict[int, weakref.ref[torch.UntypedStorage]] = {}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        # What an operation takes was there before: weights, of which it may return a view.
-        self._seen.update(_storages((args, kwargs)))
+        # A method does this ten thousands of times: the less of it, the sooner a worker is at work.
         found = func(*args, **(kwargs or {}))
-        for storage in _storages(found):
-            self._count(storage)
+        made = list(_storages(found))
+        if made:
+            # What an operation takes was there before: weights, of which it may return a view.
+            given = {storage._cdata for storage in _storages((args, kwargs))}
+            for storage in made:
+                if storage._cdata not in given:
+                    self._count(storage)
         return found
 
     def _count(self, storage: torch.UntypedStorage) -> None:
-        if storage in self._seen:
+        key, n_bytes = storage._cdata, storage.nbytes()
+        if key in self._counted:
             return
-        self._seen.add(storage)
-        n_bytes = storage.nbytes()
+        self._counted[key] = weakref.ref(storage, lambda _: self._free(key, n_bytes))
         self.now += n_bytes
         self.peak = max(self.peak, self.now)
-        weakref.finalize(storage, self._free, n_bytes)
 
-    def _free(self, n_bytes: int) -> None:
+    def _free(self, key: int, n_bytes: int) -> None:
+        del self._counted[key]
         self.now -= n_bytes
 
 
-def _storages(values: Any) -> list[torch.UntypedStorage]:
-    """Return what holds the tensors among the arguments or results of an operation."""
-    return [leaf.untyped_storage() for leaf in tree_leaves(values) if isinstance(leaf, torch.Tensor)]
+def _storages(values: Any) -> Iterator[torch.UntypedStorage]:
+    """Yield what holds the tensors among the arguments or results of an operation."""
+    if isinstance(values, torch.Tensor):
+        yield values.untyped_storage()
+    elif isinstance(values, list | tuple):
+        for value in values:
+            yield from _storages(value)
+    elif isinstance(values, dict):
+        for value in values.values():
+            yield from _storages(value)
 
 
 def free_bytes(device: torch.device, *, share: float = 1.0) -> int:

@@ -10,7 +10,7 @@ should import nothing heavy; the module of the function may.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Annotated, Any
@@ -89,6 +89,8 @@ class MethodEntry:
     """Whether it lets gradients pass a layer by its skip connection alone, which must then change nothing."""
     replaces_gradients_of_mlps: bool = False
     """Whether it must know what of a model's MLPs is not linear, to pass gradients there by a rule of its own."""
+    measured_with: Mapping[str, Any] = field(default_factory=dict)
+    """Values of parameters with which its memory is measured: of what it does again and again, few times say it all."""
     least_layers: int = 1
     """How many layers a model must have."""
     least_layers_reason: str = ""
@@ -163,6 +165,7 @@ BUILT_IN_METHODS: Mapping[str, MethodEntry] = MappingProxyType(
                 cost="2 + 2 for each of ig_steps points",
                 paper="Sundararajan et al. 2017 (arXiv 1703.01365); Hanna et al. 2024 (arXiv 2403.17806)",
                 parameters=_PathParameters,
+                measured_with=MappingProxyType({"ig_steps": 4}),
                 gradient_at=GradientAt.PATH,
                 mixes_shapes=True,
                 adds_over_answers=True,
@@ -181,6 +184,7 @@ BUILT_IN_METHODS: Mapping[str, MethodEntry] = MappingProxyType(
                 cost="3 + 3 for each component and each of probes directions",
                 paper="Zhang, Wang 2026 (arXiv 2606.09899)",
                 parameters=_ProbeParameters,
+                measured_with=MappingProxyType({"probes": 1}),
                 gradient_at=GradientAt.BASE,
                 mixes_shapes=True,
                 takes_references=True,
