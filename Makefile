@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 DOCS_STAMP := $(VENV)/.docs-installed
-# Whole files go to several processes, as tests/support/groups.py says. Slow tests often wait: for them one process more.
+# Whole files go to several processes, as tests/support/groups.py says. Slow tests often wait: for them two processes more.
 PYTEST := $(BIN)/python -m pytest --dist loadfile --no-loadscope-reorder
 FAST := -m 'not slow'
 SLOWEST := --durations=25
@@ -26,11 +26,11 @@ check: lint
 
 # Everything that needs no package of the operating system.
 test: $(STAMP)
-	$(PYTEST) -n 3 -m 'not system' $(SLOWEST) $(PYTEST_ARGS)
+	$(PYTEST) -n 4 -m 'not system' $(SLOWEST) $(PYTEST_ARGS)
 
 # And what needs a browser, Redis and a server's environment as well.
 test-all: $(STAMP)
-	$(PYTEST) -n 3 $(SLOWEST) $(PYTEST_ARGS)
+	$(PYTEST) -n 4 $(SLOWEST) $(PYTEST_ARGS)
 
 # Apart from the rest: watching every line makes tests a third slower. What runs in other processes is not counted.
 coverage: $(STAMP)

@@ -80,7 +80,7 @@ def read_attention(
     edits_of: dict[int, list[Edit]] = defaultdict(list)
     for edit in edits:
         edits_of[edit.layer].append(replace(edit, position=Index(edit.position.places - cached)))
-    # A call of its own cache: the model adds keys to it.
+    # Each call has a cache of its own: the model adds keys to it.
     entering = _entering(model, padded_inputs(model, rows, cached)) if edits else []
     inputs = padded_inputs(model, rows, cached)
     calls: list[Any] = []

@@ -9,7 +9,7 @@ from weakref import WeakKeyDictionary
 import torch
 
 from attrib_batch.attribution.batches import Row
-from attrib_batch.attribution.passes.packed import PackedPasses
+from attrib_batch.attribution.passes.packed import NotHandedOnError, PackedPasses
 from attrib_batch.models.checks.causality import LEAST_TOLERANCE, ROUNDINGS
 from attrib_batch.models.families.dimensions import text_config
 from attrib_batch.models.load import LoadedModel
@@ -57,6 +57,8 @@ def why_not_packed(model: LoadedModel) -> str | None:
         return reason
     try:
         return _try(model)
+    except NotHandedOnError:
+        return "its layers do not hand on to attention what a call is given"
     except Exception as error:  # noqa: BLE001 - whatever a model raises at an argument that it does not know
         return f"{type(error).__name__}: {error}"
 

@@ -114,6 +114,10 @@ class PackedAttention:
         return self._how[kind]
 
 
+class NotHandedOnError(Exception):
+    """A model's layers do not hand on to their attention what a call of the model is given."""
+
+
 def cascade_attention(
     module: Any,
     query: Float[Tensor, "1 head token feature"],
@@ -121,14 +125,20 @@ def cascade_attention(
     value: Float[Tensor, "1 kv_head token value_feature"],
     _attention_mask: Tensor | None,
     *,
-    cascade: PackedAttention,
+    cascade: PackedAttention | None = None,
     scaling: float | None = None,
     sliding_window: int | None = None,
     softcap: float | None = None,
     s_aux: Float[Tensor, " head"] | None = None,
     **_ignored: Any,
 ) -> tuple[Float[Tensor, "1 token head value_feature"], None]:
-    """Compute attention for a model of transformers, which calls it as it calls its own functions."""
+    """Compute attention for a model of transformers, which calls it as it calls its own functions.
+
+    Raises:
+        NotHandedOnError: the model does not hand on ``cascade``.
+    """
+    if cascade is None:
+        raise NotHandedOnError
     scale = Scale(query.shape[-1] ** -0.5 if scaling is None else scaling, softcap)
     found = cascade(module.layer_idx, query, key, value, scale=scale, window=sliding_window, sinks=s_aux)
     return found, None

@@ -9,6 +9,7 @@ import torch
 
 from attrib_batch.attribution.engine import TokenBudget, score_pairs
 from attrib_batch.attribution.passes import passes_for
+from attrib_batch.attribution.passes.fitness import why_not_packed
 from attrib_batch.attribution.passes.packed import PackedPasses
 from attrib_batch.attribution.passes.padded import PaddedPasses
 from tests.support.demo_pairs import random_pairs
@@ -36,6 +37,19 @@ def test_suffixes_are_packed_where_the_family_says_that_its_attention_can_be_rep
     model = tiny_model(name)
     fit = model.architecture.attention_interface and model.architecture.takes_position_ids
     assert isinstance(passes_for(model), PackedPasses if fit else PaddedPasses)
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("llama", None),
+        ("stablelm", "its layers do not hand on to attention what a call is given"),
+        ("falcon", "it computes attention in a way of its own"),
+        ("llama4", "it finds the positions of tokens itself"),
+    ],
+)
+def test_why_suffixes_are_padded_is_said(name: str, reason: str | None) -> None:
+    assert why_not_packed(tiny_model(name)) == reason
 
 
 @pytest.mark.parametrize("kind", ["atp", "atp_ig", "atp_star", "relp", "exact"])
