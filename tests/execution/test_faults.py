@@ -126,6 +126,7 @@ def test_a_driver_killed_at_each_step_in_turn_is_resumed_every_time(runs: Runs, 
         ended = runs.run(out, *(() if with_ray else ("--local",)), env=env)
         assert ended.code == -signal.SIGKILL, ended.said
         assert marks(env) == {0}
+        runs.shared.wait_until_workers_are_gone()
     partition = out / "scores" / PARTITION
     (partition / f"{TEMPORARY_PREFIX}0-part-000000000-000000008.parquet{TEMPORARY_SUFFIX}").write_bytes(b"PAR1\0\0")
     ended = runs.run(out, "--local", env=runs.environment(poison=late))

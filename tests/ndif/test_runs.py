@@ -171,6 +171,19 @@ def test_gpt2_by_every_method(ndif_server: NdifServer, tmp_path: Path) -> None:
     assert_same(tmp_path / "ndif", "tiny", tmp_path / "replica", "tiny")
 
 
+def test_means_are_taken_there_and_travel_back(ndif_server: NdifServer, job: TinyJob, tmp_path: Path) -> None:
+    mean = {"components": ["z", "q"], "reference": "mean"}
+    methods = [{"id": kind, "kind": kind, **mean} for kind in ("atp", "atp_star")]
+    models = [model(job, name="replica"), model(job, ndif_server.url, name="ndif")]
+    before = len(ndif_server.jobs_received())
+    path = job.write("means.yaml", models=models, methods=methods, chunk_pairs=N_PAIRS)
+    ended = attrib_batch_here("run", path, "--out", tmp_path / "out")
+    assert ended.code == 0, ended.said
+    # One for the means of both components, which share a pass, and one for each method.
+    assert len(ndif_server.jobs_received()) - before == 1 + len(methods)
+    assert_same(tmp_path / "out", "ndif", tmp_path / "out", "replica")
+
+
 def test_a_key_that_is_refused_ends_the_run_and_is_not_shown(
     ndif_server: NdifServer, job: TinyJob, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

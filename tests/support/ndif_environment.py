@@ -73,9 +73,7 @@ def _build(folder: Path, installs: tuple[list[str | Path], ...]) -> None:
     log.unlink(missing_ok=True)
     _run(log, sys.executable, "-m", "venv", folder)
     for arguments in installs:
-        # What is imported is compiled then: compiling all of it takes longer than unpacking it.
-        pip = folder / "bin/python", "-m", "pip", "install", "--no-input", "--no-compile"
-        _run(log, *pip, "-c", CONSTRAINTS, *arguments)
+        _run(log, folder / "bin/python", "-m", "pip", "install", "--no-input", "-c", CONSTRAINTS, *arguments)
     # Last of all: a folder without it is unfinished.
     (folder / STAMP).touch()
 

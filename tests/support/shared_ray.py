@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -60,10 +61,17 @@ class SharedRay:
 
     def workers(self, kind: str = "ReplicaWorker") -> list[psutil.Process]:
         """The processes of workers, in the order in which they started."""
-        found = [
-            process for process in forker().processes() if "".join(process.cmdline()[:1]).startswith(f"ray::{kind}")
-        ]
+        found = []
+        for process in forker().processes():
+            with contextlib.suppress(psutil.NoSuchProcess):  # it ends while it is looked at
+                if "".join(process.cmdline()[:1]).startswith(f"ray::{kind}"):
+                    found.append(process)
         return sorted(found, key=lambda process: process.pid)
+
+    def wait_until_workers_are_gone(self, seconds: float = 60) -> None:
+        """Wait until Ray has ended the workers of a driver that was killed: they meet what is to go wrong next."""
+        _, alive = psutil.wait_procs(self.workers(), timeout=seconds)
+        assert not alive, f"workers that outlived their driver by {seconds} s: {alive}"
 
 
 @pytest.fixture(scope="session")

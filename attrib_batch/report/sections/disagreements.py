@@ -54,15 +54,10 @@ class Beside:
         """
         if manifest.method(cell.method).get("kind") != FIRST:
             return cls()
-        first = _means(heads, cell, "first")
-        refined, second = (
-            _means(heads, others[0], name) if (others := same_question(manifest, cell, kind)) else first.clear()
-            for kind, name in ((REFINED, "refined"), (SECOND, "second"))
-        )
-        rows = first
-        for name, of in (("refined", refined), ("second", second)):
-            if name in of.columns:
-                rows = rows.join(of, on=_HEAD, how="left", nulls_equal=True)
+        rows = _means(heads, cell, "first")
+        for kind, name in ((REFINED, "refined"), (SECOND, "second")):
+            if others := same_question(manifest, cell, kind):
+                rows = rows.join(_means(heads, others[0], name), on=_HEAD, how="left", nulls_equal=True)
             else:
                 rows = rows.with_columns(pl.lit(None, pl.Float64).alias(name))
         added = (pl.col("second") - pl.col("first")).abs()
@@ -119,7 +114,7 @@ def flags_of(disagreements: list[Disagreement], kind: str) -> str | None:
     what = f"{kind} that is" if len(known) == 1 else f"{len(known)} {kind}s that are"
     return (
         f"The second order flagged {flagged} of the {what} surely off: there it changes the mean estimate by "
-        f"{round(100 * FLAGGED)}% or more. What it did not flag, no gradient at the base prompt sees."
+        f"{round(100 * FLAGGED)}% or more."
     )
 
 
