@@ -20,7 +20,7 @@ from attrib_batch.spec import Cell
 from attrib_batch.storage.store import Store
 from tests.report.test_page import data, figures, visible
 from tests.support.synthetic_run import IoiLike, Pair, write_run
-from tests.support.synthetic_verification import write_exact, write_verified_run
+from tests.support.synthetic_verification import estimated_from, write_exact, write_sampled_run, write_verified_run
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -97,6 +97,17 @@ def test_the_sample_and_its_place_are_said(page: str) -> None:
     assert "One point per pair and head, 480 in all." in text
     assert "magnitudes" not in text
     assert '<a href="#cell-0-verification">How far to trust them here</a>' in page
+
+
+def test_only_the_end_is_judged_where_nothing_else_was_measured(tmp_path: Path) -> None:
+    pairs = IoiLike(layers=3, heads=3).pairs(24)
+    write_sampled_run(tmp_path, {CELL: estimated_from(pairs)}, pairs, at="last")
+    page = page_of(tmp_path)
+    assert {name.partition("@")[2] for name in read_agreement(tmp_path)["statistic"]} == {"end"}
+    shown = numbers(page, "Agreement with activation patching")
+    assert "Pearson correlation" in shown
+    assert "all positions" not in shown
+    assert "Over all positions" not in visible(re.search(r'<p class="verdict.*?</p>', page, re.DOTALL)[0])
 
 
 def test_methods_are_compared_where_several_were_verified(tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ Every figure is over the verified pairs, from each pair's first difference on: b
 counting them would only flatter. A figure's name is ``statistic@scope``.
 
 **Scopes.** ``end`` is the role of that name, or the last position where no verified pair has the role; ``all`` is every
-position.
+position, and left out where only some were measured.
 
 **Over single scores** (pair, layer, head, position), with x the exact score and y the estimate:
 
@@ -131,7 +131,7 @@ def agreement_of(verified: Verified, *, seed: int, resamples: int) -> Iterator[_
         of_component = verified.rows.filter(pl.col("component") == component)
         for scope in SCOPES:
             rows = of_component.filter("at_end") if scope == "end" else of_component
-            if rows.is_empty():
+            if rows.is_empty() or (scope == "all" and not verified.everywhere):
                 continue
             found = _of_scores(rows, counts) | _of_maps(rows, counts, _element(component, scope))
             for name, values in found.items():

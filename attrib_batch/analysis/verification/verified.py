@@ -51,6 +51,8 @@ class Verified:
     """Whether ``at_end`` is the role `END`; it is the last position where no pair of the sample has that role."""
     magnitudes: bool
     """Whether the method's scores are magnitudes; ``exact`` then holds absolute values too."""
+    everywhere: bool
+    """Whether every position of the pairs was measured, from their first differences on."""
 
     @property
     def at(self) -> str:
@@ -96,12 +98,12 @@ def read_verified(out: str | Path | Store, cell: Cell, manifest: Manifest | None
     measured = both.rows.filter(pl.col("exact").is_not_null())
     has_role = bool((measured.get_column("role") == END).any())
     at_end = (pl.col("role") == END).fill_null(value=False) if has_role else pl.col("is_last")
+    in_suffix = pl.col("position") >= pl.col("first_difference")
     rows = (
-        measured.filter(pl.col("position") >= pl.col("first_difference"))
-        .select(*_KEYS, "unit", at_end=at_end, estimate="estimate", exact="exact")
-        .sort(_KEYS)
+        measured.filter(in_suffix).select(*_KEYS, "unit", at_end=at_end, estimate="estimate", exact="exact").sort(_KEYS)
     )
-    return Verified(cell, rows, both.n_units, has_role=has_role, magnitudes=both.magnitudes)
+    everywhere = len(rows) == len(both.rows.filter(in_suffix))
+    return Verified(cell, rows, both.n_units, has_role=has_role, magnitudes=both.magnitudes, everywhere=everywhere)
 
 
 @dataclass(frozen=True)

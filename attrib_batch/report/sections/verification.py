@@ -49,6 +49,8 @@ class VerifiedCell:
     """How many scores of each component there are at ``at``."""
     points: dict[str, pl.DataFrame]
     """Those of them that are drawn, the strongest half first."""
+    scopes: dict[str, str]
+    """What figures are of, ``end`` and ``all``, as phrases; the latter only where all positions were measured."""
     effects: dict[str, pl.DataFrame]
     """Mean effects of each component, see `attrib_batch.analysis.mean_effects`."""
     agreement: dict[str, Agreement]
@@ -143,6 +145,7 @@ def _summarized(verified: Verified, table: pl.DataFrame) -> VerifiedCell:
         has_role=verified.has_role,
         magnitudes=verified.magnitudes,
         n_scores={name: len(rows) for name, rows in of.items()},
+        scopes={"end": f"at {verified.at}"} | ({"all": "all positions"} if verified.everywhere else {}),
         points={name: thinned(rows, MOST_POINTS) for name, rows in of.items()},
         effects={name: effects.filter(pl.col("component") == name) for name in names},
         agreement=agreement,
