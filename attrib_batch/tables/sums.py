@@ -21,7 +21,9 @@ if TYPE_CHECKING:
 
     from attrib_batch.tables.dense import DenseChunk, PairFacts, PairValues
 
-_PIECE_VALUES = 400_000
+_PIECE_VALUES = 1_600_000
+"""Smaller pieces are more for threads to share, and more Python for them to wait for: a quarter of this writes a chunk
+with two threads 1.46 times as fast as with one, this 1.74 times."""
 _SINGLE_PIECE_VALUES = 8_000_000
 """Where one thread computes all pieces, they are only so small that memory stays small."""
 

@@ -7,7 +7,7 @@ worker has, and how they are cut does not depend on how many those are: the file
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -59,7 +59,7 @@ class _PairRows:
     """The positions that have rows, rising."""
     layout: Layout
 
-    @property
+    @cached_property
     def n_rows(self) -> int:
         return len(self.places) * sum(n_layers * n_heads for _, n_layers, n_heads in self.layout)
 

@@ -278,9 +278,13 @@ class _ChunkResult:
         from attrib_batch.tables.shortening import shortened
 
         parts, sums = ScoreParts(self.batches), moment_pieces(self.batches)
-        # First, since these are the longest pieces.
-        pieces = [threads.submit(sums.compute, index) for index in range(len(sums))]
-        files = threads.map(lambda part: encode_parquet(parts.table(part), level=FAST), range(len(parts)))
+        pieces, encoded = [], []
+        # In turns: sums hold the interpreter again and again, encoding does not, so each leaves the other room.
+        for index in range(max(len(sums), len(parts))):
+            if index < len(parts):
+                encoded.append(threads.submit(lambda part: encode_parquet(parts.table(part), level=FAST), index))
+            if index < len(sums):
+                pieces.append(threads.submit(sums.compute, index))
         # Tasks begin in turn: when this one does, it waits at most for pieces that other threads are at.
         summed = threads.submit(
             lambda: [encode_parquet(shortened(table)) for table in sums.tables([piece.result() for piece in pieces])]
@@ -291,7 +295,7 @@ class _ChunkResult:
         return parts.n_rows, commit_chunk(
             store,
             chunk,
-            scores=join_parquet(list(files)),
+            scores=join_parquet([part.result() for part in encoded]),
             baselines=baselines.result(),
             failures=failure_rows(self.failures),
             moments=moments,
