@@ -34,7 +34,7 @@ from attrib_batch.spec import Component
 
 INTO_LAYER = Site("", "input")
 """What enters a layer: the residual stream that rows begin with."""
-PASS_TOKENS = 32
+PASS_TOKENS = 64
 """What a pass costs at every layer whatever it computes, in positions."""
 
 

@@ -9,7 +9,7 @@ through L - l layers. Components of a method have equal shares.
 
 **Choice.** The first order goes wrong in two ways. Where a node matters, its error matters: so each pair's largest
 |score| are measured. And one pair's gradient may not see a node at all that others show to matter: so nodes with the
-largest mean |score| over the pairs of the task, a chunk, are measured in every pair. The latter have three quarters of
+largest mean |score| over the pairs of the task, a chunk, are measured in every pair. The latter have nine tenths of
 the budget; a pair's own have what they leave of its share. Nodes of different prompts are the same node if their tokens
 have the same role, or, where they have none, stand as far from the end. Largest is meant for what it costs, in order of
 |score| over cost: that reaches most nodes, the last positions and layers first.
@@ -42,7 +42,7 @@ from attrib_batch.spec.positions import positions_asked
 
 ATP_PASSES = 3
 """What ``atp`` costs, in passes of a pair's suffix: both prompts, and the gradient on one."""
-CHUNK_SHARE = 0.75
+CHUNK_SHARE = 0.9
 """The part of the budget for nodes that are measured in every pair."""
 
 

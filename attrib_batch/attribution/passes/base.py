@@ -150,10 +150,13 @@ class Passes(ABC):
         """Arrange rows for a pass."""
 
     @abstractmethod
-    def _call(self, layout: Layout, *, twice: bool = False) -> tuple[dict[str, Any], AbstractContextManager[None]]:
+    def _call(
+        self, layout: Layout, *, graph: bool = False, twice: bool = False
+    ) -> tuple[dict[str, Any], AbstractContextManager[None]]:
         """Return the arguments of a call of the model, and what is to hold during it.
 
         Prefixes of the rows that are not there yet are computed. With ``twice`` the graph has second derivatives.
+        Without ``graph`` nothing that the pass makes is kept for a gradient.
         """
 
     def forward(
@@ -182,7 +185,7 @@ class Passes(ABC):
             vocabulary: give the logits of these tokens alone.
         """
         model = self.model
-        inputs, calling = self._call(layout, twice=twice)
+        inputs, calling = self._call(layout, graph=graph, twice=twice)
         predicting = layout.predicting
         row, position = np.divmod(predicting.ravel(), layout.shape[1])
         kept, place = np.unique(position, return_inverse=True)

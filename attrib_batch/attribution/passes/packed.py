@@ -6,11 +6,11 @@ A pass has one row of tokens, those of all its suffixes; nothing is padded. `blo
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
-from itertools import chain, groupby, pairwise
-from typing import Any
+from itertools import accumulate, chain, groupby, pairwise
+from typing import Any, overload
 
 import numpy as np
 import torch
@@ -36,6 +36,9 @@ ATTENTION = "attrib_batch_cascade"
 """The name under which transformers finds the attention function."""
 LEAST_SAVED = 32
 """How many token positions a stretch that prefixes share must save to be worth a pass of its own."""
+COPIED_KEYS = 32
+"""Most keys that are copied for each new token of a pass, on a CPU and without a graph, so that a layer's attention is
+one product for each stretch and not one for each depth of the tree."""
 PREFIX_TOKENS = {"cpu": 2048, "cuda": 16_384}
 """Most tokens of prefixes that are computed at once, by kind of device: a GPU is not busy with fewer."""
 PRODUCTS = {"cpu": 1 << 22, "cuda": 1 << 27}
@@ -46,9 +49,51 @@ PRODUCTS = {"cpu": 1 << 22, "cuda": 1 << 27}
 class Keys:
     """The keys and values of stretches that were computed together."""
 
-    keys: list[Float[Tensor, "kv_head key feature"]]
+    keys: Sequence[Float[Tensor, "kv_head key feature"]]
     """For each layer."""
-    values: list[Float[Tensor, "kv_head key value_feature"]]
+    values: Sequence[Float[Tensor, "kv_head key value_feature"]]
+
+
+@dataclass(frozen=True)
+class Recorded(Keys):
+    """Those of a pass, layer by layer as it computes them."""
+
+    keys: list[Float[Tensor, "kv_head key feature"]] = field(default_factory=list)
+    values: list[Float[Tensor, "kv_head key value_feature"]] = field(default_factory=list)
+
+
+class Gathered(Sequence[Tensor]):
+    """For each layer what several computations have at some of their places, joined when the layer is asked for.
+
+    Passes that begin at a later layer need none of those below, and those that keep no graph need one at a time.
+    """
+
+    def __init__(self, parts: Sequence[Sequence[Tensor]], indices: Sequence[Index]) -> None:
+        """Gather ``indices[i]``, along the second axis, from each layer of ``parts[i]``."""
+        self._parts, self._indices = parts, indices
+
+    def __len__(self) -> int:
+        """Return how many layers there are."""
+        return len(self._parts[0])
+
+    @overload
+    def __getitem__(self, layer: int) -> Tensor: ...
+
+    @overload
+    def __getitem__(self, layer: slice) -> Sequence[Tensor]: ...
+
+    def __getitem__(self, layer: int | slice) -> Tensor | Sequence[Tensor]:
+        """Return what a layer has, as a copy."""
+        if isinstance(layer, slice):
+            return [self[number] for number in range(*layer.indices(len(self)))]
+        of_layer = [part[layer] for part in self._parts]
+        return torch.cat(
+            [
+                values.index_select(1, index.on(values.device))
+                for values, index in zip(of_layer, self._indices, strict=True)
+            ],
+            1,
+        )
 
 
 @dataclass(frozen=True)
@@ -66,7 +111,7 @@ class PackedAttention:
     levels: Sequence[tuple[Keys, Level]]
     """For each depth, what is held of the ancestors there."""
     own: Level
-    record: Keys | None
+    record: Recorded | None
     """Takes the pass's own keys and values."""
     twice: bool = False
     """Whether gradients are to have gradients."""
@@ -161,7 +206,7 @@ class PackedPasses(Passes):
         """Of rows that are held as a whole, from a position on."""
         self._borrowed: list[Tokens] = []
         """Prefixes that are stretches of such rows."""
-        self._recording: Keys | None = None
+        self._recording: Recorded | None = None
         self._last: PackedAttention | None = None
 
     @property
@@ -194,7 +239,7 @@ class PackedPasses(Passes):
         self, rows: Sequence[Row], sites: Sequence[Site], vocabulary: Sequence[int] | None, *, graph: bool = False
     ) -> Capture:
         """Compute rows and hold their keys and values."""
-        record = Keys([], [])
+        record = Recorded()
         layout = self.layout(rows)
         self._recording = record
         try:
@@ -217,7 +262,9 @@ class PackedPasses(Passes):
         start[order] = ends - count[order]
         return Layout(rows, (1, int(ends[-1])), start - first)
 
-    def _call(self, layout: Layout, *, twice: bool = False) -> tuple[dict[str, Any], AbstractContextManager[None]]:
+    def _call(
+        self, layout: Layout, *, graph: bool = False, twice: bool = False
+    ) -> tuple[dict[str, Any], AbstractContextManager[None]]:
         ends = [self._end_of(row) for row in layout.rows]
         self._compute(ends)
         order = np.argsort(layout.origin + np.array([row.first for row in layout.rows]))
@@ -225,7 +272,7 @@ class PackedPasses(Passes):
             (layout.rows[index].tokens[layout.rows[index].first :], layout.rows[index].first, ends[index])
             for index in order
         ]
-        return self._arguments(stretches, record=self._recording, twice=twice)
+        return self._arguments(stretches, record=self._recording, twice=twice, copied=not graph)
 
     def _end_of(self, row: Row) -> Node | None:
         """Return the node that a row follows; within a row that is held it is a stretch of that."""
@@ -250,7 +297,7 @@ class PackedPasses(Passes):
                 (node for node in level if node not in self._held), key=lambda node: [n.tokens for n in node.path]
             )
             for part in _parts(missing, PREFIX_TOKENS.get(self.model.device.type, PREFIX_TOKENS["cpu"])):
-                record = Keys([], [])
+                record = Recorded()
                 inputs, calling = self._arguments(
                     [(node.tokens, node.first, node.parent) for node in part], record=record
                 )
@@ -269,9 +316,17 @@ class PackedPasses(Passes):
             tracer.stop()
 
     def _arguments(
-        self, stretches: Sequence[tuple[Tokens, int, Node | None]], *, record: Keys | None, twice: bool = False
+        self,
+        stretches: Sequence[tuple[Tokens, int, Node | None]],
+        *,
+        record: Recorded | None,
+        twice: bool = False,
+        copied: bool = False,
     ) -> tuple[dict[str, Any], AbstractContextManager[None]]:
-        """Build a call for stretches of tokens, each with the position it begins at and what it follows."""
+        """Build a call for stretches of tokens, each with the position it begins at and what it follows.
+
+        With ``copied``, keys and values of what they follow may be copied where that makes fewer products.
+        """
         tokens = np.fromiter(chain.from_iterable(stretch for stretch, _, _ in stretches), np.int64)
         first = np.array([first for _, first, _ in stretches])
         count = np.array([len(stretch) for stretch, _, _ in stretches])
@@ -280,7 +335,7 @@ class PackedPasses(Passes):
         starts = [0, *ends[:-1]]
         own = [Group(start, end - start, start, end - start) for start, end in pairwise([0, *ends])]
         attention = PackedAttention(
-            levels=self._levels([node for _, _, node in stretches], starts, ends, positions),
+            levels=self._levels([node for _, _, node in stretches], starts, ends, positions, copied=copied),
             own=Level(own, positions, positions, causal=True),
             record=record,
             twice=twice,
@@ -298,37 +353,98 @@ class PackedPasses(Passes):
         return inputs, _attention_of(self.model)
 
     def _levels(
-        self, nodes: Sequence[Node | None], starts: Sequence[int], ends: Sequence[int], positions: np.ndarray
+        self,
+        nodes: Sequence[Node | None],
+        starts: Sequence[int],
+        ends: Sequence[int],
+        positions: np.ndarray,
+        *,
+        copied: bool,
     ) -> list[tuple[Keys, Level]]:
-        """Say which tokens see which stretch, at every depth of the tree."""
+        """Say which tokens see which stretch, at every depth of the tree.
+
+        With ``copied`` there is but one depth, of copies of all that is followed, where these are few.
+        """
         paths = [node.path if node else () for node in nodes]
+        if copied and self.model.device.type == "cpu":
+            whole = {node: path for node, path in zip(nodes, paths, strict=True) if node is not None}
+            sizes = {node: sum(len(part.tokens) for part in path) for node, path in whole.items()}
+            if max(map(len, whole.values()), default=0) > 1 and sum(sizes.values()) <= COPIED_KEYS * len(positions):
+                return [self._whole_level(whole, sizes, nodes, (starts, ends, positions))]
         levels = []
         for depth in range(max(map(len, paths), default=0)):
             at_depth = [path[depth] if depth < len(path) else None for path in paths]
             there = list(dict.fromkeys(node for node in at_depth if node))
             n_tokens = [len(node.tokens) for node in there]
-            keys, place = _together([self._held[node] for node in there], n_tokens)
-            key_positions = np.zeros(keys.keys[0].shape[1], dtype=np.int64)
+            keys, place, n_keys = _together([self._held[node] for node in there], n_tokens)
+            key_positions = np.zeros(n_keys, dtype=np.int64)
             count = np.array(n_tokens)
             key_positions[ranges(np.array(place), count)] = ranges(np.array([node.first for node in there]), count)
-            groups = []
-            of_node = dict(zip(there, place, strict=True))
-            for node, members in groupby(range(len(nodes)), at_depth.__getitem__):
-                if node is None:
-                    continue
-                indices = list(members)
-                query = starts[indices[0]]
-                groups.append(Group(query, ends[indices[-1]] - query, of_node[node], len(node.tokens)))
-            levels.append((keys, Level(groups, positions, key_positions)))
+            keys_of = {node: (at, len(node.tokens)) for node, at in zip(there, place, strict=True)}
+            levels.append((keys, Level(_groups(at_depth, keys_of, starts, ends), positions, key_positions)))
         return levels
 
+    def _whole_level(
+        self,
+        whole: Mapping[Node, Sequence[Node]],
+        sizes: Mapping[Node, int],
+        nodes: Sequence[Node | None],
+        queries: tuple[Sequence[int], Sequence[int], np.ndarray],
+    ) -> tuple[Keys, Level]:
+        """Return copies of the keys and values of whole paths, one behind the other, and which tokens see which.
 
-def _together(held: Sequence[Held], n_tokens: Sequence[int]) -> tuple[Keys, list[int]]:
-    """Return keys and values that hold all of ``held``, and where each begins; a copy only if they lie apart."""
+        Args:
+            whole: the nodes, and the paths that they end.
+            sizes: how many tokens each path has.
+            nodes: what each stretch of the pass follows.
+            queries: where stretches start and end, and the positions of their tokens.
+        """
+        starts, ends, positions = queries
+        parts = [part for path in whole.values() for part in path]
+        n_tokens = [len(part.tokens) for part in parts]
+        keys, place, _ = _together([self._held[part] for part in parts], n_tokens)
+        count = np.array(n_tokens)
+        order = Index(ranges(np.array(place), count))
+        copies = Keys(*(Gathered([of], [order]) for of in (keys.keys, keys.values)))
+        key_positions = ranges(np.array([part.first for part in parts]), count)
+        ended = accumulate(sizes.values())
+        keys_of = {node: (end - size, size) for (node, size), end in zip(sizes.items(), ended, strict=True)}
+        return copies, Level(_groups(nodes, keys_of, starts, ends), positions, key_positions)
+
+
+def _groups(
+    nodes: Sequence[Node | None],
+    keys_of: Mapping[Node, tuple[int, int]],
+    starts: Sequence[int],
+    ends: Sequence[int],
+) -> list[Group]:
+    """Return which tokens see which keys; neighbours that see the same are one group.
+
+    Args:
+        nodes: of each stretch of a pass, what it sees.
+        keys_of: where the keys of that begin, and how many they are.
+        starts: where each stretch begins.
+        ends: where it ends.
+    """
+    groups = []
+    for node, members in groupby(range(len(nodes)), nodes.__getitem__):
+        if node is not None:
+            indices = list(members)
+            query = starts[indices[0]]
+            groups.append(Group(query, ends[indices[-1]] - query, *keys_of[node]))
+    return groups
+
+
+def _together(held: Sequence[Held], n_tokens: Sequence[int]) -> tuple[Keys, list[int], int]:
+    """Return keys and values that hold all of ``held``, where each begins, and how many there are.
+
+    They are a copy only if they lie apart.
+    """
     apart = {id(one.within): one.within for one in held}
     if len(apart) == 1:
-        return held[0].within, [one.start for one in held]
-    # One copy for each pass that computed some of them: there are as many as there are tokens, or a few.
+        within = held[0].within
+        return within, [one.start for one in held], within.keys[0].shape[1]
+    # One part for each pass that computed some of them: there are as many passes as there are tokens, or a few.
     places, indices = [0] * len(held), []
     done = 0
     for within in apart.values():
@@ -339,19 +455,8 @@ def _together(held: Sequence[Held], n_tokens: Sequence[int]) -> tuple[Keys, list
         for index, place in zip(members, (done + np.cumsum(count) - count).tolist(), strict=True):
             places[index] = place
         done += int(count.sum())
-    return Keys(
-        *(_gathered([getattr(keys, name) for keys in apart.values()], indices) for name in ("keys", "values"))
-    ), places
-
-
-def _gathered(parts: Sequence[list[Tensor]], indices: Sequence[Index]) -> list[Tensor]:
-    """For each layer, join what each part has at its places."""
-    return [
-        torch.cat(
-            [values.index_select(1, index.on(values.device)) for values, index in zip(layer, indices, strict=True)], 1
-        )
-        for layer in zip(*parts, strict=True)
-    ]
+    keys, values = (Gathered([getattr(one, name) for one in apart.values()], indices) for name in ("keys", "values"))
+    return Keys(keys, values), places, done
 
 
 def _parts(nodes: Sequence[Node], most: int) -> Iterator[list[Node]]:

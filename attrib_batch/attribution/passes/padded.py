@@ -75,7 +75,13 @@ class PaddedPasses(Passes):
         rows = [Row(row.tokens, self._length, row.n_predicting) for row in rows]
         return Layout(rows, (len(rows), width), np.arange(len(rows), dtype=np.int64) * width - self._length)
 
-    def _call(self, layout: Layout, *, twice: bool = False) -> tuple[dict[str, Any], AbstractContextManager[None]]:
+    def _call(
+        self,
+        layout: Layout,
+        *,
+        graph: bool = False,  # noqa: ARG002 - its copies are there anyway
+        twice: bool = False,
+    ) -> tuple[dict[str, Any], AbstractContextManager[None]]:
         if self._prefix is None:
             self._prefix = PrefixCache(self.model, self._prompts, self._length)
         tokens = [row.tokens for row in layout.rows]

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
 import torch
 
 from attrib_batch.attribution.engine import TokenBudget, score_pairs
-from attrib_batch.attribution.passes import passes_for
+from attrib_batch.attribution.passes import packed, passes_for
 from attrib_batch.attribution.passes.fitness import why_not_packed
-from attrib_batch.attribution.passes.packed import PackedPasses
+from attrib_batch.attribution.passes.packed import PackedAttention, PackedPasses
 from attrib_batch.attribution.passes.padded import PaddedPasses
 from tests.support.demo_pairs import random_pairs
 from tests.support.near import assert_near, assert_same_scores
@@ -81,6 +82,41 @@ def test_padded_suffixes_score_as_packed_ones(kind: str, monkeypatch: pytest.Mon
     padded = score(model, pairs, job)
     for pair in pairs:
         assert_same_scores(padded[pair.pair_id], packed[pair.pair_id], terms_of(model.module, pair))
+
+
+@pytest.mark.parametrize("name", ["mistral_short_window", "gpt_oss"])
+def test_what_is_followed_is_copied_where_it_is_little_and_that_changes_nothing(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Behind a prefix that all share, which is a stretch of its own.
+    shared = tuple(range(20, 60))
+    pairs = [
+        replace(
+            pair,
+            clean=shared + pair.clean,
+            corrupted=shared + pair.corrupted,
+            roles=(None,) * len(shared) + pair.roles,
+            first_difference=pair.first_difference + len(shared),
+        )
+        for pair in mixture()
+    ]
+    model, job, levels = tiny_model(name), method(id="exact", components=["z", "k"], at="last"), set()
+    true = PackedAttention.__call__
+
+    def watched(self: PackedAttention, *args: object, **options: object) -> object:
+        levels.add(len(self.levels))
+        return true(self, *args, **options)
+
+    monkeypatch.setattr(PackedAttention, "__call__", watched)
+    found = {}
+    for most in (0, packed.COPIED_KEYS):
+        monkeypatch.setattr(packed, "COPIED_KEYS", most)
+        levels.clear()
+        found[most] = score(model, pairs, job)
+        assert (max(levels) > 1) == (most == 0)
+    for pair in pairs:
+        apart, copied = (of[pair.pair_id] for of in found.values())
+        assert_same_scores(copied, apart, terms_of(model.module, pair))
 
 
 @pytest.fixture
