@@ -98,7 +98,7 @@ def render(material: Material, *, budget: int = FIGURE_BUDGET) -> str:
         .get_template("page.html.j2")
         .render(
             run=describe_run(manifest),
-            state=describe_state(**totals),
+            state=describe_state(**totals, n_cells=len(baselines)),
             totals=totals,
             sections=sections,
             sweep=sweep,

@@ -103,21 +103,22 @@ class RunState:
     sentence: str
 
 
-def describe_state(expected: int, scored: int, failed: int) -> RunState:
+def describe_state(expected: int, scored: int, failed: int, *, n_cells: int = 1) -> RunState:
     """Say how many pairs there are, over all cells, and whether the run has ended."""
     left = expected - scored - failed
     pairs = "pair" if expected == 1 else "pairs"
+    all_pairs = f"{expected:,} {pairs}" + (f" of {n_cells:,} cells" if n_cells > 1 else "")
     if not expected:
         return RunState("empty", "Empty: the plan holds no pair.")
     if not scored + failed:
-        return RunState("empty", f"Empty: none of {expected:,} {pairs} has been computed yet. The same command starts.")
+        return RunState("empty", f"Empty: none of {all_pairs} has been computed yet. The same command starts.")
     done = f"{scored:,} of {expected:,} {pairs} scored, {failed:,} failed"
     if left > 0:
         return RunState(
             "unfinished",
-            f"Unfinished: {left:,} of {expected:,} {pairs} are still to do ({done}). The same command resumes the run; "
+            f"Unfinished: {left:,} of {all_pairs} are still to do ({done}). The same command resumes the run; "
             "all numbers below are of the pairs that are scored.",
         )
     if not scored:
-        return RunState("failed", f"Failed: none of {expected:,} {pairs} could be scored. The reasons are below.")
-    return RunState("complete", f"Complete: {done}." if failed else f"Complete: all {expected:,} {pairs} scored.")
+        return RunState("failed", f"Failed: none of {all_pairs} could be scored. The reasons are below.")
+    return RunState("complete", f"Complete: {done}." if failed else f"Complete: all {all_pairs} scored.")

@@ -41,7 +41,7 @@ def test_a_state_has_a_name(expected: int, scored: int, failed: int, name: str) 
 def test_a_run_in_which_nothing_is_committed(tmp_path: Path) -> None:
     write_manifest(tmp_path, {CELL: 10, Cell("gpt2", "other", "atp"): 1})
     page = page_of(tmp_path)
-    assert "Empty: none of 11 pairs has been computed yet." in visible(page)
+    assert "Empty: none of 11 pairs of 2 cells has been computed yet." in visible(page)
     assert "No pair of this cell has been scored" in visible(page)
     assert figures(page) == []
 
@@ -143,6 +143,6 @@ def test_a_sweep_of_three_models_datasets_and_methods_fits(tmp_path: Path) -> No
     assert "sweep-z-stability" in figures(page)
     assert sum(name.startswith("difference-z-") for name in figures(page)) == 24
     text = visible(page)
-    assert "Complete: all 162 pairs scored." in text
+    assert "Complete: all 162 pairs of 27 cells scored." in text
     assert "Models of different shape have no heads in common and are not compared." in text
     assert "12 more are not drawn." in text

@@ -43,7 +43,9 @@ from attrib_batch.spec.positions import positions_asked
 ATP_PASSES = 3
 """What ``atp`` costs, in passes of a pair's suffix: both prompts, and the gradient on one."""
 CHUNK_SHARE = 0.9
-"""The part of the budget for nodes that are measured in every pair."""
+"""The part of the budget for nodes that are measured in every pair. Of shares from 0.5 to 1 the best over three
+wordings of indirect object identification, and as good as any on five other tasks and on a mixture of these (SmolLM2,
+``z`` at the last position)."""
 
 
 def estimate(passes: Passes, pairs: Sequence[EncodedPair], method: Method) -> tuple[Scores, Patcher | None]:
