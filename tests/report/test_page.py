@@ -302,7 +302,7 @@ def test_what_is_still_to_do_is_said(tmp_path: Path) -> None:
     write_run(tmp_path, {CELL: [Pair(0, {"z": np.ones((1, 1, 2))})]})
     write_manifest(tmp_path, {CELL: 10, OTHER: 10})
     text = visible(write_report(tmp_path).read_text(encoding="utf-8"))
-    assert "Unfinished: 19 of 20 pairs are still to do" in text
+    assert "Unfinished: 19 of 20 pairs of 2 cells are still to do" in text
     assert "No pair of this cell has been scored" in text
 
 
