@@ -45,6 +45,16 @@ SLOW_FOLDERS = (
     "tests/oracle/",
     # Whole pages, again and again; `test_page` has what every edit should be checked by.
     "tests/report/test_states.py",
+    # Whole sweeps in this process, again and again.
+    "tests/api/test_attribute.py",
+    "tests/api/test_measured.py",
+    "tests/execution/test_growth.py",
+    "tests/execution/test_reference.py",
+    # What scores are defined as, against plain hooks; the tests of each method have their own.
+    "tests/attribution/test_references.py",
+    "tests/attribution/test_whole_answers.py",
+    # Large files.
+    "tests/pairs/importing/test_sources.py",
 )
 
 
