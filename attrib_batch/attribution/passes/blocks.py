@@ -8,8 +8,9 @@ padded to the largest of them; that padding costs attention alone, no other part
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import NamedTuple
 
 import numpy as np
@@ -17,6 +18,7 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
+from attrib_batch.attribution.passes.tree import Node
 from attrib_batch.models.devices import on_device
 
 PADDED_AREA = 1.5
@@ -37,6 +39,29 @@ class Group(NamedTuple):
     def area(self) -> int:
         """How many products of a query with a key it takes."""
         return self.n_queries * self.n_keys
+
+
+def groups_of(
+    nodes: Sequence[Node | None],
+    keys_of: Mapping[Node, tuple[int, int]],
+    starts: Sequence[int],
+    ends: Sequence[int],
+) -> list[Group]:
+    """Return which tokens see which keys; neighbours that see the same are one group.
+
+    Args:
+        nodes: of each stretch of a pass, what it sees.
+        keys_of: where the keys of that begin, and how many they are.
+        starts: where each stretch begins.
+        ends: where it ends.
+    """
+    groups = []
+    for node, members in groupby(range(len(nodes)), nodes.__getitem__):
+        if node is not None:
+            indices = list(members)
+            query = starts[indices[0]]
+            groups.append(Group(query, ends[indices[-1]] - query, *keys_of[node]))
+    return groups
 
 
 @dataclass(frozen=True)

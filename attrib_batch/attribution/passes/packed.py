@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
-from itertools import accumulate, chain, groupby, pairwise
-from typing import Any, overload
+from itertools import accumulate, chain, pairwise
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,9 +20,10 @@ from torch import Tensor
 from attrib_batch.attribution.batches import Row, Tokens, in_order
 from attrib_batch.attribution.passes import fused
 from attrib_batch.attribution.passes.base import Capture, Layout, Passes
-from attrib_batch.attribution.passes.blocks import Block, Group, Level
+from attrib_batch.attribution.passes.blocks import Block, Group, Level, groups_of
 from attrib_batch.attribution.passes.cascade import Scale, Seen, Stretch, attend
 from attrib_batch.attribution.passes.fused import Runs
+from attrib_batch.attribution.passes.held import Gathered, Held, Keys, Recorded, joined
 from attrib_batch.attribution.passes.places import Index, ranges
 from attrib_batch.attribution.passes.tree import Node, in_depth_order, prefix_tree
 from attrib_batch.attribution.passes.twice import attend_for_second_derivatives
@@ -43,65 +44,6 @@ PREFIX_TOKENS = {"cpu": 2048, "cuda": 16_384}
 """Most tokens of prefixes that are computed at once, by kind of device: a GPU is not busy with fewer."""
 PRODUCTS = {"cpu": 1 << 22, "cuda": 1 << 27}
 """Most attention scores that are held at once, by kind of device: 16 MiB in float32, 512 MiB."""
-
-
-@dataclass(frozen=True)
-class Keys:
-    """The keys and values of stretches that were computed together."""
-
-    keys: Sequence[Float[Tensor, "kv_head key feature"]]
-    """For each layer."""
-    values: Sequence[Float[Tensor, "kv_head key value_feature"]]
-
-
-@dataclass(frozen=True)
-class Recorded(Keys):
-    """Those of a pass, layer by layer as it computes them."""
-
-    keys: list[Float[Tensor, "kv_head key feature"]] = field(default_factory=list)
-    values: list[Float[Tensor, "kv_head key value_feature"]] = field(default_factory=list)
-
-
-class Gathered(Sequence[Tensor]):
-    """For each layer what several computations have at some of their places, joined when the layer is asked for.
-
-    Passes that begin at a later layer need none of those below, and those that keep no graph need one at a time.
-    """
-
-    def __init__(self, parts: Sequence[Sequence[Tensor]], indices: Sequence[Index]) -> None:
-        """Gather ``indices[i]``, along the second axis, from each layer of ``parts[i]``."""
-        self._parts, self._indices = parts, indices
-
-    def __len__(self) -> int:
-        """Return how many layers there are."""
-        return len(self._parts[0])
-
-    @overload
-    def __getitem__(self, layer: int) -> Tensor: ...
-
-    @overload
-    def __getitem__(self, layer: slice) -> Sequence[Tensor]: ...
-
-    def __getitem__(self, layer: int | slice) -> Tensor | Sequence[Tensor]:
-        """Return what a layer has, as a copy."""
-        if isinstance(layer, slice):
-            return [self[number] for number in range(*layer.indices(len(self)))]
-        of_layer = [part[layer] for part in self._parts]
-        return torch.cat(
-            [
-                values.index_select(1, index.on(values.device))
-                for values, index in zip(of_layer, self._indices, strict=True)
-            ],
-            1,
-        )
-
-
-@dataclass(frozen=True)
-class Held:
-    """Where the keys and values of a stretch are."""
-
-    within: Keys
-    start: int
 
 
 @dataclass
@@ -376,12 +318,12 @@ class PackedPasses(Passes):
             at_depth = [path[depth] if depth < len(path) else None for path in paths]
             there = list(dict.fromkeys(node for node in at_depth if node))
             n_tokens = [len(node.tokens) for node in there]
-            keys, place, n_keys = _together([self._held[node] for node in there], n_tokens)
+            keys, place, n_keys = joined([self._held[node] for node in there], n_tokens)
             key_positions = np.zeros(n_keys, dtype=np.int64)
             count = np.array(n_tokens)
             key_positions[ranges(np.array(place), count)] = ranges(np.array([node.first for node in there]), count)
             keys_of = {node: (at, len(node.tokens)) for node, at in zip(there, place, strict=True)}
-            levels.append((keys, Level(_groups(at_depth, keys_of, starts, ends), positions, key_positions)))
+            levels.append((keys, Level(groups_of(at_depth, keys_of, starts, ends), positions, key_positions)))
         return levels
 
     def _whole_level(
@@ -402,61 +344,14 @@ class PackedPasses(Passes):
         starts, ends, positions = queries
         parts = [part for path in whole.values() for part in path]
         n_tokens = [len(part.tokens) for part in parts]
-        keys, place, _ = _together([self._held[part] for part in parts], n_tokens)
+        keys, place, _ = joined([self._held[part] for part in parts], n_tokens)
         count = np.array(n_tokens)
         order = Index(ranges(np.array(place), count))
         copies = Keys(*(Gathered([of], [order]) for of in (keys.keys, keys.values)))
         key_positions = ranges(np.array([part.first for part in parts]), count)
         ended = accumulate(sizes.values())
         keys_of = {node: (end - size, size) for (node, size), end in zip(sizes.items(), ended, strict=True)}
-        return copies, Level(_groups(nodes, keys_of, starts, ends), positions, key_positions)
-
-
-def _groups(
-    nodes: Sequence[Node | None],
-    keys_of: Mapping[Node, tuple[int, int]],
-    starts: Sequence[int],
-    ends: Sequence[int],
-) -> list[Group]:
-    """Return which tokens see which keys; neighbours that see the same are one group.
-
-    Args:
-        nodes: of each stretch of a pass, what it sees.
-        keys_of: where the keys of that begin, and how many they are.
-        starts: where each stretch begins.
-        ends: where it ends.
-    """
-    groups = []
-    for node, members in groupby(range(len(nodes)), nodes.__getitem__):
-        if node is not None:
-            indices = list(members)
-            query = starts[indices[0]]
-            groups.append(Group(query, ends[indices[-1]] - query, *keys_of[node]))
-    return groups
-
-
-def _together(held: Sequence[Held], n_tokens: Sequence[int]) -> tuple[Keys, list[int], int]:
-    """Return keys and values that hold all of ``held``, where each begins, and how many there are.
-
-    They are a copy only if they lie apart.
-    """
-    apart = {id(one.within): one.within for one in held}
-    if len(apart) == 1:
-        within = held[0].within
-        return within, [one.start for one in held], within.keys[0].shape[1]
-    # One part for each pass that computed some of them: there are as many passes as there are tokens, or a few.
-    places, indices = [0] * len(held), []
-    done = 0
-    for within in apart.values():
-        members = [index for index, one in enumerate(held) if one.within is within]
-        count = np.array([n_tokens[index] for index in members])
-        start = np.array([held[index].start for index in members])
-        indices.append(Index(ranges(start, count)))
-        for index, place in zip(members, (done + np.cumsum(count) - count).tolist(), strict=True):
-            places[index] = place
-        done += int(count.sum())
-    keys, values = (Gathered([getattr(one, name) for one in apart.values()], indices) for name in ("keys", "values"))
-    return Keys(keys, values), places, done
+        return copies, Level(groups_of(nodes, keys_of, starts, ends), positions, key_positions)
 
 
 def _parts(nodes: Sequence[Node], most: int) -> Iterator[list[Node]]:
